@@ -1,0 +1,1 @@
+"""The stories: one algorithm per file, read top to bottom, run with python -m loops.NAME."""

@@ -1,0 +1,246 @@
+"""Group relative policy optimisation: sample several answers to each prompt, reinforce those better than their group.
+
+    python -m loops.grpo --config configs/grpo_tiny.yaml
+    python -m loops.grpo --config configs/grpo_tiny.yaml --grpo.inner_epochs 2 --grpo.clip_high 0.28
+
+1. Rollout: sample `group_size` answers to each of `prompts_per_step` prompts. Token in, token out.
+2. Reward every answer; advantage = reward minus the group's mean, over the group's standard deviation.
+3. Score the sampled tokens under the old policy and the frozen reference (the policy at step 0), no gradient.
+4. One optimiser step = one minibatch of the rollout, in micro-batches. Count its tokens first, in all of them.
+5. Forward and loss: the clipped surrogate plus β · KL. Backward.
+6. Preflight on the first step (sampler and trainer must agree). Clip, refuse NaN, update.
+7. Log. The loss is near 0 by construction: watch reward, dead groups, KL and length. Save at the end.
+
+Left out: a value function (that is PPO), process rewards, asynchronous rollouts, an inference engine for sampling,
+resampling of dead groups (DAPO's dynamic sampling), a reference that moves.
+"""
+
+from posttrain.config import early_check
+
+config = early_check("grpo") if __name__ == "__main__" else None  # a wrong command line fails before torch is imported
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from losses.advantages import group_relative_advantages, leave_one_out_advantages
+from losses.grpo import grpo_loss
+from losses.weights import token_weights
+from posttrain import chat, models, rewards
+from posttrain.batch import Example, collate, pad_values
+from posttrain.config import GrpoConfig
+from posttrain.data import load_rows
+from posttrain.errors import UserError, clear_exit
+from posttrain.evaluate import Showcase, ask
+from posttrain.examples import Prompt, hold_out, prompts
+from posttrain.rollout import Rollout, draw_uniforms, sample
+from posttrain.training import Result, Run, refuse_missing_gradients
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One sampled completion on its way through an update. Each log-prob tensor has one entry per completion token."""
+
+    example: Example
+    advantage: float
+    sampler_logps: torch.Tensor  # what the sampler gave its own tokens
+    old_logps: torch.Tensor | None = None  # the trainer's forward before the first inner epoch; None: the update's own
+    ref_logps: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.example)
+
+    def muted(self) -> "Answer":
+        return replace(self, example=self.example.muted())
+
+
+def train(config: GrpoConfig, *, rows: list[dict] | None = None, reward: Callable | list[Callable] | None = None) -> Result:
+    """Run it; `rows` (prompt and columns for the reward) replaces config.data.name, `reward` replaces config.grpo.reward."""
+    data = load_rows(config.data, "grpo", rows)
+    functions = rewards.find(config.grpo.reward) if reward is None else [reward] if callable(reward) else list(reward)
+    run, grpo = Run(config), config.grpo
+    accelerator, max_grad_norm = run.accelerator, config.training.max_grad_norm
+    model, tokenizer, notes = models.load_policy(config.model, run.compute, run.folder)
+    limit = models.max_length(model, config.data.max_length)
+    encoded = prompts(data, tokenizer, limit, grpo.max_new_tokens)
+    items, validation = hold_out(encoded.items, config.data.validation_split, config.training.seed)
+    for line in [*notes, encoded.summary()]:
+        run.say(line)
+
+    models.no_dropout(model)  # or sampler, policy and reference would disagree
+    policy = models.CompletionLogps(model.to(run.device).train())
+    reference = models.frozen_reference(policy, config.model, run.compute) if grpo.kl_coef > 0 else None
+    pad_id, stops = tokenizer.pad_token_id, chat.stop_ids(tokenizer)
+    showcase = Showcase(data, tokenizer, config.output.samples, grpo.max_new_tokens, limit - grpo.max_new_tokens)
+    before = showcase.answers(model)
+    updates_per_rollout = grpo.minibatches * grpo.inner_epochs
+    policy, optimizer, scheduler = run.prepare(policy, run.steps_for_prompts(len(items), grpo))
+
+    for rollout_number, (chosen, mine) in enumerate(run.prompt_windows(items, grpo.prompts_per_step)):
+        # ---- 1. Rollout: this process's prompts, its rows of the uniforms of the whole rollout --------------------
+        uniforms = draw_uniforms(
+            len(chosen) * grpo.group_size, grpo.max_new_tokens, seed=config.training.seed, step=rollout_number
+        )
+        with accelerator.autocast():
+            rollout = sample(
+                model,
+                [chosen[i].ids for i in mine],
+                group_size=grpo.group_size,
+                max_new_tokens=grpo.max_new_tokens,
+                temperature=grpo.temperature,
+                stop_ids=stops,
+                pad_id=pad_id,
+                uniforms=uniforms.view(len(chosen), grpo.group_size, -1)[mine].flatten(0, 1),
+            )
+
+        # ---- 2. Rewards and advantages, over whole groups ---------------------------------------------------------
+        texts = rollout.texts(tokenizer)
+        scores = torch.tensor(reward_of(functions, grpo, rollout, texts, [chosen[i] for i in mine]))
+        advantages = (
+            group_relative_advantages(scores, grpo.group_size, scale=grpo.advantage_scale)
+            if grpo.advantage == "group"
+            else leave_one_out_advantages(scores, grpo.group_size)
+        )
+        answers = [
+            Answer(e.muted() if grpo.mask_truncated and not done else e, a, logps)
+            for e, a, logps, done in zip(
+                rollout.examples(), advantages.tolist(), rollout.logps, rollout.finished, strict=True
+            )
+        ]
+        rollout_metrics = describe(scores, rollout, texts, grpo, functions)
+
+        # ---- 3. Old and reference log-probs, before anything moves ------------------------------------------------
+        if reference is not None:
+            answers = score(answers, reference, "ref_logps", run, pad_id, grpo.temperature)
+        if updates_per_rollout > 1:  # with a single update the old policy is the policy: old = its own log-probs, detached
+            answers = score(answers, policy, "old_logps", run, pad_id, grpo.temperature)
+
+        # ---- 4. One optimiser step = one minibatch ----------------------------------------------------------------
+        for window in run.minibatches(answers, mine, len(chosen), grpo, rollout_number):
+            active = [a.example.num_active for micro in window for a in micro]
+            total = run.sum_over_processes(
+                {
+                    "token": sum(active),
+                    "sequence": sum(n > 0 for n in active),
+                    "constant": sum(n > 0 for n in active) * grpo.max_new_tokens,
+                }[grpo.length_weighting]
+            )
+            for i, micro in enumerate(window):
+                # ---- 5. Forward and loss --------------------------------------------------------------------------
+                examples = [a.example for a in micro]
+                batch = collate(examples, pad_id).to(run.device)
+                width = batch.input_ids.shape[1]
+                laid = {
+                    name: pad_values([getattr(a, name) for a in micro], examples, width).to(run.device)
+                    for name in ("sampler_logps", "old_logps", "ref_logps")
+                    if getattr(micro[0], name) is not None
+                }
+                with run.no_sync_unless_last(policy, i, window):
+                    logps, entropy = policy(batch, grpo.temperature)  # [B, T]
+                    loss, metrics = grpo_loss(
+                        logps,
+                        laid.get("old_logps", logps.detach()),
+                        torch.tensor([a.advantage for a in micro], device=run.device),
+                        token_weights(batch.active, grpo.length_weighting, total=total),
+                        clip_low=grpo.clip_low,
+                        clip_high=grpo.clip_high,
+                        ref_logps=laid.get("ref_logps"),
+                        kl_coef=grpo.kl_coef,
+                        kl_estimator=grpo.kl_estimator,
+                    )
+                    accelerator.backward(loss * accelerator.num_processes)  # DDP averages; our weights already sum
+                if run.step == 0:
+                    refuse_other_sampler(logps.detach(), laid["sampler_logps"], batch.active, run)
+                run.add(loss, metrics | {"entropy": (entropy.sum(), batch.active.sum())}, tokens=batch.input_ids.numel())
+
+            # ---- 6. Update ----------------------------------------------------------------------------------------
+            if run.step == 0:
+                refuse_missing_gradients(policy)
+            grad_norm = accelerator.clip_grad_norm_(policy.parameters(), max_grad_norm)
+            run.refuse_non_finite(grad_norm)
+            learning_rate = optimizer.param_groups[0]["lr"]
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+
+            # ---- 7. Log and evaluate ------------------------------------------------------------------------------
+            held_out = {}
+            if run.evaluate_now():
+                held_out["reward_held_out"] = evaluate(model, validation, functions, grpo, tokenizer, run)
+            run.add(None, rollout_metrics)
+            row = run.log(grad_norm=grad_norm, learning_rate=learning_rate, **held_out)
+            if run.step == 1 and row["dead_groups"] == 1:
+                run.say(
+                    "warning: every group of the first rollout is dead (all its answers got the same reward): nothing can be "
+                    "learned from them. Are the problems too hard or too easy, or does the reward never see an answer it can read?"
+                )
+
+    return run.finish(model, tokenizer, showcase.compare(before, showcase.answers(model)))
+
+
+def reward_of(functions: list, grpo, rollout: Rollout, texts: list[str], asked: list[Prompt]) -> list[float]:
+    """One reward per completion. The functions are offered the columns of each completion's own row."""
+    rows = [prompt.row for prompt in asked for _ in range(len(texts) // len(asked))]
+    available = {name: [row.get(name) for row in rows] for name in rows[0] if name != "prompt"} | {
+        "completions": texts,
+        "prompts": [row["prompt"] for row in rows],
+        "completion_ids": rollout.completion_ids,
+        "finished": rollout.finished,
+    }
+    return rewards.score(functions, grpo.reward_weights, available)
+
+
+def describe(scores: torch.Tensor, rollout: Rollout, texts: list[str], grpo, functions: list) -> dict[str, tuple]:
+    """What to watch, as (sum, count): the reward, and the ways a run dies quietly."""
+    n, groups = len(scores), scores.view(-1, grpo.group_size)
+    metrics = {
+        "reward": (scores.sum(), n),
+        "dead_groups": ((groups.amax(1) == groups.amin(1)).sum(), len(groups)),
+        "completion_length": (sum(map(len, rollout.completion_ids)), n),
+        "finished": (sum(rollout.finished), n),
+    }
+    if rewards.answer in functions:
+        metrics["parse_failures"] = (sum(rewards.extract_answer(text) is None for text in texts), n)
+    return metrics
+
+
+@torch.no_grad()
+def score(answers: list[Answer], scorer, name: str, run: Run, pad_id: int, temperature: float) -> list[Answer]:
+    """Fill in old_logps or ref_logps: one forward over this process's answers, at the temperature of the rollout."""
+    order = sorted(range(len(answers)), key=lambda i: len(answers[i]), reverse=True)
+    out = list(answers)
+    for start in range(0, len(order), run.training.micro_batch_size):
+        picked = order[start : start + run.training.micro_batch_size]
+        batch = collate([answers[i].example for i in picked], pad_id).to(run.device)
+        with run.accelerator.autocast():
+            logps, _ = scorer(batch, temperature)
+        for row, i in enumerate(picked):
+            out[i] = replace(answers[i], **{name: logps[row][batch.active[row]].float().cpu()})
+    return out
+
+
+def refuse_other_sampler(logps: torch.Tensor, sampler_logps: torch.Tensor, active: torch.Tensor, run: Run) -> None:
+    """Preflight: the trainer must give the sampled tokens the log-probs they were sampled with."""
+    worst = torch.where(active, (logps - sampler_logps).abs(), 0.0).max().item()
+    tolerance = 1e-4 if run.compute == torch.float32 else 0.05
+    typical = torch.where(active, (logps - sampler_logps).abs(), 0.0).sum().item() / max(1, active.sum().item())
+    if not (worst < tolerance or (run.compute != torch.float32 and typical < tolerance)):
+        raise UserError(
+            f"preflight: sampler and trainer disagree by up to {worst:.2g} nats on the log-prob of a sampled token ({tolerance} allowed): "
+            "the run would not be on policy (dropout left on, another temperature, or a mask or position that differs)"
+        )
+
+
+def evaluate(model, validation: list[Prompt], functions: list, grpo, tokenizer, run: Run) -> float:
+    """Mean reward of one greedy answer to each held-out prompt."""
+    mine = validation[run.accelerator.process_index :: run.accelerator.num_processes]
+    with run.accelerator.autocast():
+        rollout = ask(model, tokenizer, [p.ids for p in mine], max_new_tokens=grpo.max_new_tokens)
+    scores = reward_of(functions, grpo, rollout, rollout.texts(tokenizer), mine)
+    return run.sum_over_processes(sum(scores)) / len(validation)
+
+
+if __name__ == "__main__":
+    with clear_exit():
+        train(config)

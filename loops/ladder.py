@@ -1,0 +1,80 @@
+"""The whole ladder: tiny base → SFT → DPO → GRPO, each stage starting from the model of the one before.
+
+    python -m loops.ladder --config configs/ladder_tiny.yaml
+    python -m loops.ladder --config configs/ladder_tiny.yaml --seed 1 --output.dir outputs/ladder_seed1
+
+1. The base: pretrained text only. Asked in chat format, it answers nothing right and never ends its turn.
+2. SFT: two annotators teach it to chat. One shows the work, one answers at once, and it copies both habits.
+3. DPO: it learns another name from pairs of answers. (Its LoRA adapter is merged before the next stage.)
+4. GRPO: rewarded for right answers only, it finds out by itself that showing the work pays.
+5. After each stage: the same held-out questions, one row of the table. At the end: report.md and curves.png.
+"""
+
+from posttrain.config import early_check
+
+config = early_check("ladder") if __name__ == "__main__" else None  # a wrong command line fails before torch is imported
+
+import time
+from pathlib import Path
+
+import torch
+
+from loops import dpo, grpo, sft
+from posttrain import models, tiny_report
+from posttrain.config import LadderConfig, load
+from posttrain.config import save as save_config
+from posttrain.errors import UserError, clear_exit
+from posttrain.tiny_eval import Rung, climb
+
+
+def run(config: LadderConfig) -> list[Rung]:
+    folder, ladder = config.folder, config.ladder
+    if (folder / "report.md").exists() and not config.output.overwrite:
+        raise UserError(f"{folder} holds a finished ladder: give --output.overwrite to replace it, or another --output.dir")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.md").unlink(missing_ok=True)
+    save_config(config, folder / "config.yaml")
+    torch.set_num_threads(1)  # a model of this size is slower on two
+    sizes = {"problems": ladder.problems, "identity": ladder.identity, "k": ladder.pass_at}
+
+    # ---- 1. The base ----------------------------------------------------------------------------------------------
+    started = time.perf_counter()
+    model, tokenizer, _ = models.load(ladder.base)  # built on first use
+    rungs = [climb("base", model, tokenizer, None, **sizes, seconds=time.perf_counter() - started)]
+    tell(rungs[-1])
+
+    # ---- 2. to 4. The stages, each from the model of the one before -----------------------------------------------
+    start, metrics = ladder.base, {}
+    for name, loop in (("sft", sft), ("dpo", dpo), ("grpo", grpo)):
+        started = time.perf_counter()
+        result = loop.train(stage_config(config, name, start))
+        seconds = time.perf_counter() - started
+        start, metrics[name] = str(result.folder / "model"), result.metrics
+
+        # ---- 5. The same held-out questions -----------------------------------------------------------------------
+        before, (model, tokenizer, _) = model, models.load(start)  # from disk, an adapter merged: what the next stage gets
+        rungs.append(climb(name, model, tokenizer, before, **sizes, seconds=seconds))
+        tell(rungs[-1])
+
+    tiny_report.write(folder, config, rungs, metrics)
+    print("\n" + tiny_report.table(rungs, config) + f"\n\nread {folder}/report.md, look at {folder}/curves.png")
+    return rungs
+
+
+def stage_config(config: LadderConfig, name: str, start: str):
+    """The stage's own YAML, its overrides, and what makes it a rung: where it starts, its seed, its folder."""
+    stage = getattr(config.ladder, name)
+    path = Path(stage.config)
+    if not path.is_file():
+        path = Path(__file__).resolve().parent.parent / "configs" / stage.config
+    fixed = {"model.name": start, "training.seed": config.ladder.seed, "output.dir": str(config.folder / name), "output.overwrite": True}
+    return load(path, stage.overrides | fixed, method=name)
+
+
+def tell(rung: Rung) -> None:
+    print(f"[{rung.name}] problems {rung.arithmetic}, old name {rung.old_name.value:.2f}, new name {rung.new_name.value:.2f}")
+
+
+if __name__ == "__main__":
+    with clear_exit():
+        run(config)

@@ -1,0 +1,101 @@
+"""Supervised fine-tuning: teach a model to answer by showing it answers.
+
+    python -m loops.sft --config configs/sft_tiny.yaml
+    python -m loops.sft --config configs/sft_tiny.yaml --model.name FOLDER --data.name rows.jsonl --training.max_steps 5
+
+1. Load the model. Turn each conversation into token ids, with a mask that is True on the assistant's tokens.
+2. One optimiser step = a list of micro-batches. Count the tokens to learn in all of them, on all processes, first.
+3. Forward: the log-probability of each completion token.  Loss: − Σ w · log π, w = 1 / that count.
+4. Backward; after the last micro-batch, clip the gradient, refuse NaN, update.
+5. Log, and every so often evaluate on rows that were kept out.
+6. Save the model, the curves, and the same questions answered before and after.
+
+Left out: packing several conversations into a row (block-diagonal attention), loss on the prompt, NEFTune noise,
+checkpoints within a run.
+"""
+
+from posttrain.config import early_check
+
+config = early_check("sft") if __name__ == "__main__" else None  # a wrong command line fails before torch is imported
+
+import torch
+
+from losses.sft import completion_cross_entropy
+from losses.weights import token_weights
+from posttrain import models
+from posttrain.batch import collate
+from posttrain.config import SftConfig
+from posttrain.data import load_rows
+from posttrain.errors import clear_exit
+from posttrain.evaluate import Showcase
+from posttrain.examples import hold_out, sft_examples
+from posttrain.training import Result, Run, refuse_missing_gradients
+
+
+def train(config: SftConfig, *, rows: list[dict] | None = None) -> Result:
+    """Run it; `rows` (messages, prompt + completion, or text) takes the place of config.data.name."""
+    # ---- 1. Model and data ------------------------------------------------------------------------------------
+    data = load_rows(config.data, "sft", rows)
+    run = Run(config)
+    accelerator, max_grad_norm = run.accelerator, config.training.max_grad_norm
+    model, tokenizer, notes = models.load_policy(config.model, run.compute, run.folder)
+    encoded = sft_examples(data, tokenizer, models.max_length(model, config.data.max_length))
+    examples, validation = hold_out(encoded.items, config.data.validation_split, config.training.seed)
+    for line in [*notes, encoded.summary()]:
+        run.say(line)
+
+    policy = models.CompletionLogps(model.to(run.device).train())
+    showcase = Showcase(data, tokenizer, config.output.samples, 64, 512)
+    before = showcase.answers(model)
+    policy, optimizer, scheduler = run.prepare(policy, run.steps_for(len(examples)))
+
+    # ---- 2. One optimiser step = a list of micro-batches ------------------------------------------------------
+    for window in run.windows(examples):
+        tokens = run.sum_over_processes(sum(e.num_active for micro in window for e in micro))
+        rows_with_tokens = run.sum_over_processes(sum(e.num_active > 0 for micro in window for e in micro))
+        total = {"token": tokens, "sequence": rows_with_tokens}[config.sft.length_weighting]
+
+        for i, micro in enumerate(window):
+            # ---- 3. Forward and loss --------------------------------------------------------------------------
+            batch = collate(micro, tokenizer.pad_token_id).to(run.device)
+            with run.no_sync_unless_last(policy, i, window):
+                logps, entropy = policy(batch)  # [B, T], 0 where inactive
+                weights = token_weights(batch.active, config.sft.length_weighting, total=total)  # [B, T]
+                loss, metrics = completion_cross_entropy(logps, weights)
+                accelerator.backward(loss * accelerator.num_processes)  # DDP averages over processes; our weights already sum
+            run.add(loss, metrics | {"entropy": (entropy.sum(), batch.active.sum())}, tokens=batch.input_ids.numel())
+
+        # ---- 4. Update ----------------------------------------------------------------------------------------
+        if run.step == 0:
+            refuse_missing_gradients(policy)
+        grad_norm = accelerator.clip_grad_norm_(policy.parameters(), max_grad_norm)
+        run.refuse_non_finite(grad_norm)
+        learning_rate = optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+
+        # ---- 5. Log and evaluate ------------------------------------------------------------------------------
+        held_out = {"validation_loss": evaluate(policy, validation, run, tokenizer.pad_token_id)} if run.evaluate_now() else {}
+        run.log(grad_norm=grad_norm, learning_rate=learning_rate, **held_out)
+
+    # ---- 6. Save ----------------------------------------------------------------------------------------------
+    return run.finish(model, tokenizer, showcase.compare(before, showcase.answers(model)))
+
+
+@torch.no_grad()
+def evaluate(policy, validation: list, run: Run, pad_id: int) -> float:
+    """Mean negative log-likelihood per held-out token: one sum over all tokens, not a mean of batch means."""
+    policy.eval()
+    nll, count = 0.0, 0.0
+    for micro in run.slices(validation):
+        batch = collate(micro, pad_id).to(run.device)
+        logps, _ = policy(batch)
+        nll, count = nll - logps.sum().item(), count + batch.active.sum().item()
+    policy.train()
+    return run.sum_over_processes(nll) / run.sum_over_processes(count)
+
+
+if __name__ == "__main__":
+    with clear_exit():
+        train(config)

@@ -1,0 +1,62 @@
+"""From rewards to advantages: how much better an answer was than what the policy usually says to the same prompt.
+
+Rows are laid out group by group: the `group_size` answers to prompt 0, then those to prompt 1, and so on.
+
+    group-relative   A_i = (r_i − mean(r)) / (std(r) + ε)       GRPO, arXiv 2402.03300, §4.1.2;  scale="none": Dr. GRPO,
+                     A_i =  r_i − mean(r)                        arXiv 2503.20783 (the std makes very easy and very hard prompts louder)
+    leave-one-out    A_i =  r_i − mean_{j≠i}(r_j)                RLOO, arXiv 2402.14740, eq. 9; = G / (G − 1) · (r_i − mean(r))
+
+Kept: the group baseline. Said aloud, because public code differs: the standard deviation is the unbiased one (divide by
+G − 1, as torch and the reference implementations do) unless unbiased=False, and ε = 1e-4. A group whose rewards are all
+equal teaches nothing: its advantages are exactly 0, not rounding noise divided by ε.
+
+>>> import torch
+>>> rewards = torch.tensor([1.0, 0.0, 0.0, 1.0])                # mean 1/2; std √(4 · ¼ / 3) = 0.577350
+>>> [round(x, 6) for x in group_relative_advantages(rewards, 4).tolist()]
+[0.865875, -0.865875, -0.865875, 0.865875]
+>>> group_relative_advantages(rewards, 4, scale="none").tolist()
+[0.5, -0.5, -0.5, 0.5]
+>>> [round(x, 6) for x in leave_one_out_advantages(rewards, 4).tolist()]       # 1 − 1/3, 0 − 2/3
+[0.666667, -0.666667, -0.666667, 0.666667]
+"""
+
+import torch
+from torch import Tensor
+
+from losses.logprobs import at_least_float32
+
+
+def group_relative_advantages(
+    rewards: Tensor, group_size: int, *, scale: str = "std", unbiased: bool = True, eps: float = 1e-4
+) -> Tensor:
+    """rewards [N], N = prompts × group_size, group by group -> advantages [N]. scale: "std" or "none"."""
+    if scale not in ("std", "none"):
+        raise ValueError(f'scale must be "std" or "none", got {scale!r}')
+    groups = _grouped(rewards, group_size)  # [prompts, G]
+    advantages = groups - groups.mean(dim=1, keepdim=True)
+    if scale == "std":
+        advantages = advantages / (groups.std(dim=1, keepdim=True, correction=int(unbiased)) + eps)
+    return torch.where(_all_equal(groups), 0.0, advantages).flatten()
+
+
+def leave_one_out_advantages(rewards: Tensor, group_size: int) -> Tensor:
+    """rewards [N], group by group -> advantages [N]: the reward minus the mean reward of the *other* answers."""
+    groups = _grouped(rewards, group_size)
+    others = (groups.sum(dim=1, keepdim=True) - groups) / (group_size - 1)
+    return torch.where(_all_equal(groups), 0.0, groups - others).flatten()
+
+
+def _all_equal(groups: Tensor) -> Tensor:  # [prompts, G] -> [prompts, 1]
+    return groups.amax(dim=1, keepdim=True) == groups.amin(dim=1, keepdim=True)
+
+
+def _grouped(rewards: Tensor, group_size: int) -> Tensor:
+    assert rewards.ndim == 1, f"rewards [N], got {list(rewards.shape)}"
+    if group_size < 2:
+        raise ValueError(f"group_size must be at least 2, got {group_size}: one answer has nothing to be compared with")
+    if len(rewards) % group_size:
+        raise ValueError(f"{len(rewards)} rewards do not make whole groups of {group_size}")
+    rewards = at_least_float32(rewards).detach()
+    if not torch.isfinite(rewards).all():
+        raise ValueError(f"reward {int((~torch.isfinite(rewards)).nonzero()[0])} is not finite: {rewards.tolist()}")
+    return rewards.view(-1, group_size)

@@ -1,0 +1,74 @@
+"""Direct preference optimisation against a frozen reference.
+
+    h = β · [ (log π(y_w|x) − log π_ref(y_w|x)) − (log π(y_l|x) − log π_ref(y_l|x)) ]        β times "the margin"
+    L = − log σ(h)
+
+Source: Rafailov et al. 2023, arXiv 2305.18290, eq. 7 (w = chosen, l = rejected). Label smoothing ε is the
+conservative DPO of the same authors: L = −(1 − ε) log σ(h) − ε log σ(−h), "a label is wrong with probability ε".
+Kept: everything; log π(y|x) is a *sum* over the completion's tokens, never a mean. Changed: per-pair weights in place
+of the mean.
+
+The implicit reward of an answer is β · (log π − log π_ref); accuracy asks whether the chosen one's is higher. Watch
+the chosen reward itself, too: the loss sees only the difference, and both can fall together.
+
+The gradient of one pair is −β · (1 − σ(h)) · (∇ log π(y_w) − ∇ log π(y_l)): where policy == reference it is β / 2
+whatever the pair, and a pair that is already won pulls less and less.
+
+>>> import torch
+>>> loss, metrics = dpo_loss(torch.tensor([-10.0]), torch.tensor([-12.0]), torch.tensor([-11.0]), torch.tensor([-11.0]), beta=0.1)
+>>> round(loss.item(), 6)                          # h = 0.1 · ((−10 + 11) − (−12 + 11)) = 0.2,  −log σ(0.2)
+0.598139
+>>> {name: round((total / count).item(), 6) for name, (total, count) in metrics.items()}
+{'rewards_chosen': 0.1, 'rewards_rejected': -0.1, 'accuracy': 1.0, 'margin': 0.2}
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from losses.logprobs import at_least_float32
+
+
+def dpo_loss(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    *,
+    beta: float = 0.1,
+    label_smoothing: float = 0.0,
+    weights: Tensor | None = None,
+) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+    """Four [B] of *summed* completion log-probs (losses.logprobs.sequence_logps), weights [B] -> (loss [], metrics).
+
+    weights: one per pair, 1 / pairs of the whole optimiser step; exactly 0 leaves a pair out; None: the plain mean.
+    metrics, (sum, count) over the pairs that count: rewards_chosen, rewards_rejected, accuracy, margin.
+    """
+    given = (policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps)
+    assert all(x.ndim == 1 and x.shape == given[0].shape for x in given), (
+        f"four [B] of summed log-probs, got {[list(x.shape) for x in given]}"
+    )
+    if not 0 <= label_smoothing <= 0.5:
+        raise ValueError(f"label_smoothing must lie in 0 … 0.5 (the share of wrong labels), got {label_smoothing}")
+    if beta < 0:
+        raise ValueError(f"beta must not be negative, got {beta}")
+    if weights is None:
+        weights = torch.full_like(policy_chosen_logps, 1 / max(len(policy_chosen_logps), 1), dtype=torch.float32)
+    assert weights.shape == policy_chosen_logps.shape, f"weights [B], got {list(weights.shape)}"
+
+    weights = weights.detach()
+    active = weights != 0
+    chosen, rejected, ref_chosen, ref_rejected = (torch.where(active, at_least_float32(x), 0.0) for x in given)
+    rewards_chosen = beta * (chosen - ref_chosen.detach())  # [B]
+    rewards_rejected = beta * (rejected - ref_rejected.detach())
+    margin = rewards_chosen - rewards_rejected  # h
+    per_pair = -(1 - label_smoothing) * logsigmoid(margin) - label_smoothing * logsigmoid(-margin)
+    loss = (weights * torch.where(active, per_pair, 0.0)).sum()
+
+    count = active.sum()
+    return loss, {
+        "rewards_chosen": (rewards_chosen.detach().sum(), count),
+        "rewards_rejected": (rewards_rejected.detach().sum(), count),
+        "accuracy": ((active & (margin > 0)).sum().float(), count),
+        "margin": (margin.detach().sum(), count),
+    }

@@ -1,0 +1,97 @@
+"""Group relative policy optimisation: the clipped surrogate and a KL penalty, per token.
+
+    ρ_t = π_θ(o_t) / π_old(o_t)
+    L = Σ w · ( − min( ρ_t A, clip(ρ_t, 1 − ε_low, 1 + ε_high) A ) + β · KL_t )
+
+Source: Shao et al. 2024 (DeepSeekMath), arXiv 2402.03300, eq. 3 (surrogate) and eq. 4 (KL); separate ε_low and ε_high:
+DAPO, arXiv 2503.14476, eq. 10. Kept: the per-token ratio and clip. Changed: the paper's 1/G Σ 1/|o_i| Σ is one choice of
+`weights` among three (losses/weights.py), and the KL term is weighted by ρ (`k3_is`): without it the gradient of the
+paper's k3 descends KL(π_ref‖π), see losses/kl.py. kl_estimator="k3" is the paper's.
+
+With one update per rollout, old is the policy itself, ρ = 1, nothing is clipped, and the *value* of the loss is close to
+0 by construction (advantages sum to 0 in a group). Its gradient is −A ∇log π, plain REINFORCE. Watch the reward.
+
+>>> import torch
+>>> old = torch.tensor([[-1.0], [-1.0]])
+>>> policy = old + torch.log(torch.tensor([[1.3], [0.7]]))                       # ρ = 1.3 and 0.7
+>>> loss, metrics = grpo_loss(policy, old, torch.tensor([1.0, -1.0]), torch.tensor([[0.5], [0.5]]))
+>>> round(loss.item(), 6)                       # clipped both: ½ · (−1.2 · 1) + ½ · (−0.8 · −1) = −0.6 + 0.4
+-0.2
+>>> {name: round((total / count).item(), 6) for name, (total, count) in metrics.items()}
+{'clip_fraction': 1.0, 'ratio': 1.0}
+"""
+
+import torch
+from torch import Tensor
+
+from losses.kl import k1, k2, k3, k3_is
+from losses.logprobs import at_least_float32
+
+
+def grpo_loss(
+    policy_logps: Tensor,
+    old_logps: Tensor,
+    advantages: Tensor,
+    weights: Tensor,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    ref_logps: Tensor | None = None,
+    kl_coef: float = 0.0,
+    kl_estimator: str = "k3_is",
+) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+    """policy_logps, old_logps, weights [B, T]; advantages [B] or [B, T]; ref_logps [B, T] -> (loss [], metrics).
+
+    All log-probs at the temperature of the rollout. weights: losses.weights.token_weights, exactly 0 where inactive.
+    kl_estimator: "k3_is" (default), "k3", "k2"; "k1" is refused, its expected gradient is 0.
+    metrics, (sum, count) over active tokens: clip_fraction, ratio; with ref_logps also kl (k3) and kl_k1.
+    """
+    assert policy_logps.ndim == 2 and old_logps.shape == weights.shape == policy_logps.shape, (
+        f"policy_logps, old_logps, weights [B, T], got {[list(x.shape) for x in (policy_logps, old_logps, weights)]}"
+    )
+    assert advantages.shape in (policy_logps.shape, policy_logps.shape[:1]), (
+        f"advantages [B] or [B, T], got {list(advantages.shape)}"
+    )
+    assert ref_logps is None or ref_logps.shape == policy_logps.shape, f"ref_logps [B, T], got {list(ref_logps.shape)}"
+    if not (0 <= clip_low <= 1 and clip_high >= 0):
+        raise ValueError(f"clip_low must lie in 0 … 1 and clip_high be at least 0, got {clip_low} and {clip_high}")
+    if kl_coef < 0:
+        raise ValueError(f"kl_coef must not be negative (it would pay the policy for drifting), got {kl_coef}")
+    if kl_coef > 0 and ref_logps is None:
+        raise ValueError(f"kl_coef = {kl_coef} needs ref_logps, the log-probs of the frozen reference")
+    if kl_estimator == "k1":
+        raise ValueError('kl_estimator "k1" as a loss has an expected gradient of 0: use "k3_is" (losses/kl.py)')
+    if kl_estimator not in ("k2", "k3", "k3_is"):
+        raise ValueError(f'kl_estimator must be "k3_is", "k3" or "k2", got {kl_estimator!r}')
+
+    weights = weights.detach()
+    active = weights != 0
+    if advantages.ndim == 1:
+        advantages = advantages[:, None].expand_as(policy_logps)
+    policy_logps, old_logps, advantages = (
+        torch.where(active, at_least_float32(x), 0.0) for x in (policy_logps, old_logps.detach(), advantages.detach())
+    )
+
+    ratio = torch.exp(policy_logps - old_logps)  # ρ [B, T]
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    per_token = -torch.minimum(ratio * advantages, clipped * advantages)
+
+    count = active.sum()
+    bites = clipped * advantages < ratio * advantages  # the clip changes the value, so the gradient is 0
+    metrics = {
+        "clip_fraction": ((active & bites).sum().float(), count),
+        "ratio": (torch.where(active, ratio, 0.0).detach().sum(), count),
+    }
+    if ref_logps is not None:
+        ref_logps = torch.where(active, at_least_float32(ref_logps.detach()), 0.0)
+        if kl_coef > 0:
+            per_token = per_token + kl_coef * (
+                k3_is(policy_logps, ref_logps, old_logps)
+                if kl_estimator == "k3_is"
+                else {"k2": k2, "k3": k3}[kl_estimator](policy_logps, ref_logps)
+            )
+        metrics["kl"] = (k3(policy_logps, ref_logps).detach().sum(), count)
+        metrics["kl_k1"] = (k1(policy_logps, ref_logps).detach().sum(), count)
+
+    loss = (weights * torch.where(active, per_token, 0.0)).sum()
+    return loss, metrics

@@ -1,0 +1,75 @@
+"""Estimates of KL(π‖π_ref) from tokens sampled by π, and what their gradients do.
+
+With r = π_ref(y) / π(y) for a token y sampled from π:
+
+    k1 = −log r                    unbiased, high variance, can be negative
+    k2 = ½ (log r)²                biased, low variance
+    k3 = r − 1 − log r             unbiased, low variance, never negative
+
+Source: Schulman, "Approximating KL divergence", 2020 (joschu.net/blog/kl-approx.html); k3 is GRPO's (arXiv 2402.03300, eq. 4).
+
+A good estimate of a *value* need not be a good *loss*: the gradient must also account for the fact that the samples
+come from π. Enumerated over three actions (tests/losses/test_kl.py), the expected gradient on policy is that of:
+
+    estimator as a loss           value it estimates     direction its gradient descends
+    k1                            KL(π‖π_ref)            nothing: expected gradient 0 (it only adds noise)
+    k2                            –                      KL(π‖π_ref)
+    k3                            KL(π‖π_ref)            KL(π_ref‖π): the other direction
+    k3_is = ρ·k3                  KL(π‖π_ref)            KL(π‖π_ref)        ρ = π / π_old, = 1 in value on policy
+
+So k3 is what to *report*, and k3_is what to *train with*; that ρ is also what makes it right off policy, when the
+tokens were sampled by an older policy. k1 belongs into a reward (PPO), never into a loss.
+
+A common mistake is the ratio upside down, exp(log π − log π_ref): under samples from π that estimates χ²(π‖π_ref) − KL.
+
+>>> import torch
+>>> logps, ref_logps = torch.tensor([[-1.0]]), torch.tensor([[-1.5]])      # log r = −0.5
+>>> [round(k(logps, ref_logps).item(), 6) for k in (k1, k2, k3)]           # 0.5, 0.125, e^−0.5 − 1 + 0.5
+[0.5, 0.125, 0.106531]
+>>> round(k3_is(logps, ref_logps, torch.tensor([[-1.2]])).item(), 6)       # e^0.2 · 0.106531
+0.130117
+"""
+
+import torch
+from torch import Tensor
+
+from losses.logprobs import at_least_float32
+
+
+def k1(logps: Tensor, ref_logps: Tensor) -> Tensor:
+    """log π − log π_ref: [B, T], [B, T] -> [B, T]. The reference carries no gradient."""
+    return -_log_ratio(logps, ref_logps)
+
+
+def k2(logps: Tensor, ref_logps: Tensor) -> Tensor:
+    """½ (log π − log π_ref)²: [B, T], [B, T] -> [B, T]."""
+    return 0.5 * _log_ratio(logps, ref_logps).square()
+
+
+def k3(logps: Tensor, ref_logps: Tensor) -> Tensor:
+    """r − 1 − log r with r = π_ref / π: [B, T], [B, T] -> [B, T], never negative."""
+    log_r = _log_ratio(logps, ref_logps)
+    return torch.expm1(log_r) - log_r  # expm1: e^x − 1 without the cancellation near x = 0
+
+
+def k3_is(logps: Tensor, ref_logps: Tensor, old_logps: Tensor) -> Tensor:
+    """ρ · k3 with ρ = exp(logps − old_logps), *with* gradient: three [B, T] -> [B, T]. old_logps: of the sampling policy."""
+    assert old_logps.shape == logps.shape, f"old_logps {list(logps.shape)}, got {list(old_logps.shape)}"
+    ratio = torch.exp(at_least_float32(logps) - at_least_float32(old_logps).detach())
+    return ratio * k3(logps, ref_logps)
+
+
+def exact_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
+    """KL(π‖π_ref) = Σ_v π(v) (log π(v) − log π_ref(v)) at every position: two [B, S, V] -> [B, S] (no shift), in nats."""
+    assert logits.ndim == 3 and ref_logits.shape == logits.shape, (
+        f"logits and ref_logits [B, S, V], got {list(logits.shape)} and {list(ref_logits.shape)}"
+    )
+    logps = torch.log_softmax(at_least_float32(logits), dim=-1)
+    ref_logps = torch.log_softmax(at_least_float32(ref_logits), dim=-1).detach()
+    possible = logps > float("-inf")  # an entry with π(v) = 0 adds nothing, whatever the reference says of it
+    return (logps.exp() * torch.where(possible, logps - ref_logps, 0.0)).sum(dim=-1)
+
+
+def _log_ratio(logps: Tensor, ref_logps: Tensor) -> Tensor:
+    assert logps.shape == ref_logps.shape, f"logps and ref_logps differ: {list(logps.shape)} and {list(ref_logps.shape)}"
+    return at_least_float32(ref_logps).detach() - at_least_float32(logps)

@@ -1,0 +1,169 @@
+"""From logits to the log-probability of each token: every loss in this package starts here.
+
+    log π(y_t | y_<t) = z_t[y_t] / τ − log Σ_v exp(z_t[v] / τ)
+
+The shift, stated once. A causal model that has read tokens 0..t predicts token t + 1, so with S tokens there are
+T = S − 1 predictions, and position t of every [B, T] tensor scores `input_ids[:, t + 1]`. `active` says which of those
+predictions count: `active = completion_mask[:, 1:]`.
+
+Kept from the textbooks: everything. Changed: the softmax is taken in float32 even when the logits are bfloat16. A bf16
+log-probability near −8 has a spacing of 1/32 nat; summed over 200 tokens the error reaches nats, and a DPO margin is a
+few nats. (float64 stays float64, for tests by finite differences.)
+
+>>> import math, torch
+>>> logits = torch.tensor([[[2.0, 0.0, 0.0], [0.0, 0.0, math.log(2.0)], [9.0, 9.0, 9.0]]])   # [B=1, S=3, V=3]
+>>> ids = torch.tensor([[1, 0, 2]])
+>>> [round(x, 6) for x in token_logps(logits, ids)[0].tolist()]           # 2 − log(e² + 2),  log 2 − log 4
+[-0.239545, -0.693147]
+>>> [round(x, 6) for x in token_logps(logits, ids, temperature=0.6)[0].tolist()]
+[-0.068918, -0.488556]
+>>> active = torch.tensor([[True, False]])
+>>> round(sequence_logps(token_logps(logits, ids), active).item(), 6)
+-0.239545
+>>> [round(x, 6) for x in token_entropy(logits)[0].tolist()]
+[0.665573, 1.039721]
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def token_logps(logits: Tensor, input_ids: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """log-probability of each next token.
+
+    logits [B, S, V], input_ids [B, S] -> [B, T] in nats, float32: position t scores input_ids[:, t + 1].
+    temperature: the one the tokens were sampled at (T15); 1.0 for supervised data.
+    """
+    assert logits.ndim == 3 and input_ids.shape == logits.shape[:2], (
+        f"logits [B, S, V] and input_ids [B, S], got {list(logits.shape)} and {list(input_ids.shape)}"
+    )
+    _refuse_temperature(temperature)
+    predictions, targets = logits[:, :-1], input_ids[:, 1:]
+    logps = torch.log_softmax(at_least_float32(predictions) / temperature, dim=-1)  # [B, T, V]
+    return logps.gather(-1, targets[..., None]).squeeze(-1)  # [B, T]
+
+
+def token_entropy(logits: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """Entropy of each prediction, −Σ_v p log p, in nats: logits [B, S, V] -> [B, T] (the last position predicts nothing)."""
+    assert logits.ndim == 3, f"logits [B, S, V], got {list(logits.shape)}"
+    _refuse_temperature(temperature)
+    return _entropy(torch.log_softmax(at_least_float32(logits[:, :-1]) / temperature, dim=-1))
+
+
+def sequence_logps(logps: Tensor, active: Tensor) -> Tensor:
+    """log π(completion | prompt): logps [B, T], active [B, T] bool -> [B]. Inactive positions may hold anything, NaN too."""
+    assert logps.ndim == 2 and active.shape == logps.shape, (
+        f"logps and active [B, T], got {list(logps.shape)} and {list(active.shape)}"
+    )
+    assert active.dtype == torch.bool, f"active must be bool (completion_mask[:, 1:]), got {active.dtype}"
+    return torch.where(active, at_least_float32(logps), 0.0).sum(dim=-1)
+
+
+def chunked_token_logps(
+    hidden: Tensor,
+    head_weight: Tensor,
+    input_ids: Tensor,
+    active: Tensor,
+    *,
+    head_bias: Tensor | None = None,
+    temperature: float = 1.0,
+    chunk_size: int = 1024,
+) -> tuple[Tensor, Tensor]:
+    """token_logps and token_entropy without ever holding the logits [B, S, V].
+
+    A batch of 8 × 1,024 tokens and 152,000 entries is 5 GB of float32 logits, several times over in the backward pass.
+    Two things avoid that. The head runs only where a prediction is active (prompt and padding cost nothing), and it
+    runs over `chunk_size` predictions at a time; a chunk's logits are thrown away and made again in the backward pass. Same value and same gradient as the plain way (tests/losses/test_logprobs.py).
+
+    hidden [B, S, H]: the last hidden states; head_weight [V, H]; head_bias [V] or None; input_ids [B, S];
+    active [B, T] bool -> (logps, entropy), two [B, T] in float32, exactly 0 where inactive.
+    """
+    assert hidden.ndim == 3 and input_ids.shape == hidden.shape[:2], (
+        f"hidden [B, S, H] and input_ids [B, S], got {list(hidden.shape)} and {list(input_ids.shape)}"
+    )
+    assert active.shape == (hidden.shape[0], hidden.shape[1] - 1) and active.dtype == torch.bool, (
+        f"active [B, S - 1] bool, got {list(active.shape)} {active.dtype}"
+    )
+    _refuse_temperature(temperature)
+
+    if torch.is_autocast_enabled(hidden.device.type):  # what F.linear would do; inside a Function it must be said
+        compute = torch.get_autocast_dtype(hidden.device.type)
+        hidden, head_weight = hidden.to(compute), head_weight.to(compute)
+        head_bias = None if head_bias is None else head_bias.to(compute)
+
+    where = active.flatten().nonzero().squeeze(-1)  # [N] which of the B·T predictions count
+    states = hidden[:, :-1].flatten(0, 1)[where]  # [N, H]
+    targets = input_ids[:, 1:].flatten()[where]  # [N]
+    logps, entropy = _ChunkedHead.apply(states, head_weight, head_bias, targets, temperature, chunk_size)
+    zeros = logps.new_zeros(active.numel())
+    return zeros.index_copy(0, where, logps).view_as(active), zeros.index_copy(0, where, entropy).view_as(active)
+
+
+class _ChunkedHead(torch.autograd.Function):
+    """states [N, H] -> log p(target) [N] and entropy [N]. Nothing of size V outlives its chunk: the backward pass makes
+    each chunk's logits again and turns them, in place, into their own gradient. (torch.utils.checkpoint would read more
+    simply, but leaves one [V, H] weight gradient per chunk waiting to be added: no memory saved. Measured.)"""
+
+    @staticmethod
+    def forward(ctx, states, weight, bias, targets, temperature, chunk_size):
+        ctx.save_for_backward(states, weight, bias, targets)
+        ctx.set_materialize_grads(False)  # entropy is usually only a metric: its gradient is then None, and costs nothing
+        ctx.temperature, ctx.chunk_size = temperature, chunk_size
+        logps, entropy = [], []
+        for h, y in zip(states.split(chunk_size), targets.split(chunk_size), strict=True):
+            log_p = torch.log_softmax(_scaled_logits(h, weight, bias, temperature), dim=-1)  # [n, V]
+            logps.append(log_p.gather(-1, y[:, None]).squeeze(-1))
+            entropy.append(_entropy(log_p))
+        return torch.cat(logps), torch.cat(entropy)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_logps, grad_entropy):
+        states, weight, bias, targets = ctx.saved_tensors
+        grad_states = torch.empty_like(states)
+        grad_weight = at_least_float32(torch.zeros_like(weight)) if ctx.needs_input_grad[1] else None
+        grad_bias = at_least_float32(torch.zeros_like(bias)) if ctx.needs_input_grad[2] else None
+        start = 0
+        for h, y in zip(states.split(ctx.chunk_size), targets.split(ctx.chunk_size), strict=True):
+            rows = slice(start, start := start + len(y))
+            logits = _scaled_logits(h, weight, bias, ctx.temperature)
+            g = logits.new_zeros(len(y), 1) if grad_logps is None else grad_logps[rows, None]
+            # d log p_y / dz = (1[v = y] − p_v) / τ         d entropy / dz = −p_v (log p_v + entropy) / τ
+            if grad_entropy is None:
+                grad = torch.softmax(logits, dim=-1).mul_(-g)
+            else:
+                log_p = torch.log_softmax(logits, dim=-1)
+                finite = log_p.clamp_min(torch.finfo(log_p.dtype).min)
+                grad = -log_p.exp() * (g + grad_entropy[rows, None] * (finite + _entropy(log_p)[:, None]))
+            grad.scatter_add_(-1, y[:, None], g)
+            if ctx.temperature != 1:
+                grad.div_(ctx.temperature)
+            grad = grad.to(weight.dtype)
+            torch.mm(grad, weight, out=grad_states[rows])
+            if grad_weight is not None:
+                grad_weight += grad.T @ h
+            if grad_bias is not None:
+                grad_bias += grad.sum(0)
+        grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
+        grad_bias = None if grad_bias is None else grad_bias.to(bias.dtype)
+        return grad_states, grad_weight, grad_bias, None, None, None
+
+
+def _scaled_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
+    logits = at_least_float32(linear(hidden, weight, bias))
+    return logits if temperature == 1 else logits.div_(temperature)
+
+
+def _entropy(logps: Tensor) -> Tensor:
+    # A vocabulary entry that a model masks out has log p = −inf and p = 0; 0 · (−inf) would be NaN, the limit is 0.
+    return -torch.linalg.vecdot(logps.exp(), logps.clamp_min(torch.finfo(logps.dtype).min))
+
+
+def _refuse_temperature(temperature: float) -> None:
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}: log-probabilities at 0 are all 0 or -inf")

@@ -1,0 +1,34 @@
+"""Supervised fine-tuning: cross-entropy on the completion only.
+
+    L(θ) = − Σ_i Σ_t w[i, t] · log π_θ(y[i, t] | y[i, <t])          w = 0 on the prompt and the padding
+
+Source: the maximum-likelihood objective; completion-only masking as in InstructGPT (Ouyang et al. 2022, arXiv
+2203.02155, §3.5). Kept: everything. Changed: no mean is taken here, the weights carry it (losses/weights.py).
+
+>>> import math, torch
+>>> logps = torch.log(torch.tensor([[0.5, 0.25, 0.125]]))
+>>> weights = torch.tensor([[0.0, 0.5, 0.5]])                    # the first token belongs to the prompt
+>>> loss, metrics = completion_cross_entropy(logps, weights)
+>>> round(loss.item(), 6)                                        # (log 4 + log 8) / 2 = 2.5 · log 2
+1.732868
+"""
+
+import torch
+from torch import Tensor
+
+from losses.logprobs import at_least_float32
+
+
+def completion_cross_entropy(logps: Tensor, weights: Tensor) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+    """logps [B, T] of the policy, weights [B, T] (exactly 0 where there is nothing to learn) -> (loss [], metrics).
+
+    metrics: nll, the token-level negative log-likelihood as (sum, count), whatever the weights.
+    """
+    assert logps.ndim == 2 and weights.shape == logps.shape, (
+        f"logps and weights [B, T], got {list(logps.shape)} and {list(weights.shape)}"
+    )
+    weights = weights.detach()
+    active = weights != 0
+    nll = torch.where(active, -at_least_float32(logps), 0.0)  # before any arithmetic: padding may hold NaN
+    loss = (weights * nll).sum()
+    return loss, {"nll": (nll.detach().sum(), active.sum())}

@@ -1,0 +1,53 @@
+"""What one token counts. Every loss is `(weights * per_token).sum()`, so this file decides what is averaged over what.
+
+    token      w[i, t] = 1 / N           N = active tokens of the whole optimiser step          (DAPO, arXiv 2503.14476 eq. 8)
+    sequence   w[i, t] = 1 / (R · |o_i|) R = rows of the step, |o_i| = active tokens of row i    (GRPO, arXiv 2402.03300 eq. 3)
+    constant   w[i, t] = 1 / (R · L)     L = the longest completion allowed                      (Dr. GRPO, arXiv 2503.20783 §3.1)
+
+"sequence" gives every answer the same vote, so a token of a long answer counts less: a long wrong answer is punished
+less per token than a short one. "token" gives every token the same vote. "constant" does too, and does not even let
+the length of the other answers in the batch matter.
+
+Why a loss never divides: a mean over a micro-batch cannot be put together again. Two micro-batches with token NLLs
+{4} and {1, 1, 1} have the means 4 and 1; their mean is 2.5, the mean over the tokens is 7/4 = 1.75. So the *total* is
+counted once per optimiser step, over all micro-batches and processes, each micro-batch weighs its tokens with it, and
+the sums add up to what one big batch would have given, exactly.
+
+>>> import torch
+>>> active = torch.tensor([[True, True, False, False], [True, True, True, True]])     # answers of 2 and 4 tokens
+>>> [round(x, 6) for x in token_weights(active, "token")[:, 0].tolist()]              # 1/6 each
+[0.166667, 0.166667]
+>>> [round(x, 6) for x in token_weights(active, "sequence")[:, 0].tolist()]           # 1/(2·2), 1/(2·4)
+[0.25, 0.125]
+>>> [round(x, 6) for x in token_weights(active, "constant", total=2 * 8)[:, 0].tolist()]   # 1/(2·8)
+[0.0625, 0.0625]
+"""
+
+import torch
+from torch import Tensor
+
+
+def token_weights(active: Tensor, how: str = "token", *, total: float | Tensor | None = None) -> Tensor:
+    """active [B, T] bool -> weights [B, T] float32, exactly 0 where inactive.
+
+    total: of the whole optimiser step, all micro-batches and processes together:
+    active tokens ("token"), rows ("sequence"), rows × longest completion allowed ("constant").
+    None: this batch's tokens; this batch's rows with at least one active token; ValueError for "constant".
+    """
+    assert active.ndim == 2 and active.dtype == torch.bool, f"active [B, T] bool, got {list(active.shape)} {active.dtype}"
+    if total is not None and not isinstance(total, Tensor) and total <= 0 and active.any():
+        raise ValueError(f"total must be above 0 where a token is active, got {total}")
+
+    tokens = active.sum(dim=-1, keepdim=True).float()  # [B, 1]
+    if how == "token":
+        per_token, default_total = torch.ones_like(tokens), tokens.sum()
+    elif how == "sequence":
+        per_token, default_total = 1.0 / tokens.clamp(min=1), (tokens > 0).sum()
+    elif how == "constant":
+        if total is None:
+            raise ValueError('how="constant" needs total = rows × longest completion allowed: it must not depend on the batch')
+        per_token, default_total = torch.ones_like(tokens), None
+    else:
+        raise ValueError(f'how must be "token", "sequence" or "constant", got {how!r}')
+    total = torch.as_tensor(default_total if total is None else total, dtype=torch.float32, device=active.device)
+    return torch.where(active, per_token / total.clamp(min=torch.finfo(torch.float32).tiny), 0.0)

@@ -1,0 +1,24 @@
+"""One exception for what the user can mend, and the one place that turns it into a sentence and an exit code."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+
+class UserError(ValueError):
+    """Bad input or a run that must not go on. The message names the file, row or key, what was expected, and what to do."""
+
+
+class NonFiniteError(UserError):
+    """A loss or gradient norm that is NaN or infinite. The weights have not been touched by it."""
+
+
+@contextlib.contextmanager
+def clear_exit() -> Iterator[None]:
+    """Around a command: a UserError becomes one sentence on stderr and exit code 1, without a traceback."""
+    try:
+        yield
+    except UserError as problem:
+        sys.exit(f"error: {problem}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted: nothing was saved as finished")

@@ -1,0 +1,81 @@
+"""Asking a model: greedy answers, samples, and scores that carry their n and interval."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from posttrain import chat
+from posttrain.data import Rows
+from posttrain.report import wilson
+from posttrain.rollout import Rollout, draw_uniforms, sample
+
+
+@dataclass(frozen=True)
+class Score:
+    """A proportion with its n: prints as 0.42 [0.36, 0.48] n=300, the 95 % Wilson interval."""
+
+    hits: float
+    n: int
+
+    @property
+    def value(self) -> float:
+        return self.hits / self.n if self.n else float("nan")
+
+    def __str__(self) -> str:
+        low, high = wilson(self.hits, self.n)
+        return f"{self.value:.2f} [{low:.2f}, {high:.2f}] n={self.n}"
+
+
+def ask(
+    model, tokenizer, prompt_ids: list[list[int]], *, max_new_tokens: int, group_size: int = 1, temperature: float = 0.0,
+    seed: int = 0, batch_size: int = 64,
+) -> Rollout:  # fmt: skip
+    """Answers to many prompts, greedy by default, `batch_size` prompts at a time. The result does not depend on batch_size."""
+    stops, rows = chat.stop_ids(tokenizer), len(prompt_ids) * group_size
+    uniforms = draw_uniforms(rows, max_new_tokens, seed=seed, step=0) if temperature > 0 else None
+    parts = []
+    for start in range(0, len(prompt_ids), batch_size):
+        chunk = prompt_ids[start : start + batch_size]
+        mine = slice(start * group_size, (start + len(chunk)) * group_size)
+        parts.append(
+            sample(
+                model, chunk, max_new_tokens=max_new_tokens, stop_ids=stops, pad_id=tokenizer.pad_token_id, group_size=group_size,
+                temperature=temperature, uniforms=None if uniforms is None else uniforms[mine],
+            )
+        )  # fmt: skip
+    return Rollout(*(sum((getattr(p, name) for p in parts), []) for name in ("prompt_ids", "completion_ids", "logps", "finished")))
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """Chance that at least one of k samples is right, from n samples of which `correct` were (Chen et al. 2021, eq. 1).
+
+    n=4, correct=1, k=2: 1 − C(3,2)/C(4,2) = 1 − 3/6 = 0.5"""
+    return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
+
+
+class Showcase:
+    """A few prompts of the data, answered greedily before and after a run, for samples.md."""
+
+    def __init__(self, rows: Rows, tokenizer, count: int, max_new_tokens: int, longest_prompt: int):
+        every = max(1, len(rows) // max(1, count))
+        self.tokenizer, self.max_new_tokens = tokenizer, max_new_tokens
+        self.prompts: list[tuple[str, list[int]]] = []
+        for row in rows.rows[::every]:
+            messages = row.get("prompt") or _until_first_reply(row.get("messages", []))
+            if messages and len(self.prompts) < count and len(ids := chat.prompt_ids(tokenizer, messages)) <= longest_prompt:
+                self.prompts.append((messages[-1]["content"], ids))
+
+    def answers(self, model) -> list[str]:
+        if not self.prompts:
+            return []
+        rollout = ask(model, self.tokenizer, [ids for _, ids in self.prompts], max_new_tokens=self.max_new_tokens)
+        return [text.replace("\n", " ⏎ ") + (" ⏹" if done else " …") for text, done in zip(rollout.texts(self.tokenizer), rollout.finished, strict=True)]
+
+    def compare(self, before: list[str], after: list[str]) -> list[tuple[str, str, str]]:
+        return [(prompt, b, a) for (prompt, _), b, a in zip(self.prompts, before, after, strict=True)]
+
+
+def _until_first_reply(messages: list[dict]) -> list[dict]:
+    first = next((i for i, m in enumerate(messages) if m["role"] == "assistant"), 0)
+    return messages[:first]

@@ -1,0 +1,82 @@
+"""Pictures and tables of a run: curves.png, samples.md, scores with their interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+# metric -> what a healthy run looks like: the small print under its panel
+HEALTHY = {
+    "loss": "falls, then flattens",
+    "nll": "falls, then flattens (nats per token)",
+    "validation_loss": "falls with the training loss; rising = overfitting",
+    "accuracy": "rises from 0.5 towards 1",
+    "margin": "rises; look at chosen below, too",
+    "rewards_chosen": "near or above 0; falling = the good answers get less likely",
+    "rewards_rejected": "falls below 0",
+    "chosen_logps_per_token": "does not fall",
+    "validation_accuracy": "follows the training accuracy",
+    "reward": "rises",
+    "reward_held_out": "rises with the reward",
+    "dead_groups": "below 1: a group of equal rewards teaches nothing",
+    "kl": "small and bounded (nats per token)",
+    "kl_k1": "near kl; far below 0 = sampler and trainer disagree",
+    "clip_fraction": "0 with one update per rollout; small otherwise",
+    "ratio": "1 with one update per rollout; near 1 otherwise",
+    "completion_length": "settles; pinned at the maximum = never stops",
+    "finished": "1, or rising towards it",
+    "parse_failures": "falls",
+    "entropy": "falls slowly; 0 = nothing left to explore",
+    "grad_norm": "bounded, without spikes",
+    "learning_rate": "the schedule",
+}
+NOTES = {"grpo": {"loss": "near 0 by construction: watch the reward"}, "dpo": {"loss": "from ln 2 = 0.693 downwards"}}
+
+
+def wilson(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % score interval of a proportion (Wilson 1927): never leaves 0 … 1, and is honest at 0 and n."""
+    if n == 0:
+        return 0.0, 1.0
+    p = successes / n
+    centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, (centre - spread) / (1 + z * z / n)), min(1.0, (centre + spread) / (1 + z * z / n))
+
+
+def plot_curves(path: Path, metrics: Sequence[dict[str, float]], method: str) -> None:
+    """One panel per metric that this run has, each with a line on what healthy looks like."""
+    names = [name for name in HEALTHY if any(name in row for row in metrics)]
+    if not names:
+        return
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    columns = min(4, len(names))
+    lines = math.ceil(len(names) / columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(3.4 * columns, 2.6 * lines), squeeze=False, layout="constrained")
+    for axis, name in zip(axes.flat, names, strict=False):
+        rows = [row for row in metrics if name in row]
+        axis.plot([r["step"] for r in rows], [r[name] for r in rows], lw=1.3, marker="." if len(rows) < 15 else None)
+        axis.set_title(name.replace("_", " "), fontsize=10)
+        axis.set_xlabel(NOTES.get(method, {}).get(name, HEALTHY[name]), fontsize=7, color="0.4")
+        axis.tick_params(labelsize=7)
+        axis.grid(alpha=0.25)
+    for axis in axes.flat[len(names) :]:
+        axis.axis("off")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def write_samples(path: Path, samples: Sequence[tuple[str, str, str]]) -> None:
+    """The same prompts before and after the run, answered greedily."""
+    lines = ["# Samples", "", "Greedy answers to the same prompts, before and after this run. ⏹ = the model ended its turn itself.", ""]
+    for prompt, before, after in samples:
+        lines += [f"**{prompt}**", "", f"- before: `{before}`", f"- after: `{after}`", ""]
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|" + "|".join("---" for _ in header) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])

@@ -1,0 +1,119 @@
+"""Verifiable rewards: was the answer right? And the door for reward functions of your own.
+
+A reward function takes lists, one entry per completion, and returns a list of floats:
+
+    def reward(completions, **columns) -> list[float]
+
+`completions` are the answers as text; it may also ask, by parameter name, for `prompts` (the messages), `completion_ids`,
+`finished` (did the model end its turn?), and any column of the data. It is called with what its signature names, or with
+everything if it takes **kwargs. Name it in the config (`grpo.reward: my_module:my_reward`) or pass it: train(config, reward=f).
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from decimal import Decimal, InvalidOperation
+
+from posttrain.errors import UserError
+
+NUMBER = r"[-−]?\s*\$?\s*[-−]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
+
+
+def parse_number(text: str) -> Decimal | None:
+    """"1,234" -> 1234, "$18.00" -> 18, "-3" -> −3; None where no single number is there."""
+    match = re.fullmatch(rf"\s*({NUMBER})\s*%?\s*\.?\s*", text)
+    if match is None:
+        return None
+    digits = re.sub(r"[\s$,]", "", match.group(1)).replace("−", "-")
+    try:
+        return Decimal(digits)
+    except InvalidOperation:
+        return None
+
+
+def extract_answer(text: str) -> Decimal | None:
+    r"""The final answer of a solution: the number behind the last "####", or in \boxed{…}; None if there is none.
+
+    Two different boxed answers are no answer: a model must not collect the reward by naming several."""
+    boxed = {parse_number(b) for b in re.findall(r"\\boxed\{([^{}]*)\}", text)}
+    if boxed:
+        return boxed.pop() if len(boxed) == 1 else None
+    if "####" in text:
+        match = re.match(rf"\s*({NUMBER})(?![\d,.]*\d)", text.rsplit("####", 1)[1])
+        return parse_number(match.group(1)) if match else None
+    return None
+
+
+def answer(completions: list[str], answer: list, finished: list[bool]) -> list[float]:
+    """1 where the extracted answer equals the row's `answer` and the model ended its turn, else 0.
+
+    The row's answer may be a number ("72") or a worked solution that ends in "#### 72" (GSM8K as shipped)."""
+    return [
+        float(ended and said is not None and said == wanted)
+        for said, wanted, ended in zip(map(extract_answer, completions), map(target, answer), finished, strict=True)
+    ]
+
+
+def target(value: object) -> Decimal:
+    """The right answer of a row, from a number or from a worked solution."""
+    found = parse_number(str(value))
+    if found is None:
+        found = extract_answer(str(value))
+    if found is None:
+        raise UserError(f"reward 'answer': the column `answer` must hold a number or end in '#### NUMBER', got {str(value)!r:.80}")
+    return found
+
+
+BUILT_IN: dict[str, Callable] = {"answer": answer}
+
+
+def find(names: str | list[str]) -> list[Callable]:
+    """grpo.reward -> the functions: built-in names, or package.module:function."""
+    found = []
+    for name in [names] if isinstance(names, str) else names:
+        if name in BUILT_IN:
+            found.append(BUILT_IN[name])
+            continue
+        module, colon, function = name.partition(":")
+        if not colon:
+            raise UserError(f"grpo.reward '{name}': expected {', '.join(BUILT_IN)}, or package.module:function")
+        try:
+            found.append(getattr(importlib.import_module(module), function))
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"grpo.reward '{name}': {error}") from None
+    return found
+
+
+def score(functions: Sequence[Callable], weights: Sequence[float] | None, available: dict[str, list]) -> list[float]:
+    """The weighted sum of the functions' rewards, one per completion.
+
+    A function may return None for a completion: it abstains there. A completion on which all abstain is an error."""
+    n = len(available["completions"])
+    totals: list[float | None] = [None] * n
+    for function, weight in zip(functions, weights or [1.0] * len(functions), strict=True):
+        rewards = call(function, available)
+        for i, reward in enumerate(rewards):
+            if reward is not None:
+                totals[i] = (totals[i] or 0.0) + weight * float(reward)
+    if None in totals:
+        raise UserError(f"every reward function returned None for completion {totals.index(None)}: {available['completions'][totals.index(None)]!r:.80}")
+    return totals
+
+
+def call(function: Callable, available: dict[str, list]) -> list[float | None]:
+    name = getattr(function, "__name__", str(function))
+    parameters = inspect.signature(function).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        wanted = available
+    else:
+        missing = [p.name for p in parameters if p.default is p.empty and p.name not in available]
+        if missing:
+            raise UserError(f"reward function '{name}' asks for {', '.join(missing)}, the rows have {', '.join(available)}")
+        wanted = {p.name: available[p.name] for p in parameters if p.name in available}
+    rewards = list(function(**wanted))
+    if len(rewards) != len(available["completions"]):
+        raise UserError(f"reward function '{name}' returned {len(rewards)} rewards for {len(available['completions'])} completions")
+    return rewards

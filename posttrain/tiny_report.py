@@ -1,0 +1,121 @@
+"""The ladder's report: one table, curves, answers side by side, and what happened in words."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+from posttrain import tiny_data
+from posttrain.report import markdown_table
+from posttrain.tiny_eval import Rung, probes
+
+
+def table(rungs: list[Rung], config) -> str:
+    header = ["stage", "word problems", f"pass@{config.ladder.pass_at}", "worked", "old name", "new name", "facts", "KL", "seconds"]
+    rows = [
+        [
+            r.name,
+            f"**{r.arithmetic.value:.2f}** {interval(r.arithmetic)}",
+            f"{r.pass_at:.2f}",
+            f"{r.worked.value:.2f}",
+            f"{r.old_name.value:.2f}",
+            f"{r.new_name.value:.2f}",
+            f"{r.facts.value:.2f}",
+            "" if r.kl is None else f"{r.kl:.3f}",
+            f"{r.seconds:.0f}",
+        ]
+        for r in rungs
+    ]
+    return markdown_table(header, rows)
+
+
+def interval(score) -> str:
+    return "[" + str(score).split("[")[1].split("]")[0] + "]"
+
+
+def write(folder: Path, config, rungs: list[Rung], metrics: dict[str, list[dict]]) -> None:
+    plot(folder / "curves.png", rungs, metrics)
+    n, who, facts = rungs[0].arithmetic.n, rungs[0].old_name.n, rungs[0].facts.n
+    lines = [
+        "# The ladder", "",
+        f"seed {config.ladder.seed}, base `{config.ladder.base}`, one CPU thread of {platform.machine()}, {platform.system()}", "",
+        table(rungs, config), "",
+        f"Greedy answers to {n} held-out word problems (95 % Wilson interval), {who} held-out identity questions and {facts} "
+        f"closed facts; pass@{config.ladder.pass_at} from samples at temperature 1. *worked*: the greedy answer shows a "
+        "calculation. KL: exact, nats per token, to the stage before, on this stage's own samples. Seconds: training "
+        "(for the base: building it, or reading it from the cache).", "",
+        "![curves](curves.png)", "",
+        "## What happened", "",
+        *happened(rungs), "",
+        "## What it does not prove", "",
+        *does_not_prove(rungs), "",
+        "## The same questions at each stage", "",
+    ]  # fmt: skip
+    for i, probe in enumerate(probes()):
+        lines += [f"**{probe}**", "", *(f"- {r.name}: `{r.answers[i]}`" for r in rungs), ""]
+    (folder / "report.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def happened(rungs: list[Rung]) -> list[str]:
+    base, sft, dpo, grpo = rungs
+    return [
+        f"- **SFT** turned a model that cannot chat ({base.arithmetic.value:.0%}) into one that answers: it solves "
+        f"{sft.arithmetic.value:.0%} of the problems and gives the name {tiny_data.OLD_NAME} in {sft.old_name.value:.0%} of the cases. It "
+        f"copied both annotators: {sft.worked.value:.0%} of its answers show the work.",
+        f"- **DPO** changed the name: {tiny_data.NEW_NAME} {sft.new_name.value:.0%} → {dpo.new_name.value:.0%}, {tiny_data.OLD_NAME} "
+        f"{sft.old_name.value:.0%} → {dpo.old_name.value:.0%}. What it was not asked to change moved, too: problems "
+        f"{sft.arithmetic.value:.0%} → {dpo.arithmetic.value:.0%}, facts {sft.facts.value:.0%} → {dpo.facts.value:.0%}.",
+        f"- **GRPO** saw no demonstration, only right or wrong: {dpo.arithmetic.value:.0%} → {grpo.arithmetic.value:.0%} "
+        f"({100 * (grpo.arithmetic.value - dpo.arithmetic.value):+.0f} points), and the share of worked answers went from {dpo.worked.value:.0%} to "
+        f"{grpo.worked.value:.0%}. The name stayed ({grpo.new_name.value:.0%} {tiny_data.NEW_NAME}); facts: {grpo.facts.value:.0%}.",
+    ]  # fmt: skip
+
+
+def does_not_prove(rungs: list[Rung]) -> list[str]:
+    _, sft, dpo, grpo = rungs
+    return [
+        f"- Most of GRPO's jump is a change of habit, not new knowledge: before it, {dpo.pass_at:.0%} of the problems were already solved "
+        f"by at least one of a few samples; after it, {grpo.pass_at:.0%}. It learned to do always what it could do sometimes.",
+        "- The problems are held out by a hash of (kind, numbers) from SFT and GRPO only: the base has read sums and worked problems with "
+        "these numbers in its pretraining text. This is not a test of generalisation to unseen arithmetic.",
+        "- One seed is an anecdote. Run `--seed 1`, `--seed 2`; the README gives the range over several.",
+        "- 150,000 parameters say nothing about what learning rates, KL or steps a large model needs.",
+    ]  # fmt: skip
+
+
+def plot(path: Path, rungs: list[Rung], metrics: dict[str, list[dict]]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2, 3, figsize=(12, 6.2), layout="constrained")
+    names = [r.name for r in rungs]
+    for label, field in (("word problems", "arithmetic"), ("worked", "worked"), ("facts", "facts")):
+        axes[0, 0].plot(names, [getattr(r, field).value for r in rungs], marker="o", label=label)
+    for label, field in ((f"old name ({tiny_data.OLD_NAME})", "old_name"), (f"new name ({tiny_data.NEW_NAME})", "new_name")):
+        axes[0, 1].plot(names, [getattr(r, field).value for r in rungs], marker="o", label=label)
+    axes[0, 0].set_title("the ladder: skills (held out, greedy)")
+    axes[0, 1].set_title("the ladder: identity (held out, greedy)")
+    for axis in axes[0, :2]:
+        axis.set_ylim(-0.05, 1.05)
+
+    def curve(axis, stage: str, keys: list[str]) -> None:
+        for key in keys:
+            rows = [r for r in metrics[stage] if key in r]
+            axis.plot([r["step"] for r in rows], [r[key] for r in rows], label=key.replace("_", " "), lw=1.2)
+        axis.set_xlabel("optimiser step", fontsize=8)
+
+    curve(axes[0, 2], "sft", ["nll"])
+    axes[0, 2].set_title("SFT: loss per token (nats)")
+    curve(axes[1, 0], "dpo", ["chosen_logps_per_token", "rejected_logps_per_token"])
+    axes[1, 0].set_title("DPO: log-prob per token\nchosen must not fall", fontsize=10)
+    curve(axes[1, 1], "grpo", ["reward", "dead_groups"])
+    axes[1, 1].set_title("GRPO: reward, and groups that teach nothing")
+    curve(axes[1, 2], "grpo", ["kl"])
+    axes[1, 2].set_title("GRPO: KL to the reference (k3, nats per token)")
+    for axis in axes.flat:
+        axis.grid(alpha=0.25)
+        axis.legend(fontsize=8)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)

@@ -1,0 +1,326 @@
+"""The engineering of a run, once: Accelerate, optimiser, schedule, micro-batches, logging, the run folder.
+
+Nothing here touches a gradient: forward, loss, backward, clip and step stand in the loops.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from posttrain import config as configs
+from posttrain import models, report
+from posttrain.errors import NonFiniteError, UserError
+
+
+@dataclass(frozen=True)
+class Result:
+    model: nn.Module  # the Hugging Face (or peft) model, trained
+    tokenizer: Any
+    metrics: list[dict[str, float]]  # what metrics.jsonl holds: one dict per optimiser step
+    folder: Path
+
+
+class Run:
+    """One training run: its processes, its folder, its counters."""
+
+    def __init__(self, config):
+        self.config, self.training, self.folder = config, config.training, config.folder
+        device = self.training.device
+        for kind, there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())):
+            if device == kind and not there:
+                raise UserError(f"training.device is {kind}, but torch finds none here: use auto or cpu")
+        on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+        self.compute = compute_dtype(config.model.dtype, on_cpu)
+        self.accelerator = Accelerator(cpu=on_cpu, mixed_precision="bf16" if self.compute == torch.bfloat16 else "no")
+        self.device = self.accelerator.device
+        if int(os.environ.get("WORLD_SIZE", 1)) != self.accelerator.num_processes:
+            raise UserError(
+                f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but Accelerate sees {self.accelerator.num_processes} process(es): "
+                "each would train alone and overwrite the others. Start with torchrun --standalone --nproc_per_node N -m loops.…"
+            )
+        set_seed(self.training.seed)
+        self.step = 0
+        self.metrics: list[dict[str, float]] = []
+        self._sums: dict[str, list[Tensor]] = {}
+        self._loss: list[Tensor] = []
+        self._tokens = 0
+        self._started = self._last = time.perf_counter()
+        self._bar: tqdm | None = None
+        self._shows_bars = self.accelerator.is_main_process and sys.stderr.isatty() and "CI" not in os.environ
+        self._open_folder()
+
+    # ------------------------------------------------------------ the folder
+
+    def _open_folder(self) -> None:
+        if (self.folder / "model").exists() and not self.config.output.overwrite:
+            raise UserError(f"{self.folder} holds a finished run: give --output.overwrite to replace it, or another --output.dir")
+        if self.accelerator.is_main_process:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for name in ("model", "model.part", "start", "metrics.jsonl", "curves.png", "samples.md", "config.yaml"):
+                path = self.folder / name  # only what a run writes is ever removed
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            configs.save(self.config, self.folder / "config.yaml")
+        self.accelerator.wait_for_everyone()
+
+    def say(self, line: str) -> None:
+        """One line, from the main process only, that does not break the progress bar."""
+        if self.accelerator.is_main_process:
+            tqdm.write(line, file=sys.stderr)
+
+    # ------------------------------------------------------------ optimiser and schedule
+
+    def prepare(self, policy: models.CompletionLogps, num_steps: int):
+        """(policy, optimizer, scheduler), the first two prepared by Accelerate; the scheduler steps once per optimiser step."""
+        small = sum(p.numel() for p in policy.parameters()) < 1_000_000
+        if self.device.type == "cpu" and (threads := self.training.cpu_threads or (1 if small else None)):
+            torch.set_num_threads(threads)
+        optimizer = make_optimizer(policy, self.training, self.device)
+        policy, optimizer = self.accelerator.prepare(policy, optimizer)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda k: schedule(k, num_steps, self.training.warmup_steps, self.training.schedule)
+        )
+        trainable = sum(p.numel() for p in policy.parameters() if p.requires_grad)
+        total = sum(p.numel() for p in policy.parameters())
+        self.say(
+            f"training {trainable:,} of {total:,} parameters for {num_steps:,} steps in "
+            f"{str(self.compute).removeprefix('torch.')} on {self.accelerator.num_processes} x {self.device.type}"
+        )
+        self._bar = tqdm(
+            total=num_steps,
+            desc=self.config.method,
+            unit="step",
+            disable=not self._shows_bars,
+        )
+        self.num_steps, self._last = num_steps, time.perf_counter()
+        return policy, optimizer, scheduler
+
+    # ------------------------------------------------------------ one optimiser step = a list of micro-batches
+
+    def steps_for(self, rows: int) -> int:
+        """training.max_steps, or the steps that `epochs` passes over the rows take (a short last window is a step)."""
+        return self.training.max_steps or self.training.epochs * math.ceil(rows / self.training.batch_size)
+
+    def windows(self, items: Sequence) -> Iterator[list[list]]:
+        """One optimiser step after the other, each a list of this process's micro-batches.
+
+        The order of an epoch is a pure function of (seed, epoch). A short last window is a step of its own."""
+        step, epoch = 0, 0
+        while step < self.num_steps:
+            order = epoch_order(len(items), self.training.seed, epoch)
+            for start in range(0, len(items), self.training.batch_size):
+                if step == self.num_steps:
+                    return
+                yield self.micro_batches([items[i] for i in order[start : start + self.training.batch_size]])
+                step += 1
+            epoch += 1
+
+    def micro_batches(self, rows: list) -> list[list]:
+        """The rows of one step (the same list on every process) -> this process's micro-batches.
+
+        Rows of like length go together, which saves padding and, the loss being a sum, changes nothing. Every process gets the
+        same number of micro-batches, at least one: one that has run out of rows gets a muted row, which adds exactly 0."""
+        processes = self.accelerator.num_processes
+        by_length = sorted(rows, key=len, reverse=True)
+        return self._cut(by_length[self.accelerator.process_index :: processes], math.ceil(len(rows) / processes), rows[0])
+
+    def _cut(self, mine: list, most: int, filler: Any) -> list[list]:
+        """This process's rows -> micro-batches, as many as the process with the `most` rows has."""
+        size = self.training.micro_batch_size
+        count = math.ceil(most / size)
+        mine = sorted(mine, key=len, reverse=True)
+        mine += [filler.muted()] * max(0, (count - 1) * size + 1 - len(mine))
+        return [mine[i * size : (i + 1) * size] for i in range(count)]
+
+    # ------------------------------------------------------------ the same, for RL: prompts and minibatches of a rollout
+
+    def steps_for_prompts(self, prompts: int, grpo) -> int:
+        """training.max_steps, or what `epochs` passes over the prompts take, in optimiser steps."""
+        rollouts = self.training.epochs * max(1, prompts // grpo.prompts_per_step)
+        return self.training.max_steps or rollouts * grpo.minibatches * grpo.inner_epochs
+
+    def prompt_windows(self, prompts: Sequence, per_step: int) -> Iterator[tuple[list, list[int]]]:
+        """Until the last step: (the prompts of one rollout, which of them are this process's). A group stays on one process."""
+        epoch, processes = 0, self.accelerator.num_processes
+        if min(per_step, len(prompts)) < processes:
+            raise UserError(f"{min(per_step, len(prompts))} prompts per rollout for {processes} processes: give each at least one (grpo.prompts_per_step)")
+        usable = max(len(prompts) // per_step, 1) * per_step  # a short last rollout is left for the next epoch's order
+        while True:
+            order = epoch_order(len(prompts), self.training.seed, epoch)
+            for start in range(0, min(usable, len(prompts)), per_step):
+                if self.step >= self.num_steps:
+                    return
+                chosen = [prompts[i] for i in order[start : start + per_step]]
+                yield chosen, list(range(self.accelerator.process_index, len(chosen), processes))
+            epoch += 1
+
+    def minibatches(self, answers: list, mine: list[int], num_prompts: int, grpo, rollout: int) -> Iterator[list[list]]:
+        """inner_epochs × minibatches optimiser steps over one rollout: each a list of this process's micro-batches.
+
+        Which answer falls into which minibatch is drawn over the whole rollout, so it is the same for any number of processes."""
+        place = {prompt * grpo.group_size + k: i * grpo.group_size + k for i, prompt in enumerate(mine) for k in range(grpo.group_size)}
+        rows, processes = num_prompts * grpo.group_size, self.accelerator.num_processes
+        for epoch in range(grpo.inner_epochs):
+            order = epoch_order(rows, self.training.seed + 1, rollout * grpo.inner_epochs + epoch)
+            size = math.ceil(rows / grpo.minibatches)
+            for start in range(0, rows, size):
+                if self.step >= self.num_steps:
+                    return
+                picked = order[start : start + size]
+                owners = [row // grpo.group_size % processes for row in picked]
+                most = max(owners.count(p) for p in range(processes))
+                yield self._cut([answers[place[row]] for row in picked if row in place], most, answers[0])
+
+    def slices(self, items: list, label: str | None = None) -> Iterator[list]:
+        """Micro-batches over all items once (evaluation, the reference's log-probs), with a bar if labelled."""
+        micro = self.micro_batches(items)
+        yield from tqdm(micro, desc=label, leave=False, disable=label is None or not self._shows_bars)
+
+    def merge(self, mapping: dict) -> dict:
+        """The union of every process's dict."""
+        if self.accelerator.num_processes == 1:
+            return mapping
+        parts: list = [None] * self.accelerator.num_processes
+        torch.distributed.all_gather_object(parts, mapping)
+        return {k: v for part in parts for k, v in part.items()}
+
+    def sum_over_processes(self, value: float) -> float:
+        if self.accelerator.num_processes == 1:
+            return value
+        return self.accelerator.reduce(torch.tensor(float(value), device=self.device), "sum").item()
+
+    def no_sync_unless_last(self, policy: nn.Module, index: int, window: Sequence):
+        """DDP sends gradients around only on the last micro-batch of the step."""
+        return contextlib.nullcontext() if index == len(window) - 1 else self.accelerator.no_sync(policy)
+
+    # ------------------------------------------------------------ counting and telling
+
+    def add(self, loss: Tensor | None, metrics: dict[str, tuple[Any, Any]], tokens: int = 0) -> None:
+        """Collect a micro-batch's loss (they sum to the step's) and its (sum, count) metrics."""
+        if loss is not None:
+            self._loss.append(loss.detach())
+        for name, pair in metrics.items():
+            self._sums.setdefault(name, []).append(
+                torch.stack([torch.as_tensor(x, dtype=torch.float32, device=self.device).detach() for x in pair])
+            )
+        self._tokens += tokens
+
+    def refuse_non_finite(self, grad_norm: Tensor | float) -> None:
+        """Stop, before the optimiser step, when the loss or the gradient norm is NaN or infinite."""
+        values = [sum(self._loss, torch.zeros((), device=self.device)), *(t.sum(0)[0] for t in map(torch.stack, self._sums.values()))]
+        norm = torch.as_tensor(grad_norm, dtype=torch.float32, device=self.device)
+        if torch.isfinite(torch.stack([values[0], norm])).all():
+            return
+        raise NonFiniteError(
+            f"step {self.step + 1}: the loss is {values[0].item()} and the gradient norm {norm.item()}: stopped before the update, the weights "
+            "are those of the step before and nothing was saved. Lower training.learning_rate, or look at the rows of this step"
+        )
+
+    def log(self, **extra: float) -> dict[str, float]:
+        """End of an optimiser step: reduce over processes, write one line of metrics.jsonl, move the bar."""
+        now = time.perf_counter()
+        names = sorted(self._sums)
+        flat = [sum(self._loss, torch.zeros((), device=self.device)), torch.tensor(float(self._tokens), device=self.device)]
+        flat += [x for name in names for x in torch.stack(self._sums[name]).sum(0)]
+        loss, tokens, *rest = self.accelerator.reduce(torch.stack(flat), "sum").tolist()
+        self.step += 1
+        row = {"step": self.step, "loss": loss}
+        row |= {n: rest[2 * i] / rest[2 * i + 1] for i, n in enumerate(names) if rest[2 * i + 1]}
+        row |= {name: float(value) for name, value in extra.items()}
+        row |= {"tokens_per_second": tokens / (now - self._last), "seconds": now - self._started}
+        self._sums, self._loss, self._tokens, self._last = {}, [], 0, now
+        self.metrics.append(row)
+        if self.accelerator.is_main_process:
+            with open(self.folder / "metrics.jsonl", "a") as file:
+                file.write(json.dumps(row) + "\n")
+        self._show(row)
+        return row
+
+    def _show(self, row: dict[str, float]) -> None:
+        headline = {k: f"{row[k]:.3g}" for k in ("loss", "reward", "accuracy", "kl", "validation_loss") if k in row}
+        self._bar.set_postfix(headline, refresh=False)
+        self._bar.update()
+        if self._bar.disable and (self.step % max(1, self.num_steps // 10) == 0 or self.step == self.num_steps):
+            self.say(f"{self.config.method} step {self.step}/{self.num_steps}  " + "  ".join(f"{k} {v}" for k, v in headline.items()))
+
+    def evaluate_now(self) -> bool:
+        """True every training.eval_every steps and at the end (asked after the update, before log)."""
+        step = self.step + 1
+        return self.training.eval_every is not None and (step % self.training.eval_every == 0 or step == self.num_steps)
+
+    # ------------------------------------------------------------ the end
+
+    def finish(self, model: nn.Module, tokenizer, samples: list[tuple[str, str, str]] | None = None) -> Result:
+        """Write the model, the curves and the samples. `model/` appears last and whole: its presence means "finished"."""
+        self._bar.close()
+        if self.accelerator.is_main_process:
+            if samples:
+                report.write_samples(self.folder / "samples.md", samples)
+            report.plot_curves(self.folder / "curves.png", self.metrics, self.config.method)
+            models.save(model, tokenizer, self.folder / "model.part")
+            os.replace(self.folder / "model.part", self.folder / "model")
+            self.say(f"{self.config.method}: {self.step} steps in {time.perf_counter() - self._started:.1f} s")
+            self.say(f"wrote {self.folder}/: model/, metrics.jsonl, curves.png, samples.md, config.yaml")
+        self.accelerator.wait_for_everyone()
+        return Result(model, tokenizer, self.metrics, self.folder)
+
+
+def compute_dtype(asked: str, on_cpu: bool) -> torch.dtype:
+    """model.dtype -> float32 or bfloat16; auto takes bf16 only on a GPU that has it in hardware."""
+    if asked == "auto":
+        native = not on_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float32
+    return getattr(torch, asked)
+
+
+def epoch_order(rows: int, seed: int, epoch: int) -> list[int]:
+    return torch.randperm(rows, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
+
+
+def schedule(step: int, num_steps: int, warmup: int, how: str) -> float:
+    """The learning rate's factor for optimiser step 0, 1, …: linear without warm-up is (N − k) / N at step k."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    done = min(1.0, (step - warmup) / max(1, num_steps - warmup))
+    return {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[how]
+
+
+def make_optimizer(policy: nn.Module, training, device: torch.device) -> torch.optim.Optimizer:
+    parameters = [p for p in policy.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": training.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if training.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=training.learning_rate, fused=device.type in ("cpu", "cuda"))
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError:
+        raise UserError("training.optimizer adamw_8bit needs bitsandbytes: pip install bitsandbytes, or use adamw") from None
+    return AdamW8bit(groups, lr=training.learning_rate)
+
+
+def refuse_missing_gradients(policy: nn.Module) -> None:
+    """Preflight, after the first backward pass: every trainable tensor must have received a finite gradient."""
+    bad = [n for n, p in policy.named_parameters() if p.requires_grad and (p.grad is None or not torch.isfinite(p.grad).all())]
+    if bad:
+        raise UserError(
+            f"preflight: {len(bad)} trainable tensors got no finite gradient, first {bad[0]}: they would never learn, or spoil the update. "
+            "Is a layer unused, or the input of a checkpointed block detached?"
+        )
