@@ -1,0 +1,35 @@
+# make demo   set everything up and climb the ladder: tiny base -> SFT -> DPO -> GRPO      (outputs/ladder/report.md)
+# make test   set everything up and prove the mathematics
+PYTHON ?= python3
+BIN := .venv/bin
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: demo test test-long test-all soak lint clean
+
+demo: .venv/installed
+	$(BIN)/python -m loops.ladder --config configs/ladder_tiny.yaml --output.overwrite
+
+test: .venv/installed
+	$(BIN)/python -m pytest -m "not long and not soak" --durations 10
+
+# what `make test-all` adds: several processes, every YAML, every command of the README
+test-long: .venv/installed
+	$(BIN)/python -m pytest -m long --durations 10
+
+test-all: test test-long
+
+soak: .venv/installed
+	$(BIN)/python -m pytest -m soak --durations 10
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf .venv outputs .pytest_cache .ruff_cache
+
+.venv/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12 $(MAKECMDGOALS)")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -r requirements.txt
+	@touch $@
