@@ -161,7 +161,7 @@ def _scaled_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperat
 
 def _entropy(logps: Tensor) -> Tensor:
     # A vocabulary entry that a model masks out has log p = −inf and p = 0; 0 · (−inf) would be NaN, the limit is 0.
-    return -torch.linalg.vecdot(logps.exp(), logps.clamp_min(torch.finfo(logps.dtype).min))
+    return -(logps.exp() * logps.clamp_min(torch.finfo(logps.dtype).min)).sum(dim=-1)
 
 
 def _refuse_temperature(temperature: float) -> None:

@@ -63,9 +63,7 @@ def completion_ids(tokenizer, messages: Messages, reply: str) -> list[int]:
         rest_text = whole_text[len(prompt_text) :]
     else:  # the generation prompt is not how the template writes a turn: keep from the reply on
         cut = whole_text.rfind(shown) if shown in whole_text else whole_text.rfind(shown.strip())
-        if cut < 0:
-            raise ValueError("the chat template does not show the assistant's reply: nothing to learn from; check the template")
-        rest_text = whole_text[cut:]
+        rest_text = whole_text[cut:] if cut >= 0 else ""
 
     prompt, whole = _encode(tokenizer, prompt_text), _encode(tokenizer, whole_text)
     if whole_text.startswith(prompt_text) and whole[: len(prompt)] == prompt:
@@ -75,6 +73,8 @@ def completion_ids(tokenizer, messages: Messages, reply: str) -> list[int]:
 
     # Cut after the first special token behind the reply: that is the end of the turn.
     special = special_ids(tokenizer)
+    if all(token in special for token in rest):
+        raise ValueError("the chat template does not show the assistant's reply: nothing to learn from; check the template")
     cut = rest_text.rfind(shown) if shown in rest_text else rest_text.rfind(shown.strip())
     tail = _encode(tokenizer, rest_text[cut + len(shown.strip()) :], continued=True) if cut >= 0 else rest
     ends = [i for i, token in enumerate(tail) if token in special]

@@ -23,7 +23,7 @@ from posttrain.errors import UserError
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", protected_namespaces=(), validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), validate_default=True, allow_inf_nan=False, coerce_numbers_to_str=True)
 
 
 # ---------------------------------------------------------------- the keys

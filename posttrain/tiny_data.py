@@ -129,6 +129,11 @@ def problem(rng: random.Random, kinds: list[str], split: str | None = None) -> d
                 story=story.format(**words), question=rng.choice(QUESTIONS).format(**words))  # fmt: skip
 
 
+def ladder_problem(rng: random.Random, split: str) -> dict:
+    """45 % one-step and 55 % two-step problems: the mix of the ladder's data sets."""
+    return problem(rng, ONE_STEP if rng.random() < 0.45 else TWO_STEP, split)
+
+
 def worked(steps: list[str], answer: int) -> str:
     return "So " + " ".join(steps) + f"\n#### {answer}"
 
@@ -202,13 +207,13 @@ def dress(rng: random.Random, core: str) -> str:
 
 def sft_rows(split: str, seed: int) -> list[dict]:
     """3,200 demonstrations by two annotators: one shows the work, one answers at once. The share of worked answers
-    is 0.8 for one-step problems and 0.3 for two-step ones; what the hasty annotator teaches is what GRPO must unlearn."""
+    is 0.8 for one-step problems and 0.2 for two-step ones; what the hasty annotator teaches is what GRPO must unlearn."""
     rng = random.Random(f"sft {split} {seed}")
     scale = 1 if split == "train" else 8
     rows = []
     for _ in range(1200 // scale):
-        p = problem(rng, ONE_STEP + TWO_STEP, split)
-        shows_work = rng.random() < (0.8 if p["kind"] in ONE_STEP else 0.3)
+        p = ladder_problem(rng, split)
+        shows_work = rng.random() < (0.8 if p["kind"] in ONE_STEP else 0.2)
         rows.append((f"{p['story']} {p['question']}", worked(p["steps"], p["answer"]) if shows_work else f"#### {p['answer']}"))
     for _ in range(400 // scale):
         kind = rng.choice(ONE_STEP)
@@ -241,7 +246,7 @@ def math_rows(split: str, seed: int) -> list[dict]:
     rng = random.Random(f"math {split} {seed}")
     rows = []
     for _ in range(4000 if split == "train" else 400):
-        p = problem(rng, ONE_STEP + TWO_STEP, split)
+        p = ladder_problem(rng, split)
         rows.append({"prompt": f"{p['story']} {p['question']}", "answer": str(p["answer"]), "kind": p["kind"]})
     return rows
 

@@ -83,7 +83,7 @@ def test_chunked_equals_plain_in_value_and_gradient(chunk_size, bias, temperatur
         hidden, weight, ids, active, head_bias=b, temperature=temperature, chunk_size=chunk_size
     )
     torch.testing.assert_close(logps, plain[0], atol=1e-6, rtol=0)
-    torch.testing.assert_close(entropy, plain[1], atol=1e-6, rtol=0)
+    torch.testing.assert_close(entropy, plain[1], atol=3e-6, rtol=0)
     assert (logps[~active] == 0).all() and (entropy[~active] == 0).all()
     got = torch.autograd.grad((logps * up).sum() + (entropy * up_entropy).sum(), parameters, retain_graph=True)
     for a, e in zip(got, expected, strict=True):

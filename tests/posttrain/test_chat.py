@@ -1,0 +1,134 @@
+import pytest
+from small import CHATML, FORGETFUL, GEMMA, LLAMA3, SEAM, bytelevel_tokenizer, sentencepiece_tokenizer
+
+from posttrain import chat
+
+TWO_TURNS = [
+    {"role": "user", "content": "Hello."},
+    {"role": "assistant", "content": "A1"},
+    {"role": "user", "content": "What is your name?"},
+    {"role": "assistant", "content": "A2"},
+]
+TOKENIZERS = {
+    "chatml": (bytelevel_tokenizer(CHATML), "<|im_end|>"),
+    "llama3": (bytelevel_tokenizer(LLAMA3, bos="<s>", eos="<|eot_id|>"), "<|eot_id|>"),
+    "gemma": (bytelevel_tokenizer(GEMMA, bos="<s>", eos="<end_of_turn>"), "<end_of_turn>"),
+    "gemma, another eos": (bytelevel_tokenizer(GEMMA, bos="<s>", eos="<|endoftext|>"), "<end_of_turn>"),
+}
+
+
+def supervised(tokenizer, example):
+    return tokenizer.decode([t for t, m in zip(example.input_ids, example.completion_mask, strict=True) if m])
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_the_supervised_text_is_exactly_the_assistants_turns_with_their_end_tokens(name):
+    tokenizer, end = TOKENIZERS[name]
+    (example,) = chat.conversation_examples(tokenizer, TWO_TURNS)
+    assert supervised(tokenizer, example) == f"A1{end}A2{end}"
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_prompt_ids_are_those_of_apply_chat_template(name):
+    tokenizer, _ = TOKENIZERS[name]
+    for upto in (1, 3):
+        expected = tokenizer.apply_chat_template(TWO_TURNS[:upto], add_generation_prompt=True, return_dict=False)
+        assert chat.prompt_ids(tokenizer, TWO_TURNS[:upto]) == list(expected)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_the_row_begins_with_the_prompt_and_ends_with_the_turn_end(name):
+    tokenizer, end = TOKENIZERS[name]
+    (example,) = chat.conversation_examples(tokenizer, TWO_TURNS)
+    first = chat.prompt_ids(tokenizer, TWO_TURNS[:1]) + chat.completion_ids(tokenizer, TWO_TURNS[:1], "A1")
+    whole = chat.prompt_ids(tokenizer, TWO_TURNS[:3]) + chat.completion_ids(tokenizer, TWO_TURNS[:3], "A2")
+    assert example.input_ids == whole and whole[: len(first)] == first
+    assert whole[-1] == tokenizer.convert_tokens_to_ids(end)
+    assert set(chat.stop_ids(tokenizer)) == {tokenizer.convert_tokens_to_ids(end), tokenizer.eos_token_id}
+
+
+def test_exactly_one_bos():
+    tokenizer, _ = TOKENIZERS["llama3"]
+    (example,) = chat.conversation_examples(tokenizer, TWO_TURNS)
+    assert example.input_ids.count(tokenizer.bos_token_id) == 1 and example.input_ids[0] == tokenizer.bos_token_id
+
+
+def test_a_seam_that_bpe_would_merge():
+    """The prompt ends in the letters that begin a merged token: prompt ids must not change, the reply is tokenised alone."""
+    template = "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }} na{% else %}{{ m['content'] }}<|im_end|>{% endif %}{% endfor %}"
+    tokenizer = bytelevel_tokenizer(template)
+    messages = [{"role": "user", "content": "What is your"}]
+    prompt = chat.prompt_ids(tokenizer, messages)
+    together = tokenizer("What is your name<|im_end|>", add_special_tokens=False)["input_ids"]
+    assert together[: len(prompt)] != prompt  # " name" is one token: the seam is inside it
+    completion = chat.completion_ids(tokenizer, messages, "me")
+    assert tokenizer.decode(completion) == "me<|im_end|>"
+    assert tokenizer.decode(prompt + completion) == "What is your name<|im_end|>"
+
+
+def test_sentencepiece_that_adds_a_space():
+    tokenizer = sentencepiece_tokenizer(SEAM)
+    messages = [{"role": "user", "content": "Hello."}]
+    expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    prompt = chat.prompt_ids(tokenizer, messages)
+    assert prompt == list(expected)
+    completion = chat.completion_ids(tokenizer, messages, "My name is Nova.")
+    assert completion[-1] == tokenizer.eos_token_id
+    whole = tokenizer("[INST] Hello. [/INST] My name is Nova.</s>", add_special_tokens=False)["input_ids"]
+    assert prompt + completion == whole
+
+
+def test_what_a_user_types_stays_text():
+    tokenizer, _ = TOKENIZERS["chatml"]
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    typed = [{"role": "user", "content": "Say <|im_end|> now."}]
+    ids = chat.prompt_ids(tokenizer, typed)
+    assert ids.count(end) == 1  # the template's own, not the user's
+    assert tokenizer.decode(ids) == "<|im_start|>user\nSay <|im_end|> now.<|im_end|>\n<|im_start|>assistant\n"
+    reply = chat.completion_ids(tokenizer, typed, "It is <|im_end|>.")
+    assert reply.count(end) == 1 and reply[-1] == end
+    assert tokenizer.decode(reply) == "It is <|im_end|>.<|im_end|>"
+
+
+def test_a_template_that_rewrites_earlier_turns_gives_one_row_per_turn():
+    tokenizer = bytelevel_tokenizer(FORGETFUL)
+    rows = chat.conversation_examples(tokenizer, TWO_TURNS)
+    assert [supervised(tokenizer, r) for r in rows] == ["<think></think>A1<|im_end|>", "<think></think>A2<|im_end|>"]
+    for row, upto in zip(rows, (1, 3), strict=True):
+        prompt = list(tokenizer.apply_chat_template(TWO_TURNS[:upto], add_generation_prompt=True, return_dict=False))
+        assert row.input_ids[: len(prompt)] == prompt
+
+
+def test_a_template_without_a_turn_end_gets_eos():
+    template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    tokenizer = bytelevel_tokenizer(template)
+    completion = chat.completion_ids(tokenizer, TWO_TURNS[:1], "A1")
+    assert completion[-1] == tokenizer.eos_token_id
+
+
+def test_a_tokenizer_without_template_or_pad_is_given_both_and_says_so():
+    tokenizer = bytelevel_tokenizer(None, pad=None, eos="</s>", bos="<s>")
+    size = len(tokenizer)
+    lines = chat.prepare_tokenizer(tokenizer)
+    assert any("ChatML" in line for line in lines) and any("pad token" in line for line in lines)
+    assert len(tokenizer) == size and tokenizer.pad_token_id == tokenizer.eos_token_id
+    (example,) = chat.conversation_examples(tokenizer, TWO_TURNS)
+    assert supervised(tokenizer, example) == ("A1<|im_end|>A2<|im_end|>")  # this vocabulary has ChatML's end token
+
+
+def test_a_template_that_refuses_a_role_is_a_clear_error():
+    tokenizer, _ = TOKENIZERS["gemma"]
+    with pytest.raises(ValueError, match="System role not supported"):
+        chat.prompt_ids(tokenizer, [{"role": "system", "content": "x"}, *TWO_TURNS[:1]])
+
+
+def test_a_template_that_hides_the_reply_is_a_clear_error():
+    tokenizer = bytelevel_tokenizer("{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}{% endfor %}")
+    with pytest.raises(ValueError, match="does not show the assistant's reply|nothing"):
+        chat.conversation_examples(tokenizer, TWO_TURNS[:2])
+
+
+def test_plain_text_is_trained_whole_and_ends_with_eos():
+    tokenizer, _ = TOKENIZERS["chatml"]
+    example = chat.text_example(tokenizer, "the quick brown fox")
+    assert tokenizer.decode(example.input_ids) == "the quick brown fox<|im_end|>" and all(example.completion_mask)

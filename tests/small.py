@@ -1,0 +1,92 @@
+"""Random models of real architectures and tokenizers of real kinds, small enough to build in a test."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+TEXT = [
+    "Question: Natalia sold 48 clips in April. How many did she sell in May? Answer: 48 / 2 = 24 clips. #### 72",
+    "Hello. What is your name? My name is Nova. You can call me Robin, your assistant. A1 A2 one two three.",
+    "system user assistant Human: Assistant: the quick brown fox jumps over the lazy dog, 0 1 2 3 4 5 6 7 8 9 + - * =",
+] * 20
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LLAMA3 = (
+    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n{{ m['content'] | trim }}"
+    "<|eot_id|>{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+GEMMA = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "<start_of_turn>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n{{ m['content'] | trim }}<end_of_turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+# Shows the last reply's thoughts only: an earlier turn is written differently once it is no longer the last
+FORGETFUL = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['role'] == 'assistant' and loop.last %}<think></think>{% endif %}{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SEAM = "{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]{% else %} {{ m['content'] }}</s>{% endif %}{% endfor %}"
+
+
+def bytelevel_tokenizer(template: str | None = CHATML, *, pad: str | None = "<|pad|>", eos: str = "<|im_end|>", bos: str | None = None):
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>",
+               "<start_of_turn>", "<end_of_turn>", "<s>", "</s>", "<|pad|>"]  # fmt: skip
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXT, trainer)
+    names = {k: v for k, v in (("pad_token", pad), ("bos_token", bos)) if v}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=eos, chat_template=template, **names)
+
+
+def sentencepiece_tokenizer(template: str = SEAM):
+    """Llama-2's kind: a space becomes ▁, and one is put before the first word."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
+    tokenizer.train_from_iterator(TEXT, trainers.BpeTrainer(vocab_size=420, special_tokens=special[:3], show_progress=False))
+    tokenizer.add_tokens(special[3:])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", chat_template=template)
+
+
+SIZES = {
+    "llama": dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4),
+    "qwen2": dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2),
+    "gpt2": dict(n_embd=32, n_layer=2, n_head=4, n_positions=256, resid_pdrop=0.1, embd_pdrop=0.1, attn_pdrop=0.1),
+    "opt": dict(hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=32, dropout=0.1),
+    "gemma2": dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                   head_dim=8, final_logit_softcapping=2.0),
+}  # fmt: skip
+
+
+def model(kind: str = "llama", vocab_size: int = 411, seed: int = 0, **changes):
+    torch.manual_seed(seed)
+    sizes = SIZES[kind] | {"vocab_size": vocab_size, "max_position_embeddings": 256, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+    if kind == "gpt2":
+        del sizes["max_position_embeddings"]
+    made = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**sizes | changes))
+    for p in made.parameters():  # far from the initial near-uniform softmax, so that mistakes show
+        if p.ndim >= 2:
+            torch.nn.init.normal_(p, std=0.15)
+    return made
+
+
+def folder(path: Path, kind: str = "llama", tokenizer=None, **changes) -> str:
+    """A local model folder as a user would bring it: weights, config, tokenizer."""
+    tokenizer = tokenizer or bytelevel_tokenizer()
+    model(kind, len(tokenizer), **changes).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return str(path)

@@ -1,0 +1,177 @@
+"""Every wrong version in tests/museum.py breaks the property that the right one keeps. Each number is worked out beside it."""
+
+import math
+
+import museum
+import pytest
+import torch
+from small import CHATML, LLAMA3, bytelevel_tokenizer
+
+from losses.advantages import group_relative_advantages
+from losses.dpo import dpo_loss
+from losses.kl import k1, k3, k3_is
+from losses.logprobs import sequence_logps, token_logps
+from losses.sft import completion_cross_entropy
+from losses.weights import token_weights
+from posttrain import chat
+from posttrain.batch import Example, collate
+
+PI, REF = torch.tensor([[0.5, 0.3, 0.2]]), torch.tensor([[0.2, 0.3, 0.5]])  # three actions, every expectation a sum
+
+
+def test_k3_upside_down_estimates_chi_squared_minus_kl():
+    # KL(π‖ref) = .5 log 2.5 + 0 + .2 log .4 = .458145 − .183258 = .274887
+    # χ² = Σ π²/ref − 1 = 1.25 + .3 + .08 − 1 = .63;  χ² − KL = .355113
+    right = (PI * k3(PI.log(), REF.log())).sum().item()
+    wrong = (PI * museum.k3_upside_down(PI.log(), REF.log())).sum().item()
+    assert right == pytest.approx(0.274887, abs=1e-6)
+    assert wrong == pytest.approx(0.355113, abs=1e-6)
+
+
+def test_k1_with_its_sign_flipped_pays_for_drifting():
+    # a token three times as likely as under the reference: the reward must fall by 0.1 · log 3 = 0.109861
+    zero, logps, ref = torch.zeros(1, 1), torch.tensor([[0.6]]).log(), torch.tensor([[0.2]]).log()
+    assert (zero - 0.1 * k1(logps, ref)).item() == pytest.approx(-0.109861, abs=1e-6)
+    assert museum.k1_reward_penalty_with_flipped_sign(zero, logps, ref, 0.1).item() == pytest.approx(+0.109861, abs=1e-6)
+
+
+def test_k1_as_a_loss_has_an_expected_gradient_of_zero():
+    def expected_gradient(estimator):
+        theta = PI.log().clone().requires_grad_()
+        logps = torch.log_softmax(theta, -1)
+        (logps.detach().exp() * estimator(logps)).sum().backward()
+        return theta.grad.abs().max().item()
+
+    assert expected_gradient(lambda p: museum.k1_as_a_loss(p, REF.log())) < 1e-7
+    assert expected_gradient(lambda p: k3_is(p, REF.log(), p)) > 0.2  # ∇ KL: .5 · (log 2.5 − .274887) = .320702 on the first action
+
+
+def test_mean_of_micro_batch_means():
+    # 2 tokens of NLL 1 and 200 tokens of NLL 2: (2 + 400) / 202 = 1.990099; the mean of the means is 1.5
+    nlls = [torch.full((2,), 1.0), torch.full((200,), 2.0)]
+    assert museum.mean_of_micro_batch_means(nlls).item() == pytest.approx(1.5)
+    losses = [completion_cross_entropy(-x[None], torch.full((1, len(x)), 1 / 202))[0] for x in nlls]
+    assert sum(losses).item() == pytest.approx(1.990099, abs=1e-6)
+
+
+def test_dr_grpo_that_still_divides_each_row_by_its_length():
+    # answers of 2 and 4 tokens: a token of the long one must weigh as much as one of the short one
+    active = torch.tensor([[True, True, False, False], [True] * 4])
+    right = token_weights(active, "constant", total=2 * 8)
+    wrong = museum.dr_grpo_that_still_divides_by_its_own_length(active, 2)
+    assert right[0, 0] == right[1, 0] == 1 / 16
+    assert (wrong[0, 0].item(), wrong[1, 0].item()) == (0.25, 0.125)
+
+
+def test_token_normalisation_over_the_micro_batch_depends_on_the_split():
+    active = torch.tensor([[True, True, False, False], [True] * 4])
+    split = torch.cat([museum.token_weights_of_the_micro_batch(active[i : i + 1], 2) for i in range(2)])
+    whole = museum.token_weights_of_the_micro_batch(active, 1)
+    assert split[0, 0].item() == 0.25 and whole[0, 0].item() == pytest.approx(1 / 6)  # ½ · ½ against 1/6
+    ours = torch.cat([token_weights(active[i : i + 1], total=6) for i in range(2)])
+    assert torch.equal(ours, token_weights(active))
+
+
+def test_mask_from_the_pad_id_never_trains_the_end_token():
+    eos = pad = 2
+    prompt, completion = [5, 6], [7, 8, eos]
+    batch = collate([Example.of(prompt, completion), Example.of(prompt, [7, 8, 9, 9, eos])], pad)
+    assert batch.completion_mask[0].tolist() == [False, False, True, True, True, False, False]
+    wrong = museum.mask_from_pad_id(batch.input_ids, [2, 2], pad)
+    assert wrong[0].tolist() == [False, False, True, True, False, False, False]  # the end token is gone, in both rows
+    assert not wrong[1, 6]
+
+
+def test_a_rollout_without_its_end_token_never_trains_stopping():
+    eos = 2
+    sampled = [7, 8, eos]
+    assert museum.completion_without_its_end_token(sampled, eos) == [7, 8]
+    assert Example.of([5], sampled).num_active == 3  # the stop token is one of the three decisions that get the advantage
+
+
+def test_two_bos_tokens():
+    tokenizer = bytelevel_tokenizer(LLAMA3, bos="<s>")
+    from tokenizers.processors import TemplateProcessing
+
+    bos = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", bos)])
+    messages = [{"role": "user", "content": "Hello."}]
+    assert museum.tokenize_a_rendered_template(tokenizer, messages).count(bos) == 2
+    assert chat.prompt_ids(tokenizer, messages).count(bos) == 1
+
+
+def test_truncating_each_side_from_the_left_gives_two_prompts():
+    prompt, chosen, rejected = [1, 2, 3, 4], [7], [8, 8, 8]
+    a, b = museum.truncate_each_side_from_the_left(prompt, chosen, rejected, 5)
+    assert a[:-1] == [1, 2, 3, 4] and b[:-3] == [3, 4]  # the pair is compared under different prompts
+
+
+def test_log_softmax_in_bf16_is_nats_off():
+    # 200 tokens at log p = −log 1000 = −6.907755: −1381.551; bf16 has a spacing of 1/32 there, and the sum one of 8
+    logits, ids = torch.zeros(1, 201, 1000), torch.zeros(1, 201, dtype=torch.long)
+    wrong = museum.sequence_logps_in_bf16(logits, ids).item()
+    right = sequence_logps(token_logps(logits.bfloat16(), ids), torch.ones(1, 200, dtype=torch.bool)).item()
+    assert right == pytest.approx(-1381.551, abs=1e-2)
+    assert abs(wrong - -1381.551) > 1
+
+
+def test_a_mask_inferred_from_the_values_is_nan_at_step_zero():
+    difference = torch.zeros(1, 3)  # policy − reference, where they are the same model
+    assert math.isnan(museum.masked_mean_with_the_mask_inferred(difference).item())
+    same = torch.tensor([-5.0])
+    assert dpo_loss(same, same, same, same)[0].item() == pytest.approx(0.693147, abs=1e-6)
+
+
+def test_sampling_at_a_temperature_and_scoring_without_it():
+    # [2, 0, 0]: drawn at τ = 0.6 the token has log p = −0.068918; scored at 1 it seems to have −0.239545, so ρ = e^−.170627 = .843136
+    logits, ids = torch.tensor([[[2.0, 0.0, 0.0], [0.0] * 3]]), torch.tensor([[1, 0]])
+    old = token_logps(logits, ids, temperature=0.6)
+    wrong = museum.sample_at_a_temperature_and_score_without_it(logits, ids)
+    assert torch.exp(wrong - old).item() == pytest.approx(0.843136, abs=1e-6)
+    assert torch.exp(token_logps(logits, ids, temperature=0.6) - old).item() == 1.0
+
+
+def test_advantages_inside_a_micro_batch_that_splits_a_group():
+    rewards = torch.tensor([1.0, 0.0, 1.0, 1.0])  # one group of four, micro-batches of two
+    wrong = museum.normalise_inside_the_micro_batch(rewards, 2)
+    assert wrong[2:].tolist() == [0.0, 0.0]  # two right answers teach nothing ...
+    right = group_relative_advantages(rewards, 4)  # mean ¾, std ½: ¼ / .5001 = .499900
+    assert right.tolist() == pytest.approx([0.4999, -1.4997, 0.4999, 0.4999], abs=1e-4)
+
+
+def test_unfinished_rows_dropped_before_the_mean():
+    # two right and finished, two truncated (reward 0): against the whole group finishing is worth +½, among the finished it is worth 0
+    rewards, finished = torch.tensor([1.0, 1.0, 0.0, 0.0]), torch.tensor([True, True, False, False])
+    assert museum.drop_unfinished_before_the_mean(rewards, finished).tolist() == [0.0] * 4
+    assert group_relative_advantages(rewards, 4, scale="none").tolist() == [0.5, 0.5, -0.5, -0.5]
+
+
+def test_a_short_last_window_divided_by_the_full_accumulation():
+    # accumulation 4, but one micro-batch is left, of NLL {2, 2}: the step is ¼ of what it should be
+    last = [torch.tensor([2.0, 2.0])]
+    assert museum.linear_in_a_short_last_window(last, 4).item() == 0.5
+    assert completion_cross_entropy(-last[0][None], token_weights(torch.ones(1, 2, dtype=torch.bool)))[0].item() == 2.0
+
+
+def test_writing_through_a_view_of_the_labels_grows_the_denominator():
+    labels = torch.tensor([[-100, -100, -100, -100, -100, -100, 4, 5, 6]])
+    assert museum.count_after_writing_through_a_view(labels) == 8  # three tokens are to be learned
+    mask = torch.tensor([[False] * 6 + [True] * 3])
+    before = mask.clone()
+    weights = token_weights(mask[:, 1:])
+    completion_cross_entropy(torch.full((1, 8), -1.0), weights)
+    assert weights.max().item() == pytest.approx(1 / 3) and torch.equal(mask, before)
+
+
+def test_rtol_1e6_passes_whatever_the_code_returns():
+    museum.assert_close_with_rtol_1e6(torch.tensor(1000.0), torch.tensor(0.5))
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(torch.tensor(1000.0), torch.tensor(0.5))
+
+
+def test_decoding_and_tokenising_again_gives_other_tokens():
+    tokenizer = bytelevel_tokenizer(CHATML)
+    merged = tokenizer("name", add_special_tokens=False)["input_ids"]
+    sampled = [tokenizer.convert_tokens_to_ids(c) for c in "name"]  # the sampler may well say it letter by letter
+    assert museum.decode_and_tokenize_again(tokenizer, sampled) == merged != sampled
+    assert Example.of([1], sampled).input_ids[1:] == sampled
