@@ -73,8 +73,9 @@ def collate(examples: list[Example], pad_id: int) -> Batch:
 def pad_values(values: list[Tensor], examples: list[Example], width: int) -> Tensor:
     """One value per completion token -> [B, T], 0 elsewhere: what a rollout or the reference said, laid under the batch.
 
-    values[i] has one entry per active prediction of examples[i], in order."""
+    values[i] has one entry per active prediction of examples[i], in order; a muted row takes none."""
     out = torch.zeros(len(examples), width - 1)
     for row, (value, example) in enumerate(zip(values, examples, strict=True)):
-        out[row, torch.tensor(example.completion_mask[1:]).nonzero().squeeze(-1)] = value
+        if example.num_active:
+            out[row, torch.tensor(example.completion_mask[1:]).nonzero().squeeze(-1)] = value
     return out

@@ -68,9 +68,8 @@ def load_policy(config, compute: torch.dtype, run_folder: Path | None = None) ->
             tokenizer.save_pretrained(base)
         model = add_lora(model, config.lora, str(base))
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        if lora:
-            model.enable_input_require_grads()
+        full = model.get_base_model() if lora else model
+        full.activation_checkpointing_enable({"use_reentrant": False})  # what transformers 5 calls gradient checkpointing
     return model, tokenizer, lines
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -47,6 +48,8 @@ class Run:
                 raise UserError(f"training.device is {kind}, but torch finds none here: use auto or cpu")
         on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
         self.compute = compute_dtype(config.model.dtype, on_cpu)
+        # Accelerate keeps one state per Python process: a second run in a notebook may want another precision or device.
+        AcceleratorState._reset_state(reset_partial_state="WORLD_SIZE" not in os.environ)
         self.accelerator = Accelerator(cpu=on_cpu, mixed_precision="bf16" if self.compute == torch.bfloat16 else "no")
         self.device = self.accelerator.device
         if int(os.environ.get("WORLD_SIZE", 1)) != self.accelerator.num_processes:

@@ -1,0 +1,208 @@
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from small import folder
+
+from loops import dpo, sft
+from losses.logprobs import sequence_logps, token_logps
+from posttrain import models
+from posttrain.config import load
+from posttrain.errors import UserError
+from posttrain.examples import pairs
+from posttrain.data import load_rows
+
+ROOT = Path(__file__).resolve().parents[2]
+ROWS = [
+    {"prompt": f"Question {i}?", "chosen": f"Yes, {i}." + " Sure." * (i % 3), "rejected": f"No, {i}." + " Never." * (i % 2)}
+    for i in range(1, 6)
+]
+LN2 = 0.693147
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return folder(tmp_path_factory.mktemp("llama"))
+
+
+def config(tmp_path, name, **overrides):
+    fixed = {
+        "model.name": name, "output.dir": str(tmp_path / "run"), "output.overwrite": True, "training.batch_size": 4, "model.adapter": "none",
+        "training.learning_rate": 1e-3, "training.epochs": 1, "output.samples": 0, "dpo.sft_weight": 0.0,
+    }  # fmt: skip
+    return load(ROOT / "configs/dpo_tiny.yaml", fixed | {k.replace("__", "."): v for k, v in overrides.items()})
+
+
+def metric(result, name):
+    return [m[name] for m in result.metrics]
+
+
+MODES = {
+    "copy": {},
+    "adapter off": {"model__adapter": "lora"},
+    "copy beside an adapter": {"model__adapter": "lora", "model__reference": "copy"},
+    "precomputed": {"dpo__precompute": True},
+    "precomputed, adapter": {"dpo__precompute": True, "model__adapter": "lora"},
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_first_step_is_ln_2_and_then_the_margin_grows(tmp_path, llama, mode):
+    result = dpo.train(config(tmp_path, llama, training__epochs=4, training__learning_rate=5e-3, **MODES[mode]), rows=ROWS)
+    assert metric(result, "dpo_loss")[0] == pytest.approx(LN2, abs=1e-5)
+    assert metric(result, "margin")[0] == pytest.approx(0, abs=1e-5) and metric(result, "margin")[-1] > 0.2
+
+
+def test_every_reference_mode_gives_the_same_run(tmp_path, llama):
+    runs = [dpo.train(config(tmp_path, llama, **MODES[m]), rows=ROWS) for m in ("copy", "precomputed")]
+    assert metric(runs[0], "loss") == pytest.approx(metric(runs[1], "loss"), abs=1e-6)
+    runs = [dpo.train(config(tmp_path, llama, **MODES[m]), rows=ROWS) for m in ("adapter off", "copy beside an adapter", "precomputed, adapter")]
+    for other in runs[1:]:
+        assert metric(other, "loss") == pytest.approx(metric(runs[0], "loss"), abs=1e-6)
+
+
+def test_dropout_in_the_models_config_does_not_move_the_first_step(tmp_path):
+    """T9, with GPT-2 and OPT whose configs say dropout 0.1."""
+    for kind in ("gpt2", "opt"):
+        result = dpo.train(config(tmp_path, folder(tmp_path / kind, kind)), rows=ROWS)
+        assert metric(result, "dpo_loss")[0] == pytest.approx(LN2, abs=1e-5)
+    assert models.load(str(tmp_path / "run" / "model"))[0].config.dropout == 0.1  # the saved config keeps its own
+
+
+def test_preflight_refuses_a_reference_that_is_not_the_starting_policy(tmp_path, llama, monkeypatch):
+    real = models.frozen_reference
+
+    def moved(policy, config, compute):
+        reference = real(policy, config, compute)
+        for p in reference.parameters():
+            p.add_(0.01 * torch.randn_like(p))
+        return reference
+
+    monkeypatch.setattr(models, "frozen_reference", torch.no_grad()(moved))
+    with pytest.raises(UserError, match="preflight: the DPO term of the first step is .* not ln 2"):
+        dpo.train(config(tmp_path, llama), rows=ROWS)
+
+
+@pytest.fixture(scope="module")
+def sft_adapter(tmp_path_factory, llama):
+    path = tmp_path_factory.mktemp("sft")
+    c = load(
+        ROOT / "configs/sft_tiny.yaml",
+        {"model.name": llama, "model.adapter": "lora", "training.learning_rate": 5e-3, "training.epochs": 4, "output.dir": str(path / "run"), "output.samples": 0},
+    )
+    return sft.train(c, rows=[{"prompt": "Question 1?", "completion": "Maybe."}] * 4)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_after_an_sft_adapter_the_reference_is_the_sft_model(tmp_path, sft_adapter, llama, mode, monkeypatch):
+    """T10: not the base. Its log-probs equal the SFT model's in every mode, and it does not move in 10 steps."""
+    captured = {}
+    real = models.frozen_reference
+
+    def spy(policy, config, compute):
+        captured["reference"], captured["policy"] = real(policy, config, compute), policy
+        return captured["reference"]
+
+    monkeypatch.setattr(models, "frozen_reference", spy)
+    name = str(sft_adapter.folder / "model")
+    result = dpo.train(config(tmp_path, name, training__max_steps=10, training__learning_rate=5e-3, **MODES[mode]), rows=ROWS)
+    assert metric(result, "dpo_loss")[0] == pytest.approx(LN2, abs=1e-5)
+
+    tokenizer = result.tokenizer
+    items = pairs(load_rows(load(ROOT / "configs/dpo_tiny.yaml").data, "dpo", ROWS), tokenizer, 200).items
+    from posttrain.batch import collate
+
+    batch = collate([p.chosen for p in items], tokenizer.pad_token_id)
+    with torch.no_grad():
+        got = sequence_logps(captured["reference"](batch)[0], batch.active)  # after 10 steps
+        theirs = sequence_logps(token_logps(sft_adapter.model.eval()(batch.input_ids).logits, batch.input_ids), batch.active)
+        base = sequence_logps(token_logps(models.load(llama)[0](batch.input_ids).logits, batch.input_ids), batch.active)
+        now = sequence_logps(captured["policy"](batch)[0], batch.active)
+    torch.testing.assert_close(got, theirs, atol=1e-4, rtol=1e-6)
+    assert (theirs - base).abs().min() > 1e-2 and (now - theirs).abs().max() > 1e-2
+
+
+def test_a_frozen_copy_is_bit_identical_after_ten_steps(tmp_path, llama, monkeypatch):
+    kept = {}
+    real = models.frozen_reference
+
+    def spy(policy, config, compute):
+        kept["reference"] = real(policy, config, compute)
+        kept["before"] = copy.deepcopy(kept["reference"].state_dict())
+        return kept["reference"]
+
+    monkeypatch.setattr(models, "frozen_reference", spy)
+    dpo.train(config(tmp_path, llama, training__max_steps=10), rows=ROWS)
+    assert all(torch.equal(v, kept["before"][k]) for k, v in kept["reference"].state_dict().items())
+
+
+def test_lora_trains_the_adapter_only_and_reloads_in_a_fresh_process(tmp_path, llama):
+    """T18: every trainable tensor moves, every frozen one is bit-identical; the saved adapter gives the same logits."""
+    base = dict(models.load(llama)[0].named_parameters())
+    result = dpo.train(config(tmp_path, llama, model__adapter="lora", training__max_steps=3, training__learning_rate=1e-2), rows=ROWS)
+    for name, p in result.model.named_parameters():
+        if "lora_" in name:
+            assert p.requires_grad and p.abs().sum() > 0
+        else:
+            assert torch.equal(p, base[name.removeprefix("base_model.model.").replace(".base_layer", "")])
+    ids = torch.arange(20, 40)[None]
+    torch.save(result.model.eval()(ids).logits, tmp_path / "logits.pt")
+    code = (
+        "import torch\nfrom peft import AutoPeftModelForCausalLM\nfrom safetensors.torch import load_file\n"
+        f"keys = load_file('{result.folder}/model/adapter_model.safetensors').keys()\n"
+        "assert keys and not any('module.' in k.replace('base_model.', '') or '_orig_mod' in k for k in keys), keys\n"
+        f"model = AutoPeftModelForCausalLM.from_pretrained('{result.folder}/model').eval()\n"
+        f"logits = model(torch.arange(20, 40)[None]).logits\n"
+        f"torch.testing.assert_close(logits, torch.load('{tmp_path}/logits.pt'), atol=1e-6, rtol=0)\n"
+        f"merged = model.merge_and_unload()(torch.arange(20, 40)[None]).logits\n"
+        "torch.testing.assert_close(merged, logits, atol=1e-5, rtol=0)\n"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    ours = models.load(str(result.folder / "model"))[0].eval()  # our own door merges it
+    torch.testing.assert_close(ours(ids).logits, torch.load(tmp_path / "logits.pt"), atol=1e-5, rtol=0)
+
+
+def test_an_adapter_on_an_adapter_is_saved_with_its_start(tmp_path, sft_adapter):
+    from peft import AutoPeftModelForCausalLM
+
+    result = dpo.train(config(tmp_path, str(sft_adapter.folder / "model"), model__adapter="lora", training__max_steps=2), rows=ROWS)
+    saved = AutoPeftModelForCausalLM.from_pretrained(result.folder / "model").eval()
+    ids = torch.arange(20, 40)[None]
+    torch.testing.assert_close(saved(ids).logits, result.model.eval()(ids).logits, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("sft_weight", [0.0, 1.0])
+def test_step_equivalence(tmp_path, llama, sft_weight):
+    runs = [
+        dpo.train(config(tmp_path, llama, training__micro_batch_size=m, dpo__sft_weight=sft_weight), rows=ROWS) for m in (4, 2, 1)
+    ]
+    for other in runs[1:]:
+        for name in ("loss", "grad_norm", "chosen_logps_per_token"):
+            assert metric(other, name)[0] == pytest.approx(metric(runs[0], name)[0], abs=2e-6)
+
+
+def test_the_nll_term_is_the_token_mean_over_the_chosen_completions(tmp_path, llama):
+    result = dpo.train(config(tmp_path, llama, dpo__sft_weight=0.5), rows=ROWS)
+    first = result.metrics[0]
+    assert first["loss"] == pytest.approx(LN2 - 0.5 * first["chosen_logps_per_token"], abs=1e-5)
+
+
+def test_another_model_as_the_reference(tmp_path, llama):
+    other = folder(tmp_path / "other", seed=5)
+    result = dpo.train(config(tmp_path, llama, model__reference=other), rows=ROWS)
+    assert metric(result, "dpo_loss")[0] != pytest.approx(LN2, abs=1e-3)
+
+
+def test_validation(tmp_path, llama):
+    result = dpo.train(config(tmp_path, llama, data__validation_split=0.4, training__eval_every=1), rows=ROWS)
+    assert 0 <= metric(result, "validation_accuracy")[-1] <= 1 and metric(result, "validation_loss")[-1] > 0
+
+
+def test_bf16(tmp_path, llama):
+    for more in ({}, {"model__adapter": "lora"}):
+        result = dpo.train(config(tmp_path, llama, model__dtype="bfloat16", **more), rows=ROWS)
+        assert metric(result, "dpo_loss")[0] == pytest.approx(LN2, abs=0.05)

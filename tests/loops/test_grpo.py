@@ -1,0 +1,175 @@
+from pathlib import Path
+
+import pytest
+import torch
+from small import folder
+
+from loops import grpo
+from posttrain import rollout as rollouts
+from posttrain.config import load
+from posttrain.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+ROWS = [{"prompt": f"Question {i}?" + " Hm." * (i % 3), "answer": str(i)} for i in range(1, 8)]
+
+
+def even_tokens(completion_ids):
+    return [sum(t % 2 == 0 for t in ids) / len(ids) for ids in completion_ids]
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return folder(tmp_path_factory.mktemp("llama"))
+
+
+def config(tmp_path, name, **overrides):
+    fixed = {
+        "model.name": name, "output.dir": str(tmp_path / "run"), "output.overwrite": True, "training.max_steps": 3, "output.samples": 0,
+        "training.learning_rate": 1e-3, "training.warmup_steps": 0, "grpo.prompts_per_step": 2, "grpo.group_size": 4, "grpo.max_new_tokens": 8,
+    }  # fmt: skip
+    return load(ROOT / "configs/grpo_tiny.yaml", fixed | {k.replace("__", "."): v for k, v in overrides.items()})
+
+
+def run(tmp_path, llama, reward=even_tokens, **overrides):
+    return grpo.train(config(tmp_path, llama, **overrides), rows=ROWS, reward=reward)
+
+
+def metric(result, name):
+    return [m[name] for m in result.metrics]
+
+
+def test_the_reward_rises(tmp_path, llama):
+    result = run(tmp_path, llama, training__max_steps=40, training__learning_rate=5e-3, training__schedule="constant", grpo__kl_coef=0.0)
+    reward = metric(result, "reward")
+    assert sum(reward[-5:]) / 5 > sum(reward[:5]) / 5 + 0.1
+
+
+def test_on_policy_numbers_of_the_first_step(tmp_path, llama):
+    first = run(tmp_path, llama).metrics[0]
+    assert first["ratio"] == pytest.approx(1, abs=1e-6) and first["clip_fraction"] == 0
+    assert first["kl"] == pytest.approx(0, abs=1e-6) and first["kl_k1"] == pytest.approx(0, abs=1e-6)
+    for name in ("dead_groups", "finished", "completion_length", "entropy", "grad_norm"):
+        assert name in first
+
+
+@pytest.mark.parametrize("how", ["token", "sequence", "constant"])
+def test_step_equivalence(tmp_path, llama, how):
+    runs = [run(tmp_path, llama, training__micro_batch_size=m, grpo__length_weighting=how, training__max_steps=1) for m in (8, 3, 1)]
+    for other in runs[1:]:
+        for name in ("loss", "grad_norm", "reward", "kl"):
+            assert metric(other, name) == pytest.approx(metric(runs[0], name), abs=2e-6)
+
+
+def test_steps_minibatches_and_inner_epochs(tmp_path, llama):
+    """max_steps counts optimiser steps; every rollout gives minibatches × inner_epochs of them, on the same rewards."""
+    result = run(tmp_path, llama, training__max_steps=5, grpo__minibatches=2, grpo__inner_epochs=2, training__learning_rate=1e-2)
+    rewards = metric(result, "reward")
+    assert len(rewards) == 5 and len(set(rewards[:4])) == 1 and rewards[4] != rewards[0]
+    assert metric(result, "ratio")[0] == pytest.approx(1, abs=1e-5)
+    assert any(abs(r - 1) > 1e-3 for r in metric(result, "ratio")[1:4])  # old stays where the rollout was
+    assert metric(result, "learning_rate")[0] == pytest.approx(1e-2) and metric(result, "learning_rate")[4] == pytest.approx(0.2e-2)
+
+
+def test_epochs_count_passes_over_the_prompts(tmp_path, llama):
+    result = run(tmp_path, llama, training__max_steps=None, training__epochs=2)
+    assert len(result.metrics) == 6  # 7 prompts, 2 a rollout: 3 whole rollouts a pass
+
+
+def test_sampled_ids_reach_the_loss_without_being_tokenised_again(tmp_path, llama, monkeypatch):
+    """T15: what is trained on is what was sampled, the stop token included."""
+    sampled, trained = [], []
+    real_sample, real_collate = grpo.sample, grpo.collate
+    monkeypatch.setattr(grpo, "sample", lambda *a, **k: sampled.append(real_sample(*a, **k)) or sampled[-1])
+    monkeypatch.setattr(grpo, "collate", lambda e, p: trained.extend(e) or real_collate(e, p))
+    run(tmp_path, llama, training__max_steps=1, grpo__kl_coef=0.0)
+    (rollout,) = sampled
+    assert isinstance(rollout, rollouts.Rollout)
+    expected = sorted(p + c for p, c in zip(rollout.prompt_ids, rollout.completion_ids, strict=True))
+    assert sorted(e.input_ids for e in trained) == expected
+    assert sum(e.num_active for e in trained) == sum(map(len, rollout.completion_ids))
+
+
+def test_preflight_refuses_a_sampler_that_disagrees(tmp_path, llama, monkeypatch):
+    real = grpo.sample
+
+    def hot(*args, **kwargs):
+        return real(*args, **(kwargs | {"temperature": 1.5}))
+
+    monkeypatch.setattr(grpo, "sample", hot)
+    with pytest.raises(UserError, match="preflight: sampler and trainer disagree"):
+        run(tmp_path, llama)
+
+
+def test_mask_truncated_takes_rows_out_of_the_loss_but_not_out_of_the_baseline(tmp_path, llama):
+    result = run(tmp_path, llama, grpo__mask_truncated=True, grpo__max_new_tokens=2, training__max_steps=1, grpo__group_size=32)
+    first = result.metrics[0]
+    assert 0 < first["finished"] < 1
+    everything = run(tmp_path, llama, grpo__max_new_tokens=2, training__max_steps=1, grpo__group_size=32).metrics[0]
+    assert everything["reward"] == first["reward"] and everything["grad_norm"] != pytest.approx(first["grad_norm"], rel=1e-3)
+
+
+def test_all_groups_dead_is_a_warning_that_says_why(tmp_path, llama, capfd):
+    result = run(tmp_path, llama, reward=lambda completions: [0.0] * len(completions), training__max_steps=1, grpo__kl_coef=0.0)
+    assert metric(result, "dead_groups") == [1.0] and metric(result, "grad_norm") == [0.0]
+    assert "every group of the first rollout is dead" in capfd.readouterr().err
+
+
+def test_rewards_get_their_rows_columns_and_the_parse_failures_are_counted(tmp_path, llama):
+    seen = []
+
+    def reward(completions, answer, prompts, finished, completion_ids):
+        seen.append((answer, prompts))
+        return [float(i) for i in range(len(completions))]
+
+    run(tmp_path, llama, reward=reward, training__max_steps=1)
+    answers, prompts = seen[0]
+    for i in range(0, 8, 4):  # groups of four share their row
+        assert len(set(answers[i : i + 4])) == 1
+        assert prompts[i][0]["content"].startswith(f"Question {answers[i]}?")
+    result = grpo.train(config(tmp_path, llama, training__max_steps=1), rows=ROWS)
+    assert metric(result, "parse_failures") == [1.0]  # a random model never writes ####
+
+
+def test_variants_of_the_config_run(tmp_path, llama):
+    run(tmp_path, llama, grpo__advantage="leave_one_out", grpo__kl_estimator="k3", training__max_steps=1)
+    run(tmp_path, llama, grpo__advantage_scale="none", grpo__kl_estimator="k2", grpo__clip_high=0.28, training__max_steps=1)
+    run(tmp_path, llama, reward=[even_tokens, lambda completions: [0.5] * len(completions)], grpo__reward_weights=None, training__max_steps=1)
+
+
+@pytest.mark.parametrize("adapter", ["none", "lora"])
+def test_checkpointing_and_lora(tmp_path, llama, adapter):
+    """Gradient checkpointing needs train mode, sampling needs the cache: both in one run, with the same numbers."""
+    off, on = (run(tmp_path, llama, model__adapter=adapter, model__gradient_checkpointing=c, training__max_steps=2) for c in (False, True))
+    for name in ("loss", "grad_norm", "reward"):
+        assert metric(on, name) == pytest.approx(metric(off, name), abs=1e-5)
+    assert on.model.training
+
+
+def test_gpt2_with_dropout_in_its_config(tmp_path):
+    result = run(tmp_path, folder(tmp_path / "gpt2", "gpt2"))
+    assert metric(result, "kl")[0] == pytest.approx(0, abs=1e-6)
+
+
+def test_bf16(tmp_path, llama):
+    for adapter in ("none", "lora"):
+        result = run(tmp_path, llama, model__dtype="bfloat16", model__adapter=adapter)
+        assert len(result.metrics) == 3
+
+
+def test_held_out_reward(tmp_path, llama):
+    result = run(tmp_path, llama, data__validation_split=0.3, training__eval_every=2)
+    assert "reward_held_out" in result.metrics[1] and "reward_held_out" in result.metrics[-1] and "reward_held_out" not in result.metrics[0]
+
+
+def test_the_same_seed_gives_the_same_run_and_another_does_not(tmp_path, llama):
+    a, b, c = (run(tmp_path, llama, training__seed=s) for s in (0, 0, 1))
+    assert metric(a, "loss") == metric(b, "loss") and metric(a, "reward") != metric(c, "reward")
+
+
+def test_refusals(tmp_path, llama):
+    with pytest.raises(UserError, match="leaves no room for a prompt"):
+        run(tmp_path, llama, grpo__max_new_tokens=256)
+    with pytest.raises(UserError, match="asks for level"):
+        run(tmp_path, llama, reward=lambda completions, level: [])
+    with pytest.raises(UserError, match="asks for answer"):
+        grpo.train(config(tmp_path, llama), rows=[{"prompt": "x"}])

@@ -1,0 +1,205 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from small import CHATML, bytelevel_tokenizer, folder
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from loops import sft
+from posttrain.config import load
+from posttrain.errors import NonFiniteError, UserError
+from posttrain.models import load as load_model
+
+ROOT = Path(__file__).resolve().parents[2]
+ROWS = [
+    {"prompt": f"What is {i} + {i}?", "completion": f"It is {2 * i}." + " Yes, it is." * (i % 3)} for i in range(1, 6)
+]
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return folder(tmp_path_factory.mktemp("llama"))
+
+
+def config(tmp_path, name, **overrides):
+    fixed = {
+        "model.name": name, "output.dir": str(tmp_path / "run"), "output.overwrite": True, "training.batch_size": 4,
+        "training.learning_rate": 1e-3, "training.epochs": 1, "output.samples": 0,
+    }  # fmt: skip
+    return load(ROOT / "configs/sft_tiny.yaml", fixed | {k.replace("__", "."): v for k, v in overrides.items()})
+
+
+def gradients_of_each_step():
+    """Record every gradient at every optimizer.step()."""
+    seen = []
+
+    def hook(optimizer, args, kwargs):
+        seen.append([p.grad.clone() for g in optimizer.param_groups for p in g["params"]])
+
+    return seen, register_optimizer_step_pre_hook(hook)
+
+
+def run_with_gradients(config):
+    seen, handle = gradients_of_each_step()
+    try:
+        return sft.train(config, rows=ROWS), seen
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("length_weighting", ["token", "sequence"])
+def test_step_equivalence(tmp_path, llama, length_weighting):
+    """T2: one batch of 4, two of 2, four of 1: the same loss and the same gradients to 1e-6."""
+    runs = [
+        run_with_gradients(config(tmp_path, llama, training__micro_batch_size=m, sft__length_weighting=length_weighting))
+        for m in (4, 2, 1)
+    ]
+    (whole, grads) = runs[0]
+    assert len(whole.metrics) == len(grads) == 2  # 5 rows: a window of 4 and a short one of 1
+    for other, other_grads in runs[1:]:
+        assert [m["loss"] for m in other.metrics] == pytest.approx([m["loss"] for m in whole.metrics], abs=1e-6)
+        for a, b in zip(grads[0], other_grads[0], strict=True):
+            torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+def test_five_micro_batches_accumulation_two_are_three_steps(tmp_path, llama):
+    result, seen = run_with_gradients(config(tmp_path, llama, training__batch_size=2, training__micro_batch_size=1, training__schedule="linear", training__learning_rate=0.3e-3))
+    assert len(seen) == len(result.metrics) == 3
+    # linear over 3 steps: lr · (3 − k) / 3
+    assert [m["learning_rate"] for m in result.metrics] == pytest.approx([0.3e-3, 0.2e-3, 0.1e-3])
+
+
+def test_a_short_last_window_is_divided_by_its_own_tokens(tmp_path, llama):
+    """The loss of every step is the mean NLL of its own tokens, also where the window is short."""
+    result = sft.train(config(tmp_path, llama, training__batch_size=2, training__micro_batch_size=1), rows=ROWS)
+    assert [m["loss"] for m in result.metrics] == pytest.approx([m["nll"] for m in result.metrics], abs=1e-5)
+
+
+def test_rows_that_do_not_fit_are_dropped_and_counted(tmp_path, llama, capfd):
+    rows = [*ROWS, {"prompt": "word " * 100, "completion": "x"}]
+    sft.train(config(tmp_path, llama, data__max_length=80), rows=rows)
+    assert "dropped 1 (16.7%): 1 longer than data.max_length = 80 tokens" in capfd.readouterr().err
+
+
+def test_nothing_left_to_train_on_is_refused(tmp_path, llama):
+    with pytest.raises(UserError, match="nothing is left to train on"):
+        sft.train(config(tmp_path, llama, data__max_length=2), rows=ROWS)
+
+
+def test_a_template_that_shows_no_reply_names_the_row(tmp_path):
+    blind = bytelevel_tokenizer("{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}{% endfor %}")
+    with pytest.raises(UserError, match="rows, row 1: the chat template does not show"):
+        sft.train(config(tmp_path, folder(tmp_path / "blind", tokenizer=blind)), rows=ROWS)
+
+
+def test_a_nan_stops_the_run_with_the_weights_untouched(tmp_path, llama, monkeypatch):
+    before = torch.cat([p.flatten() for p in load_model(llama)[0].parameters()])
+    seen = {}
+    real = sft.completion_cross_entropy
+
+    def poisoned(logps, weights):
+        loss, metrics = real(logps, weights)
+        seen["calls"] = seen.get("calls", 0) + 1
+        return loss * math.nan, metrics
+
+    monkeypatch.setattr(sft, "completion_cross_entropy", poisoned)
+    monkeypatch.setattr(sft, "refuse_missing_gradients", lambda policy: seen.setdefault("policy", policy))
+    with pytest.raises(NonFiniteError, match="step 1: the loss is nan"):
+        sft.train(config(tmp_path, llama), rows=ROWS)
+    after = torch.cat([p.detach().flatten() for p in seen["policy"].parameters()])
+    assert torch.equal(before, after)
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_stopping_is_learned_with_pad_equal_to_eos(tmp_path):
+    """T4: 8 rows of two lengths overfitted; greedy output stops by itself 8 times out of 8, the saved model knows how."""
+    tokenizer = bytelevel_tokenizer(CHATML, pad="<|im_end|>")
+    name = folder(tmp_path / "m", tokenizer=tokenizer)
+    rows = [{"prompt": f"Say {i}.", "completion": f"{i}" + " and more" * (i % 2)} for i in range(8)]
+    result = sft.train(
+        config(tmp_path, name, training__batch_size=8, training__epochs=60, training__learning_rate=5e-3, output__samples=8), rows=rows
+    )
+    saved = result.folder / "model"
+    assert tokenizer.eos_token_id in GenerationConfig.from_pretrained(saved).eos_token_id
+    model, tok = AutoModelForCausalLM.from_pretrained(saved), AutoTokenizer.from_pretrained(saved)
+    for row in rows:
+        ids = tok.apply_chat_template([{"role": "user", "content": row["prompt"]}], add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        out = model.generate(**ids, max_new_tokens=30, do_sample=False)[0, ids["input_ids"].shape[1] :]
+        assert out[-1] == tok.eos_token_id and tok.decode(out, skip_special_tokens=True) == row["completion"]
+    samples = (result.folder / "samples.md").read_text()
+    assert samples.count("after:") == 8 and samples.count("⏹`") >= 8
+
+
+def test_every_trainable_tensor_moves_and_the_saved_model_gives_the_same_logits(tmp_path, llama):
+    before = dict(load_model(llama)[0].named_parameters())
+    result = sft.train(config(tmp_path, llama, training__max_steps=2), rows=ROWS)
+    for name, p in result.model.named_parameters():
+        assert not torch.equal(p, before[name]), name
+    saved = AutoModelForCausalLM.from_pretrained(result.folder / "model")
+    ids = torch.arange(20, 40)[None]
+    torch.testing.assert_close(saved(ids).logits, result.model.eval()(ids).logits, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("adapter", ["none", "lora"])
+def test_checkpointing_gives_the_same_gradients(tmp_path, kind, adapter):
+    """T18; GPT-2 with its dropout left on in SFT (the random state is restored for the second forward)."""
+    name = folder(tmp_path / kind, kind)
+    off, on = (
+        run_with_gradients(config(tmp_path, name, model__adapter=adapter, model__gradient_checkpointing=c, training__max_steps=1))[1][0]
+        for c in (False, True)
+    )
+    for a, b in zip(off, on, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+def test_validation_loss_is_a_mean_over_tokens(tmp_path, llama):
+    result = sft.train(
+        config(tmp_path, llama, data__validation_split=0.4, training__eval_every=1, training__micro_batch_size=1), rows=ROWS
+    )
+    whole = sft.train(
+        config(tmp_path, llama, data__validation_split=0.4, training__eval_every=1, training__micro_batch_size=8), rows=ROWS
+    )
+    assert result.metrics[-1]["validation_loss"] == pytest.approx(whole.metrics[-1]["validation_loss"], abs=1e-5)
+
+
+def test_the_run_folder_and_that_a_finished_run_is_not_overwritten(tmp_path, llama):
+    result = sft.train(config(tmp_path, llama), rows=ROWS)
+    assert {p.name for p in result.folder.iterdir()} == {"config.yaml", "metrics.jsonl", "curves.png", "samples.md", "model"} - (
+        set() if (result.folder / "samples.md").exists() else {"samples.md"}
+    )
+    lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
+    assert lines == result.metrics and lines[-1]["step"] == 2
+    assert load(result.folder / "config.yaml").training.batch_size == 4
+    with pytest.raises(UserError, match="holds a finished run"):
+        sft.train(config(tmp_path, llama, output__overwrite=False), rows=ROWS)
+
+
+def test_bf16_autocast_keeps_float32_weights(tmp_path, llama):
+    result = sft.train(config(tmp_path, llama, model__dtype="bfloat16"), rows=ROWS)
+    reference = sft.train(config(tmp_path, llama), rows=ROWS)
+    assert {p.dtype for p in result.model.parameters()} == {torch.float32}
+    assert result.metrics[0]["loss"] == pytest.approx(reference.metrics[0]["loss"], abs=0.05)
+    assert result.metrics[0]["loss"] != reference.metrics[0]["loss"]
+
+
+def test_plain_text_and_a_tokenizer_without_template(tmp_path, capfd):
+    name = folder(tmp_path / "bare", tokenizer=bytelevel_tokenizer(None, pad=None, eos="</s>"))
+    sft.train(config(tmp_path, name), rows=[{"text": "the quick brown fox"}, {"text": "jumps over the lazy dog"}])
+    err = capfd.readouterr().err
+    assert "plain text, trained whole" in err and "no pad token" in err
+    sft.train(config(tmp_path, name), rows=ROWS)
+    assert "using ChatML" in capfd.readouterr().err
+
+
+def test_eight_bit_adamw(tmp_path, llama):
+    result = sft.train(config(tmp_path, llama, training__optimizer="adamw_8bit"), rows=ROWS)
+    assert math.isfinite(result.metrics[-1]["loss"])
+
+
+def test_a_model_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match="model.name 'no/such-model': cannot be loaded"):
+        sft.train(config(tmp_path, "no/such-model"), rows=ROWS)
