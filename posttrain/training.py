@@ -50,7 +50,10 @@ class Run:
         self.compute = compute_dtype(config.model.dtype, on_cpu)
         # Accelerate keeps one state per Python process: a second run in a notebook may want another precision or device.
         AcceleratorState._reset_state(reset_partial_state="WORLD_SIZE" not in os.environ)
-        self.accelerator = Accelerator(cpu=on_cpu, mixed_precision="bf16" if self.compute == torch.bfloat16 else "no")
+        try:
+            self.accelerator = Accelerator(cpu=on_cpu, mixed_precision="bf16" if self.compute == torch.bfloat16 else "no")
+        except ValueError as problem:
+            raise UserError(f"Accelerate cannot start (WORLD_SIZE={os.environ.get('WORLD_SIZE')}): {problem}") from None
         self.device = self.accelerator.device
         if int(os.environ.get("WORLD_SIZE", 1)) != self.accelerator.num_processes:
             raise UserError(
