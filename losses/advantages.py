@@ -60,3 +60,29 @@ def _grouped(rewards: Tensor, group_size: int) -> Tensor:
     if not torch.isfinite(rewards).all():
         raise ValueError(f"reward {int((~torch.isfinite(rewards)).nonzero()[0])} is not finite: {rewards.tolist()}")
     return rewards.view(-1, group_size)
+
+
+def walk_through() -> None:
+    """The docstring's example in plain Python floats: one group of four."""
+    from losses.walk import agree, show
+
+    rewards, n, eps = [1.0, 0.0, 0.0, 1.0], 4, 1e-4
+    print("one prompt, four answers, rewards 1, 0, 0, 1\n")
+    mean = sum(rewards) / n
+    std = (sum((r - mean) ** 2 for r in rewards) / (n - 1)) ** 0.5
+    group = [(r - mean) / (std + eps) for r in rewards]
+    plain = [r - mean for r in rewards]
+    loo = [r - (sum(rewards) - r) / (n - 1) for r in rewards]
+    tensor = torch.tensor(rewards)
+    show("mean", "Σ r / G", mean)
+    show("std", "√(Σ (r − mean)² / (G − 1))", std)
+    show("group-relative", "(r − mean) / (std + 1e-4)", group)
+    agree(group, group_relative_advantages(tensor, 4).tolist())
+    show("without the std", "r − mean   (Dr. GRPO)", plain)
+    agree(plain, group_relative_advantages(tensor, 4, scale="none").tolist())
+    show("leave-one-out", "r − mean of the other three", loo)
+    agree(loo, leave_one_out_advantages(tensor, 4).tolist())
+
+
+if __name__ == "__main__":
+    walk_through()

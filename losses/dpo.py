@@ -72,3 +72,29 @@ def dpo_loss(
         "accuracy": ((active & (margin > 0)).sum().float(), count),
         "margin": (margin.detach().sum(), count),
     }
+
+
+def walk_through() -> None:
+    """The docstring's example in plain Python floats."""
+    import math
+
+    from losses.walk import agree, show
+
+    chosen, rejected, ref_chosen, ref_rejected, beta = -10.0, -12.0, -11.0, -11.0, 0.1
+    print("policy: log π(chosen) = −10, log π(rejected) = −12; reference: −11 and −11; β = 0.1\n")
+    rewards_chosen = beta * (chosen - ref_chosen)
+    rewards_rejected = beta * (rejected - ref_rejected)
+    margin = rewards_chosen - rewards_rejected
+    loss = -math.log(1 / (1 + math.exp(-margin)))
+    show("rewards_chosen", "β (log π(y_w) − log π_ref(y_w))", rewards_chosen)
+    show("rewards_rejected", "β (log π(y_l) − log π_ref(y_l))", rewards_rejected)
+    show("margin h", "rewards_chosen − rewards_rejected", margin)
+    show("σ(h)", "1 / (1 + e^−h): the chance that chosen wins", 1 / (1 + math.exp(-margin)))
+    show("loss", "−log σ(h)", loss)
+    show("gradient", "∂L/∂log π(y_w) = −β (1 − σ(h))", -beta * (1 - 1 / (1 + math.exp(-margin))))
+    tensors = [torch.tensor([x]) for x in (chosen, rejected, ref_chosen, ref_rejected)]
+    agree(loss, dpo_loss(*tensors, beta=beta)[0].item())
+
+
+if __name__ == "__main__":
+    walk_through()

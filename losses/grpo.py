@@ -95,3 +95,31 @@ def grpo_loss(
 
     loss = (weights * torch.where(active, per_token, 0.0)).sum()
     return loss, metrics
+
+
+def walk_through() -> None:
+    """The docstring's example in plain Python floats: two answers of one token."""
+    import math
+
+    from losses.walk import agree, show
+
+    ratios, advantages, weights, low, high = [1.3, 0.7], [1.0, -1.0], [0.5, 0.5], 0.2, 0.2
+    print("two answers of one token: ρ = 1.3 with A = +1, ρ = 0.7 with A = −1; ε = 0.2; each counts ½\n")
+    clipped = [min(max(r, 1 - low), 1 + high) for r in ratios]
+    unclipped_term = [r * a for r, a in zip(ratios, advantages, strict=True)]
+    clipped_term = [c * a for c, a in zip(clipped, advantages, strict=True)]
+    per_token = [-min(u, c) for u, c in zip(unclipped_term, clipped_term, strict=True)]
+    loss = sum(w * x for w, x in zip(weights, per_token, strict=True))
+    show("ρ", "π_θ / π_old", ratios)
+    show("clipped", "clip(ρ, 1 − ε_low, 1 + ε_high)", clipped)
+    show("ρ A", "", unclipped_term)
+    show("clip(ρ) A", "", clipped_term)
+    show("per token", "−min(ρ A, clip(ρ) A)", per_token)
+    show("loss", "Σ w · per token", loss)
+    old = torch.tensor([[-1.0], [-1.0]])
+    policy = old + torch.tensor([[math.log(r)] for r in ratios])
+    agree(loss, grpo_loss(policy, old, torch.tensor(advantages), torch.tensor(weights)[:, None])[0].item())
+
+
+if __name__ == "__main__":
+    walk_through()

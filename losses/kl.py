@@ -73,3 +73,39 @@ def exact_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
 def _log_ratio(logps: Tensor, ref_logps: Tensor) -> Tensor:
     assert logps.shape == ref_logps.shape, f"logps and ref_logps differ: {list(logps.shape)} and {list(ref_logps.shape)}"
     return at_least_float32(ref_logps).detach() - at_least_float32(logps)
+
+
+def walk_through() -> None:
+    """The docstring's example in plain Python floats, then the three-action enumeration of tests/losses/test_kl.py."""
+    import math
+
+    from losses.walk import agree, show
+
+    logp, ref, old = -1.0, -1.5, -1.2
+    print("one token, sampled from π: log π = −1, log π_ref = −1.5; its sampling policy gave it −1.2\n")
+    log_r = ref - logp
+    values = [-log_r, 0.5 * log_r**2, math.exp(log_r) - 1 - log_r]
+    ratio = math.exp(logp - old)
+    show("log r", "log π_ref − log π", log_r)
+    show("k1", "−log r", values[0])
+    show("k2", "½ (log r)²", values[1])
+    show("k3", "r − 1 − log r", values[2])
+    show("ρ", "π / π_old = exp(−1 + 1.2)", ratio)
+    show("k3_is", "ρ · k3", ratio * values[2])
+    x, y, z = (torch.tensor([[v]]) for v in (logp, ref, old))
+    agree([*values, ratio * values[2]], [k1(x, y).item(), k2(x, y).item(), k3(x, y).item(), k3_is(x, y, z).item()])
+
+    theta, reference = [0.0, 1.0, -1.0], [0.2, 0.3, 0.5]
+    print("\nthree actions, θ = [0, 1, −1], ref = [.2, .3, .5]: every expectation under π is a sum of three terms\n")
+    total = sum(map(math.exp, theta))
+    probs = [math.exp(t) / total for t in theta]
+    kl = sum(p * math.log(p / q) for p, q in zip(probs, reference, strict=True))
+    show("π", "softmax(θ)", probs)
+    show("KL(π‖π_ref)", "Σ π log(π / π_ref)", kl)
+    show("E[k1]", "Σ π · k1", sum(p * math.log(p / q) for p, q in zip(probs, reference, strict=True)))
+    show("E[k3]", "Σ π · k3", sum(p * (q / p - 1 + math.log(p / q)) for p, q in zip(probs, reference, strict=True)))
+    agree(kl, exact_kl(torch.tensor([[theta]]), torch.tensor([[reference]]).log()).item())
+
+
+if __name__ == "__main__":
+    walk_through()

@@ -167,3 +167,32 @@ def _entropy(logps: Tensor) -> Tensor:
 def _refuse_temperature(temperature: float) -> None:
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}: log-probabilities at 0 are all 0 or -inf")
+
+
+def walk_through() -> None:
+    """The docstring's example in plain Python floats: one row, three tokens, a vocabulary of three."""
+    import math
+
+    from losses.walk import agree, show
+
+    rows, ids = [[2.0, 0.0, 0.0], [0.0, 0.0, math.log(2.0)]], [1, 0, 2]
+    print("ids = [1, 0, 2]: position 0 predicts id 0 from logits [2, 0, 0], position 1 predicts id 2 from [0, 0, log 2]\n")
+    for temperature in (1.0, 0.6):
+        logps, entropies = [], []
+        for t, z in enumerate(rows):
+            scaled = [x / temperature for x in z]
+            normaliser = math.log(sum(math.exp(x) for x in scaled))
+            logp = [x - normaliser for x in scaled]
+            logps.append(logp[ids[t + 1]])
+            entropies.append(-sum(math.exp(x) * x for x in logp))
+            show(f"position {t}, τ={temperature}", "logits / τ", scaled)
+            show("  normaliser", "log Σ_v exp(z_v / τ)", normaliser)
+            show("  log p(target)", f"z[{ids[t + 1]}] / τ − normaliser", logps[-1])
+            show("  entropy", "−Σ_v p_v log p_v", entropies[-1])
+        logits, tensor_ids = torch.tensor([[*rows, [9.0] * 3]]), torch.tensor([ids])
+        agree(logps, token_logps(logits, tensor_ids, temperature=temperature)[0].tolist())
+        agree(entropies, token_entropy(logits, temperature=temperature)[0].tolist())
+
+
+if __name__ == "__main__":
+    walk_through()

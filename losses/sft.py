@@ -32,3 +32,25 @@ def completion_cross_entropy(logps: Tensor, weights: Tensor) -> tuple[Tensor, di
     nll = torch.where(active, -at_least_float32(logps), 0.0)  # before any arithmetic: padding may hold NaN
     loss = (weights * nll).sum()
     return loss, {"nll": (nll.detach().sum(), active.sum())}
+
+
+def walk_through() -> None:
+    """The docstring's example in plain Python floats."""
+    import math
+
+    from losses.walk import agree, show
+
+    probs, weights = [0.5, 0.25, 0.125], [0.0, 0.5, 0.5]
+    print("three tokens with probabilities 1/2, 1/4, 1/8; the first belongs to the prompt, so its weight is 0\n")
+    logps = [math.log(p) for p in probs]
+    nll = [-x if w else 0.0 for x, w in zip(logps, weights, strict=True)]
+    loss = sum(w * x for w, x in zip(weights, nll, strict=True))
+    show("logps", "log π(y_t | y_<t)", logps)
+    show("weights", "1 / 2 active tokens, 0 on the prompt", weights)
+    show("nll", "−log π where the weight is not 0", nll)
+    show("loss", "Σ w · nll", loss)
+    agree(loss, completion_cross_entropy(torch.tensor([logps]), torch.tensor([weights]))[0].item())
+
+
+if __name__ == "__main__":
+    walk_through()

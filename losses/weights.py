@@ -51,3 +51,27 @@ def token_weights(active: Tensor, how: str = "token", *, total: float | Tensor |
         raise ValueError(f'how must be "token", "sequence" or "constant", got {how!r}')
     total = torch.as_tensor(default_total if total is None else total, dtype=torch.float32, device=active.device)
     return torch.where(active, per_token / total.clamp(min=torch.finfo(torch.float32).tiny), 0.0)
+
+
+def walk_through() -> None:
+    """The docstring's example in plain Python floats: answers of 2 and 4 tokens."""
+    from losses.walk import agree, show
+
+    active = torch.tensor([[True, True, False, False], [True, True, True, True]])
+    lengths, rows, longest = [2, 4], 2, 8
+    print("two answers, of 2 and of 4 tokens; the longest allowed is 8\n")
+    by_hand = {
+        "token": [1 / sum(lengths) for _ in lengths],
+        "sequence": [1 / (rows * n) for n in lengths],
+        "constant": [1 / (rows * longest) for _ in lengths],
+    }
+    formulas = {"token": "1 / N, N = 2 + 4", "sequence": "1 / (R · |o_i|), R = 2", "constant": "1 / (R · L), L = 8"}
+    for how, values in by_hand.items():
+        total = {"token": sum(lengths), "sequence": rows, "constant": rows * longest}[how]
+        show(how, formulas[how] + "   (per token of each answer)", values)
+        agree(values, token_weights(active, how, total=total)[:, 0].tolist())
+        show("  sum over tokens", "Σ_t w: the vote of each answer", [v * n for v, n in zip(values, lengths, strict=True)])
+
+
+if __name__ == "__main__":
+    walk_through()

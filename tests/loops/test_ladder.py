@@ -1,0 +1,83 @@
+"""The ladder on the embedded model. Training is chaotic across CPUs: ranges are checked, never values."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from loops import ladder
+from posttrain import tiny
+from posttrain.config import load
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def climbed(tmp_path_factory):
+    """A shortened climb: 25 GRPO steps of 8 prompts."""
+    out = tmp_path_factory.mktemp("ladder")
+    config = load(
+        ROOT / "configs/ladder_tiny.yaml",
+        {
+            "output.dir": str(out), "output.overwrite": True, "ladder.problems": 200,
+            "ladder.grpo.overrides.training.max_steps": 25, "ladder.grpo.overrides.grpo.prompts_per_step": 8,
+        },
+    )  # fmt: skip
+    return {r.name: r for r in ladder.run(config)}, out
+
+
+def test_the_base_computes_but_cannot_chat(climbed):
+    base = climbed[0]["base"]
+    assert base.arithmetic.value <= 0.02 and base.old_name.value <= 0.05 and base.new_name.value <= 0.05
+
+
+def test_sft(climbed):
+    sft = climbed[0]["sft"]
+    assert 0.30 <= sft.arithmetic.value <= 0.60 and sft.old_name.value >= 0.85 and sft.new_name.value <= 0.1
+
+
+def test_dpo(climbed):
+    sft, dpo = climbed[0]["sft"], climbed[0]["dpo"]
+    assert dpo.new_name.value >= 0.85 and dpo.new_name.value >= sft.old_name.value - 0.05 and dpo.old_name.value <= 0.05
+    assert abs(dpo.arithmetic.value - sft.arithmetic.value) <= 0.12
+
+
+def test_grpo(climbed):
+    dpo, grpo = climbed[0]["dpo"], climbed[0]["grpo"]
+    assert grpo.arithmetic.value >= dpo.arithmetic.value + 0.2  # a shortened run; the full one is asked for 0.30
+    assert grpo.worked.value > dpo.worked.value + 0.2 and grpo.kl < 0.5 and grpo.new_name.value >= 0.85
+
+
+def test_the_report(climbed):
+    rungs, out = climbed
+    report = (out / "report.md").read_text()
+    assert "What it does not prove" in report and "curves.png" in report
+    for rung in rungs.values():
+        assert re.search(rf"\| {rung.name} \| \*\*{rung.arithmetic.value:.2f}\*\* \[", report)
+    assert (out / "curves.png").stat().st_size > 20_000
+    for stage in ("sft", "dpo", "grpo"):
+        assert {"model", "metrics.jsonl", "curves.png", "samples.md", "config.yaml"} <= {p.name for p in (out / stage).iterdir()}
+
+
+def test_the_base_is_cached_under_its_recipe_with_its_skill():
+    import json
+
+    folder = tiny.folder("tiny-base")
+    assert folder.name == f"tiny-base-{tiny.fingerprint('tiny-base')}"
+    assert json.loads((folder / "recipe.json").read_text())["skill_reached"] >= 0.98
+
+
+def test_the_tokenizer_keeps_every_byte_and_splits_digits():
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny.folder("tiny-base"))
+    for text in ("Zoë paid 12,50 € — fine?\n\n  ok", "日本語", "So 12 + 3 = 15.\n#### 15"):
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert tokenizer.convert_ids_to_tokens(tokenizer("So 12 + 3")["input_ids"]) == ["So", "Ġ1", "2", "Ġ+", "Ġ3"]
+
+
+def test_a_finished_ladder_is_not_overwritten(climbed):
+    from posttrain.errors import UserError
+
+    with pytest.raises(UserError, match="holds a finished ladder"):
+        ladder.run(load(ROOT / "configs/ladder_tiny.yaml", {"output.dir": str(climbed[1])}))

@@ -1,0 +1,118 @@
+"""The commands as a user types them: a run on real-looking rows, and bad input that gets one clear sentence."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small import folder
+
+ROOT = Path(__file__).resolve().parents[1]
+WORDS = "tests/data/word_problems.jsonl"
+PAIRS = "tests/data/pairs.jsonl"
+
+
+def command(*arguments, cwd=ROOT, timeout=200):
+    return subprocess.run([sys.executable, "-m", *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=timeout, env=os.environ | {"CI": "1"})
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return folder(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.mark.parametrize(
+    ("loop", "data", "more"),
+    [
+        ("sft", WORDS, []),
+        ("dpo", PAIRS, []),
+        ("grpo", WORDS, ["--grpo.prompts_per_step", "2", "--grpo.max_new_tokens", "8"]),
+    ],
+)
+def test_a_model_folder_and_a_data_file_of_ones_own(tmp_path, llama, loop, data, more):
+    out = command(
+        f"loops.{loop}", "--config", f"configs/{loop}_tiny.yaml", "--model.name", llama, "--data.name", data, "--training.max_steps", 2,
+        "--output.dir", tmp_path / "run", "--data.max_length", 200, *more,
+    )  # fmt: skip
+    assert out.returncode == 0, out.stderr
+    assert "Warning" not in out.stderr and "warnings.warn" not in out.stderr
+    assert f"from {data}" in out.stderr
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
+    assert {p.name for p in (tmp_path / "run").iterdir()} >= {"config.yaml", "metrics.jsonl", "curves.png", "samples.md", "model"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "configs/nope.yaml"], "configs/nope.yaml: no such file"),
+        (["--config", "configs/sft_tiny.yaml", "--training.learnig_rate", "1"], "did you mean 'learning_rate'?"),
+        (["--config", "configs/sft_tiny.yaml", "--training.batch_size", "-1"], "greater than or equal to 1, got -1"),
+        (["--config", "configs/dpo_tiny.yaml"], "this is a config for loops.dpo, not for loops.sft"),
+        (["--model.name", "x"], "'data.name' is missing"),
+        (["--data.name", "x"], "'model.name' is missing"),
+        (["stray"], "expected --KEY VALUE, got 'stray'"),
+    ],
+)
+def test_a_bad_command_line(arguments, message):
+    out = command("loops.sft", *arguments)
+    assert out.returncode == 1 and message in out.stderr and "Traceback" not in out.stderr
+
+
+@pytest.mark.parametrize("problem", ["missing", "broken", "empty turn", "nothing to learn", "nan"])
+def test_bad_data_leaves_nothing_that_looks_finished(tmp_path, llama, problem):
+    data, more = tmp_path / "rows.jsonl", []
+    good = json.dumps({"prompt": "a", "completion": "b"})
+    if problem == "broken":
+        data.write_text(good + "\n{not json\n")
+    elif problem == "empty turn":
+        data.write_text(good + "\n" + json.dumps({"prompt": "a", "completion": " "}))
+    elif problem == "nothing to learn":
+        data.write_text(good)
+        more = ["--data.max_length", "3"]
+    elif problem == "nan":
+        data.write_text(good)
+        more = ["--training.learning_rate", "1e30", "--training.epochs", "20"]
+    expected = {
+        "missing": "no such data file", "broken": "line 2: not valid JSON", "empty turn": "row 2: 'completion' is empty",
+        "nothing to learn": "nothing is left to train on", "nan": "stopped before the update",
+    }[problem]  # fmt: skip
+    out = command(
+        "loops.sft", "--config", "configs/sft_tiny.yaml", "--model.name", llama, "--data.name", data, "--output.dir", tmp_path / "run", *more
+    )
+    assert out.returncode == 1 and expected in out.stderr and "Traceback" not in out.stderr, out.stderr
+    assert not (tmp_path / "run" / "model").exists()
+
+
+@pytest.mark.parametrize("name", ["logprobs", "weights", "sft", "dpo", "kl", "advantages", "grpo"])
+def test_walk_throughs(name):
+    out = command(f"losses.{name}")
+    assert out.returncode == 0, out.stderr
+    assert len(out.stdout.splitlines()) >= 6 and "=" in out.stdout
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo", "grpo", "ladder"])
+def test_help_teaches(method):
+    out = command(f"loops.{method}", "--help", timeout=20)
+    assert out.returncode == 0 and "default:" in out.stdout
+
+
+def test_losses_import_neither_transformers_nor_the_floors_above():
+    code = (
+        "import sys, losses.logprobs, losses.weights, losses.sft, losses.dpo, losses.kl, losses.advantages, losses.grpo\n"
+        "bad = {'transformers', 'posttrain', 'loops', 'accelerate', 'peft', 'datasets'} & set(sys.modules)\nassert not bad, bad"
+    )
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+
+
+def test_imports_run_one_way():
+    for room, above in (("losses", ("posttrain", "loops")), ("posttrain", ("loops",))):
+        for path in (ROOT / room).glob("*.py"):
+            for line in path.read_text().splitlines():
+                words = line.split()
+                assert not (words[:1] in (["import"], ["from"]) and words[1].split(".")[0] in above), f"{path.name}: {line}"
+    for path in (ROOT / "loops").glob("*.py"):
+        if path.name != "ladder.py":
+            assert "from loops" not in path.read_text() and "import loops" not in path.read_text()
