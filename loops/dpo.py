@@ -43,7 +43,8 @@ def train(config: DpoConfig, *, rows: list[dict] | None = None) -> Result:
     run = Run(config)
     accelerator, max_grad_norm = run.accelerator, config.training.max_grad_norm
     model, tokenizer, notes = models.load_policy(config.model, run.compute, run.folder)
-    encoded = pairs(data, tokenizer, models.max_length(model, config.data.max_length))
+    limit = models.max_length(model, config.data.max_length)
+    encoded = pairs(data, tokenizer, limit)
     examples, validation = hold_out(encoded.items, config.data.validation_split, config.training.seed)
     for line in [*notes, encoded.summary()]:
         run.say(line)
@@ -55,7 +56,7 @@ def train(config: DpoConfig, *, rows: list[dict] | None = None) -> Result:
     if config.dpo.precompute:
         cache = precompute(reference, encoded.items, run, pad_id)
         reference = None  # its memory is free again
-    showcase = Showcase(data, tokenizer, config.output.samples, 64, 512)
+    showcase = Showcase(data, tokenizer, config.output.samples, min(64, limit // 2), limit - min(64, limit // 2))
     before = showcase.answers(model)
     policy, optimizer, scheduler = run.prepare(policy, run.steps_for(len(examples)))
 

@@ -235,9 +235,11 @@ def refuse_other_sampler(logps: torch.Tensor, sampler_logps: torch.Tensor, activ
 def evaluate(model, validation: list[Prompt], functions: list, grpo, tokenizer, run: Run) -> float:
     """Mean reward of one greedy answer to each held-out prompt."""
     mine = validation[run.accelerator.process_index :: run.accelerator.num_processes]
-    with run.accelerator.autocast():
-        rollout = ask(model, tokenizer, [p.ids for p in mine], max_new_tokens=grpo.max_new_tokens)
-    scores = reward_of(functions, grpo, rollout, rollout.texts(tokenizer), mine)
+    scores = []
+    if mine:  # more processes than prompts: some have nothing to ask, and add 0
+        with run.accelerator.autocast():
+            rollout = ask(model, tokenizer, [p.ids for p in mine], max_new_tokens=grpo.max_new_tokens)
+        scores = reward_of(functions, grpo, rollout, rollout.texts(tokenizer), mine)
     return run.sum_over_processes(sum(scores)) / len(validation)
 
 

@@ -15,13 +15,12 @@ from posttrain.config import early_check
 config = early_check("ladder") if __name__ == "__main__" else None  # a wrong command line fails before torch is imported
 
 import time
-from pathlib import Path
 
 import torch
 
 from loops import dpo, grpo, sft
 from posttrain import models, tiny_report
-from posttrain.config import LadderConfig, load
+from posttrain.config import LadderConfig, stage_config
 from posttrain.config import save as save_config
 from posttrain.errors import UserError, clear_exit
 from posttrain.tiny_eval import Rung, climb
@@ -59,16 +58,6 @@ def run(config: LadderConfig) -> list[Rung]:
     tiny_report.write(folder, config, rungs, metrics)
     print("\n" + tiny_report.table(rungs, config) + f"\n\nread {folder}/report.md, look at {folder}/curves.png")
     return rungs
-
-
-def stage_config(config: LadderConfig, name: str, start: str):
-    """The stage's own YAML, its overrides, and what makes it a rung: where it starts, its seed, its folder."""
-    stage = getattr(config.ladder, name)
-    path = Path(stage.config)
-    if not path.is_file():
-        path = Path(__file__).resolve().parent.parent / "configs" / stage.config
-    fixed = {"model.name": start, "training.seed": config.ladder.seed, "output.dir": str(config.folder / name), "output.overwrite": True}
-    return load(path, stage.overrides | fixed, method=name)
 
 
 def tell(rung: Rung) -> None:

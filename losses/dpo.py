@@ -53,7 +53,7 @@ def dpo_loss(
     if beta < 0:
         raise ValueError(f"beta must not be negative, got {beta}")
     if weights is None:
-        weights = torch.full_like(policy_chosen_logps, 1 / max(len(policy_chosen_logps), 1), dtype=torch.float32)
+        weights = torch.full_like(at_least_float32(policy_chosen_logps), 1 / max(len(policy_chosen_logps), 1))
     assert weights.shape == policy_chosen_logps.shape, f"weights [B], got {list(weights.shape)}"
 
     weights = weights.detach()

@@ -28,7 +28,8 @@ PLAIN_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}{end}\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-_OPEN, _CLOSE = "\ue000", "\ue001"  # private-use characters: mark, inside rendered text, a piece that must stay text
+_OPEN, _CLOSE = "\ue000typed\ue001", "\ue001typed\ue000"  # mark, inside rendered text, a piece that must stay text
+_REPLY = "\ue000reply\ue000"  # stands for the reply, to see what the template writes around it
 
 
 def prepare_tokenizer(tokenizer) -> list[str]:
@@ -58,25 +59,19 @@ def completion_ids(tokenizer, messages: Messages, reply: str) -> list[int]:
     """The ids of `reply` as the answer to `messages`, up to and including the turn-end token."""
     prompt_text = _render(tokenizer, messages, True)
     whole_text = _render(tokenizer, [*messages, {"role": "assistant", "content": reply}], False)
-    shown = _protect(tokenizer, reply)
-    if whole_text.startswith(prompt_text):
-        rest_text = whole_text[len(prompt_text) :]
-    else:  # the generation prompt is not how the template writes a turn: keep from the reply on
-        cut = whole_text.rfind(shown) if shown in whole_text else whole_text.rfind(shown.strip())
-        rest_text = whole_text[cut:] if cut >= 0 else ""
+    before, shown, after = _render(tokenizer, [*messages, {"role": "assistant", "content": _REPLY}], False).rpartition(_REPLY)
+    if not shown:
+        raise ValueError("the chat template does not show the assistant's reply: nothing to learn from; check the template")
 
     prompt, whole = _encode(tokenizer, prompt_text), _encode(tokenizer, whole_text)
     if whole_text.startswith(prompt_text) and whole[: len(prompt)] == prompt:
         rest = whole[len(prompt) :]
-    else:
-        rest = _encode(tokenizer, rest_text, continued=True)
+    else:  # a merge across the seam, or a generation prompt that is not how the template writes a turn
+        start = len(prompt_text) if whole_text.startswith(prompt_text) else len(before)
+        rest = _encode(tokenizer, whole_text[start:], continued=True)
 
-    # Cut after the first special token behind the reply: that is the end of the turn.
-    special = special_ids(tokenizer)
-    if all(token in special for token in rest):
-        raise ValueError("the chat template does not show the assistant's reply: nothing to learn from; check the template")
-    cut = rest_text.rfind(shown) if shown in rest_text else rest_text.rfind(shown.strip())
-    tail = _encode(tokenizer, rest_text[cut + len(shown.strip()) :], continued=True) if cut >= 0 else rest
+    # End at the first special token that the template writes after the reply: the turn-end token.
+    special, tail = special_ids(tokenizer), _encode(tokenizer, after, continued=True)
     ends = [i for i, token in enumerate(tail) if token in special]
     if not ends:
         return [*rest, tokenizer.eos_token_id]  # a template without a turn-end token: eos is what will stop the model
@@ -129,8 +124,6 @@ def _special_strings(tokenizer) -> list[str]:
 
 def _protect(tokenizer, content: str) -> str:
     """Mark every piece of a message that spells a special token."""
-    if _OPEN in content or _CLOSE in content:
-        content = content.replace(_OPEN, "").replace(_CLOSE, "")
     strings = _special_strings(tokenizer)
     if not any(s in content for s in strings):
         return content
@@ -150,10 +143,11 @@ def _render(tokenizer, messages: Messages, add_generation_prompt: bool) -> str:
 def _encode(tokenizer, text: str, *, continued: bool = False) -> list[int]:
     """Rendered text -> ids: special tokens are special where the template wrote them, and text where a user typed them."""
     ids: list[int] = []
-    for piece in re.split(f"({_OPEN}[^{_CLOSE}]*{_CLOSE})", text):
+    for piece in re.split(f"({_OPEN}.*?{_CLOSE})", text, flags=re.DOTALL):
         if piece:
-            typed = piece[0] == _OPEN
-            ids += _piece_ids(tokenizer, piece.strip(_OPEN + _CLOSE) if typed else piece, split=typed, continued=continued or bool(ids))
+            typed = piece.startswith(_OPEN)
+            piece = piece.removeprefix(_OPEN).removesuffix(_CLOSE)
+            ids += _piece_ids(tokenizer, piece, split=typed, continued=continued or bool(ids))
     return ids
 
 

@@ -17,13 +17,29 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from posttrain.errors import UserError
 
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), validate_default=True, allow_inf_nan=False, coerce_numbers_to_str=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_groups(cls, values: Any) -> Any:
+        """`lora:` with nothing under it is an empty group; a required group that is missing names its own missing keys."""
+        if not isinstance(values, dict):
+            return values
+        groups = {n: f for n, f in cls.model_fields.items() if isinstance(f.annotation, type) and issubclass(f.annotation, BaseModel)}
+        return values | {n: {} for n, f in groups.items() if values.get(n) is None and (n in values or f.is_required())}
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and "bool" not in str(cls.model_fields[info.field_name].annotation):
+            raise ValueError(f"expected a value, got {str(value).lower()}")
+        return value
 
 
 # ---------------------------------------------------------------- the keys
@@ -82,7 +98,7 @@ class Training(Section):
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decay, on matrices only (not on biases and norms)")
     optimizer: Literal["adamw", "adamw_8bit"] = Field("adamw", description="adamw_8bit keeps its state in 8 bits (bitsandbytes)")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
-    seed: int = Field(0, ge=0, description="data order, sampling, new adapter weights and dropout")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="data order, sampling, new adapter weights and dropout")
     eval_every: int | None = Field(None, ge=1, description="evaluate on the validation split every so many steps, and at the end")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: cuda where there is one, else cpu (mps is untested)")
     cpu_threads: int | None = Field(None, ge=1, description="torch threads on a CPU; default 1 for models under a million parameters, else torch's own")
@@ -197,7 +213,7 @@ class Stage(Section):
 
 class Ladder(Section):
     base: str = Field("tiny-base", description="the model at the foot: tiny-base, or a folder made by python -m posttrain.tiny --seed N --out FOLDER")
-    seed: int = Field(0, ge=0, description="training.seed of every stage")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="training.seed of every stage")
     sft: Stage = Field(default_factory=lambda: Stage(config="sft_tiny.yaml"), description="stage 1")
     dpo: Stage = Field(default_factory=lambda: Stage(config="dpo_tiny.yaml"), description="stage 2, from stage 1's model")
     grpo: Stage = Field(default_factory=lambda: Stage(config="grpo_tiny.yaml"), description="stage 3, from stage 2's model, its adapter merged")
@@ -231,10 +247,13 @@ REFUSED = {name: _TRUNCATED for name in ("top_p", "top_k", "min_p", "typical_p",
 # ---------------------------------------------------------------- loading
 
 
-def load(path: str | os.PathLike | None = None, overrides: dict[str, Any] | None = None, *, method: str | None = None) -> Any:
+def load(
+    path: str | os.PathLike | None = None, overrides: dict[str, Any] | None = None, *, method: str | None = None, origin: str = "overrides"
+) -> Any:
     """Read a YAML file, apply overrides, validate. The method is the one group of the file that names one (sft:, dpo: …).
 
-    overrides: {"dpo.beta": 0.2}; a unique leaf name will do ("beta"). Raises UserError with every problem found.
+    overrides: {"dpo.beta": 0.2}; a unique leaf name will do ("beta"). origin: what messages call the overrides.
+    Raises UserError with every problem found.
     """
     values, places = _read_yaml(Path(path)) if path is not None else ({}, {})
     present = [name for name in METHODS if name in values]
@@ -244,23 +263,26 @@ def load(path: str | os.PathLike | None = None, overrides: dict[str, Any] | None
         method = present[0]
     elif present and method not in present:
         raise UserError(f"{path}: this is a config for loops.{present[0]}, not for loops.{method}")
-    return _validate(METHODS[method], values, places, path, overrides or {})
+    return _validate(METHODS[method], values, places, path, overrides or {}, origin)
 
 
-def _validate(kind: type[Section], values: dict, places: dict, path: Any, overrides: dict[str, Any]) -> Any:
+def _validate(kind: type[Section], values: dict, places: dict, path: Any, overrides: dict[str, Any], origin: str) -> Any:
     problems: list[str] = []
     keys = [key for key, *_ in describe(kind)]
-    for name, value in overrides.items():
+    given: set[str] = set()
+    for name, value in _flat(overrides, keys).items():
         key = name.replace("-", "_")
         if key not in keys and not _open_ended(key, keys):
             matches = [k for k in keys if k.rsplit(".", 1)[-1] == key]
-            if len(matches) == 1:
-                key = matches[0]
-            elif matches:
-                problems.append(f"command line: '{name}' could be {' or '.join(matches)}: give the group too")
+            if len(matches) > 1:
+                problems.append(f"{origin}: '{name}' could be {' or '.join(matches)}: give the group too")
                 continue
-        _put(values, key, value)
-        places[key] = "command line"
+            key = matches[0] if matches else key
+        if key in given:
+            problems.append(f"{origin}: {key} is given twice")
+        given.add(key)
+        _put(values, key, os.fspath(value) if isinstance(value, os.PathLike) else value)
+        places[key] = origin
 
     try:
         config = kind.model_validate(values)
@@ -277,7 +299,7 @@ def _validate(kind: type[Section], values: dict, places: dict, path: Any, overri
 
 def _sentence(error: Any, keys: list[str], places: dict[str, str], path: Any) -> str:
     key = ".".join(str(part) for part in error["loc"])
-    where = next((places[k] for k in (key, *_parents(key)) if k in places), str(path or "command line"))
+    where = next((places[k] for k in (key, *_parents(key)) if k in places), str(path or "configuration"))
     if error["type"] == "extra_forbidden":
         leaf = key.rsplit(".", 1)[-1]
         if leaf in REFUSED:
@@ -312,6 +334,18 @@ def _parents(key: str) -> list[str]:
     return [".".join(parts[:i]) for i in range(len(parts) - 1, 0, -1)]
 
 
+def _flat(overrides: dict[str, Any], keys: list[str], prefix: str = "") -> dict[str, Any]:
+    """{"dpo": {"beta": 0.2}} means {"dpo.beta": 0.2}: a group is merged into the file's, never put in its place."""
+    out: dict[str, Any] = {}
+    for name, value in overrides.items():
+        whole = prefix + str(name)
+        if isinstance(value, dict) and any(k.startswith(whole + ".") for k in keys):
+            out |= _flat(value, keys, whole + ".")
+        else:
+            out[whole] = value
+    return out
+
+
 def _open_ended(key: str, keys: list[str]) -> bool:
     return any(key.startswith(k + ".") for k in keys if k.endswith(".overrides"))
 
@@ -337,9 +371,10 @@ def _read_yaml(path: Path) -> tuple[dict, dict[str, str]]:
     try:
         text = path.read_text()
         root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
-        raise UserError(f"{path}{f', line {mark.line + 1}' if mark else ''}: not valid YAML: {getattr(error, 'problem', error)}") from None
+        raise UserError(f"{path}{f', line {mark.line + 1}' if mark else ''}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
     if root is None:
         return {}, {}
     if not isinstance(root, yaml.MappingNode):
@@ -347,6 +382,8 @@ def _read_yaml(path: Path) -> tuple[dict, dict[str, str]]:
     places: dict[str, str] = {}
 
     def walk(node: Any, prefix: str) -> None:
+        if prefix.count(".") > 8:
+            raise UserError(f"{path}: groups nested too deeply (an alias that contains itself?)")
         for key_node, value_node in node.value:
             key, line = f"{prefix}{key_node.value}", key_node.start_mark.line + 1
             if key in places:
@@ -356,8 +393,7 @@ def _read_yaml(path: Path) -> tuple[dict, dict[str, str]]:
                 walk(value_node, f"{key}.")
 
     walk(root, "")
-    values = yaml.safe_load(text)
-    return {key: {} if value is None and key in METHODS else value for key, value in values.items()}, places
+    return values, places
 
 
 # ---------------------------------------------------------------- the command line
@@ -371,8 +407,11 @@ def early_check(method: str) -> Any:
         sys.exit(0)
     try:
         path, overrides = parse(arguments)
-        config = load(path, overrides, method=method)
-        if method != "ladder" and config.data.name is None:
+        config = load(path, overrides, method=method, origin="command line")
+        if method == "ladder":
+            for stage in ("sft", "dpo", "grpo"):
+                stage_config(config, stage, "tiny-base")
+        elif config.data.name is None:
             raise UserError("1 problem in the configuration\n  'data.name' is missing: give it in the file or as --data.name VALUE")
         return config
     except UserError as problem:
@@ -380,9 +419,10 @@ def early_check(method: str) -> Any:
 
 
 def parse(arguments: list[str]) -> tuple[str | None, dict[str, Any]]:
-    """["--config", "a.yaml", "--dpo.beta", "0.2", "--output.overwrite"] -> ("a.yaml", {"dpo.beta": 0.2, "output.overwrite": True})
+    """["--config", "a.yaml", "--dpo.beta", "0.2", "--output.overwrite"] -> ("a.yaml", {"dpo.beta": "0.2", "output.overwrite": True})
 
-    Values are read as YAML. A key without a value is true; several values make a list."""
+    Values stay text: the key's own type decides what they mean, so a model may be called 010. A key without a value is
+    true; several values, or [a, b], make a list; null and none mean no value."""
     path, overrides, i = None, {}, 0
     while i < len(arguments):
         argument = arguments[i]
@@ -396,17 +436,35 @@ def parse(arguments: list[str]) -> tuple[str | None, dict[str, Any]]:
             i += 1
         if key in overrides or (key == "config" and path is not None):
             raise UserError(f"command line: --{key} is given twice")
-        try:
-            parsed = [yaml.safe_load(v) for v in values]
-        except yaml.YAMLError:
-            parsed = list(values)
         if key == "config":
             if len(values) != 1:
                 raise UserError("command line: --config takes one file")
             path = values[0]
+            continue
+        if len(values) == 1 and values[0].startswith("[") and values[0].endswith("]"):
+            values = [v.strip() for v in values[0][1:-1].split(",")]
+            overrides[key] = values
+        elif len(values) == 1:
+            overrides[key] = None if values[0] in ("null", "none", "None") and not _takes(key, values[0]) else values[0]
         else:
-            overrides[key] = True if not parsed else parsed[0] if len(parsed) == 1 else parsed
+            overrides[key] = values or True
     return path, overrides
+
+
+def _takes(key: str, word: str) -> bool:
+    """Is `word` one of the choices of this key (model.adapter: none)?"""
+    leaf = key.replace("-", "_").rsplit(".", 1)[-1]
+    return any(k.rsplit(".", 1)[-1] == leaf and word in kind.split(" | ") for m in METHODS.values() for k, kind, default, _ in describe(m) if default != "None")
+
+
+def stage_config(config: Any, name: str, start: str) -> Any:
+    """A ladder stage's own config: its YAML, its overrides, and what makes it a rung: where it starts, its seed, its folder."""
+    stage = getattr(config.ladder, name)
+    path = Path(stage.config)
+    if not path.is_file():
+        path = Path(__file__).resolve().parent.parent / "configs" / stage.config
+    fixed = {"model.name": start, "training.seed": config.ladder.seed, "output.dir": str(config.folder / name), "output.overwrite": True}
+    return load(path, stage.overrides | fixed, method=name, origin=f"ladder.{name}.overrides")
 
 
 def describe(kind: type[BaseModel], prefix: str = "") -> list[tuple[str, str, str, str]]:

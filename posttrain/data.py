@@ -17,20 +17,23 @@ from typing import Any
 
 from posttrain.errors import UserError
 
+MOST_SKIPPED = 0.05  # share of rows that teach nothing; above it the data is refused, below it they are left out and counted
 FILE_KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
 @dataclass(frozen=True)
 class Rows:
     rows: list[dict]
+    numbers: list[int]  # of each row in its source, from 1
     source: str  # file or data set name, for messages
     recognised_as: str
+    skipped: list[str]  # "row 87: 'chosen' is empty …": rows that teach nothing, left out
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def where(self, index: int) -> str:
-        return f"{self.source}, row {index + 1}"
+        return f"{self.source}, row {self.numbers[index]}"
 
 
 def load_rows(data, method: str, rows: list[dict] | None = None) -> Rows:
@@ -45,11 +48,17 @@ def load_rows(data, method: str, rows: list[dict] | None = None) -> Rows:
         raw = raw[: data.max_samples]
     if not raw:
         raise UserError(f"{source}: no rows")
+    for number, row in enumerate(raw, start=1):
+        if not isinstance(row, dict):
+            raise UserError(f"{source}, row {number}: expected an object with named columns, found {type(row).__name__}")
     convert, recognised_as = recognise(raw[0], method, source)
-    out = []
+    out, numbers, skipped = [], [], []
     for index, row in enumerate(raw):
         try:
             row = convert(row)
+        except NothingToLearn as problem:
+            skipped.append(f"row {index + 1}: {problem}")
+            continue
         except KeyError as missing:
             raise UserError(f"{source}, row {index + 1}: column {missing} is missing; found {', '.join(map(str, row))}") from None
         except ValueError as problem:
@@ -58,7 +67,15 @@ def load_rows(data, method: str, rows: list[dict] | None = None) -> Rows:
             if data.system_prompt and key in row and row[key][0]["role"] != "system":
                 row[key] = [{"role": "system", "content": data.system_prompt}, *row[key]]
         out.append(row)
-    return Rows(out, source, recognised_as)
+        numbers.append(index + 1)
+    if len(skipped) > MOST_SKIPPED * len(raw):
+        more = f" ({len(skipped)} such rows of {len(raw)}; up to {MOST_SKIPPED:.0%} would be left out and counted)" if len(raw) > 1 else ""
+        raise UserError(f"{source}, {skipped[0]}{more}")
+    return Rows(out, numbers, source, recognised_as, skipped)
+
+
+class NothingToLearn(ValueError):
+    """A row that is well formed but teaches nothing: an empty answer, chosen == rejected."""
 
 
 # ---------------------------------------------------------------- where from
@@ -81,12 +98,10 @@ def read_file(path: Path) -> list[dict]:
     if not path.is_file():
         raise UserError(f"{path}: no such data file")
     if path.suffix == ".jsonl":
-        rows = []
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-            if line.strip():
-                rows.append(_json(line, f"{path}, line {number}"))
+        lines = enumerate(_text(path).split("\n"), start=1)  # not splitlines(): JSON text may hold U+2028
+        rows = [_json(line, f"{path}, line {number}") for number, line in lines if line.strip()]
     elif path.suffix == ".json":
-        rows = _json(path.read_text(encoding="utf-8"), str(path))
+        rows = _json(_text(path), str(path))
         if not isinstance(rows, list):
             raise UserError(f"{path}: expected a list of rows, found one {type(rows).__name__}; one row per line belongs in a .jsonl file")
     elif path.suffix in FILE_KINDS:
@@ -98,10 +113,14 @@ def read_file(path: Path) -> list[dict]:
             raise UserError(f"{path}: cannot be read as {path.suffix[1:]}: {str(error).splitlines()[0]}") from None
     else:
         raise UserError(f"{path}: expected a {', '.join(FILE_KINDS)} file")
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise UserError(f"{path}, row {number}: expected an object with named columns, found {type(row).__name__}")
     return rows
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}; convert the file") from None
 
 
 def _json(text: str, where: str) -> Any:
@@ -168,14 +187,14 @@ def _from_question_answer(row: dict) -> dict:
 
 def _from_text(row: dict) -> dict:
     if not _string(row["text"], "text").strip():
-        raise ValueError("'text' is empty")
+        raise NothingToLearn("'text' is empty")
     return {"text": row["text"]}
 
 
 def _from_pair(row: dict) -> dict:
     chosen, rejected = _as_reply(row["chosen"], "chosen"), _as_reply(row["rejected"], "rejected")
     if chosen == rejected:
-        raise ValueError("chosen and rejected are the same: no preference to learn")
+        raise NothingToLearn("chosen and rejected are the same: no preference to learn")
     return {"prompt": _as_prompt(row["prompt"]), "chosen": chosen["content"], "rejected": rejected["content"]}
 
 
@@ -186,7 +205,7 @@ def _from_rl_prompt(row: dict, column: str) -> dict:
 def _as_prompt(value: Any) -> list[dict[str, str]]:
     if isinstance(value, str):
         if not value.strip():
-            raise ValueError("the prompt is empty")
+            raise NothingToLearn("the prompt is empty")
         return [{"role": "user", "content": value}]
     messages = _messages(value, "prompt", needs_reply=False)
     if messages[-1]["role"] == "assistant":
@@ -200,7 +219,7 @@ def _as_reply(value: Any, name: str) -> dict[str, str]:
             raise ValueError(f"'{name}' must be a string or a list of one assistant message")
         value = value[0].get("content")
     if not _string(value, name).strip():
-        raise ValueError(f"'{name}' is empty: an empty answer teaches nothing")
+        raise NothingToLearn(f"'{name}' is empty: an empty answer teaches nothing")
     return {"role": "assistant", "content": value}
 
 
@@ -213,8 +232,10 @@ def _messages(value: Any, name: str, *, needs_reply: bool) -> list[dict[str, str
             raise ValueError(f"'{name}', message {number}: expected {{role: system | user | assistant, content: text}}, got {message!r:.80}")
         _string(message.get("content"), f"{name}, message {number}: content")
         if message["role"] == "assistant" and not message["content"].strip():
-            raise ValueError(f"'{name}', message {number}: an empty assistant turn teaches nothing")
+            raise NothingToLearn(f"'{name}', message {number}: an empty assistant turn teaches nothing")
         out.append({"role": message["role"], "content": message["content"]})
+    if next((m["role"] for m in out if m["role"] != "system"), "user") != "user":
+        raise ValueError(f"'{name}' begins with an assistant message: there is no prompt that it answers")
     if needs_reply and not any(m["role"] == "assistant" for m in out):
         raise ValueError(f"'{name}' has no assistant message: nothing to learn from")
     return out

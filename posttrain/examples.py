@@ -48,11 +48,14 @@ class Encoded:
     total: int
     dropped: dict[str, int] = field(default_factory=dict)
     split_rows: int = 0
+    skipped: list[str] = field(default_factory=list)
 
     def summary(self) -> str:
         text = f"read {self.total:,} rows as {self.recognised_as} from {self.source}"
         if self.split_rows:
             text += f"; {self.split_rows:,} were split into one row per assistant turn (the template rewrites earlier turns)"
+        if self.skipped:
+            text += f"; left out {len(self.skipped):,} that teach nothing (first: {self.skipped[0]})"
         if self.dropped:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.items())
             count = sum(self.dropped.values())
@@ -62,7 +65,7 @@ class Encoded:
 
 def _encode(rows: Rows, encode_row: Callable[[dict, int], list], fits: Callable[[object], str | None]) -> Encoded:
     """Encode every row; what a row raises is told with its name; what does not fit is dropped with its reason."""
-    out = Encoded([], rows.source, rows.recognised_as, len(rows))
+    out = Encoded([], rows.source, rows.recognised_as, len(rows) + len(rows.skipped), skipped=rows.skipped)
     for index, row in enumerate(rows.rows):
         try:
             items = encode_row(row, index)

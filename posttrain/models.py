@@ -23,7 +23,7 @@ EMBEDDED = ("tiny-base", "tiny-sft", "tiny-dpo")
 # ---------------------------------------------------------------- loading
 
 
-def load(name: str, *, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, object, list[str]]:
+def load(name: str, *, dtype: torch.dtype = torch.float32, key: str = "model.name") -> tuple[nn.Module, object, list[str]]:
     """(model, tokenizer, lines to print) from a hub id, a folder or an embedded name, on the CPU.
 
     A folder that holds a LoRA adapter is loaded with its base and merged, in float32: what is trained next starts from the
@@ -39,8 +39,8 @@ def load(name: str, *, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, o
         base = json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.is_file() else path
         tokenizer = AutoTokenizer.from_pretrained(path)
         model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32 if adapter.is_file() else dtype)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"model.name '{name}': cannot be loaded: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # whatever the library says of a folder that is missing, broken or of another kind
+        raise UserError(f"{key} '{name}': cannot be loaded: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
     if adapter.is_file():
         with quiet_peft() as peft:
             model = peft.PeftModel.from_pretrained(model, path).merge_and_unload().to(dtype)
@@ -48,9 +48,9 @@ def load(name: str, *, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, o
     try:
         lines = chat.prepare_tokenizer(tokenizer)
     except ValueError as problem:
-        raise UserError(f"model.name '{name}': {problem}") from None
+        raise UserError(f"{key} '{name}': {problem}") from None
     if (rows := model.get_input_embeddings().weight.shape[0]) < len(tokenizer):
-        raise UserError(f"model.name '{name}': the tokenizer has {len(tokenizer)} entries, the model only {rows} embeddings: they do not belong together")
+        raise UserError(f"{key} '{name}': the tokenizer has {len(tokenizer)} entries, the model only {rows} embeddings: they do not belong together")
     model.config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer, lines
 
@@ -60,13 +60,14 @@ def load_policy(config, compute: torch.dtype, run_folder: Path | None = None) ->
     lora = config.adapter == "lora"
     model, tokenizer, lines = load(config.name, dtype=compute if lora else torch.float32)
     if lora:
-        base = tiny.folder(config.name) if config.name in EMBEDDED else config.name
-        if (Path(base) / "adapter_config.json").is_file() and run_folder is not None:
-            # The new adapter needs a full model on disk to sit on: the merged start, written once beside it.
-            base = (run_folder / "start").resolve()
-            model.save_pretrained(base)
-            tokenizer.save_pretrained(base)
-        model = add_lora(model, config.lora, str(base))
+        base = Path(tiny.folder(config.name) if config.name in EMBEDDED else config.name)
+        if (base / "adapter_config.json").is_file() and run_folder is not None:
+            # The new adapter needs a full model on disk to sit on: the merged start, written beside it (Run.prepare moves it).
+            base = run_folder / "start"
+            model.save_pretrained(f"{base}.part")
+            tokenizer.save_pretrained(f"{base}.part")
+            base = base.resolve()
+        model = add_lora(model, config.lora, str(base.resolve()) if base.is_dir() else str(base))
     if config.gradient_checkpointing:
         full = model.get_base_model() if lora else model
         full.activation_checkpointing_enable({"use_reentrant": False})  # what transformers 5 calls gradient checkpointing
@@ -87,16 +88,13 @@ def quiet_peft():
 def add_lora(model: nn.Module, lora, base_name: str) -> nn.Module:
     with quiet_peft() as peft:
         model.name_or_path = base_name  # goes into adapter_config.json: where the saved adapter finds its base again
-        model = peft.get_peft_model(
-            model,
-            peft.LoraConfig(
-                task_type="CAUSAL_LM",
-                r=lora.rank,
-                lora_alpha=lora.alpha,
-                lora_dropout=lora.dropout,
-                target_modules=lora.targets,
-            ),
+        how = peft.LoraConfig(
+            task_type="CAUSAL_LM", r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets
         )
+        try:
+            model = peft.get_peft_model(model, how)
+        except ValueError as error:
+            raise UserError(f"model.lora.targets {lora.targets!r}: {str(error).splitlines()[0]}") from None
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -202,8 +200,7 @@ class CompletionLogps(nn.Module):
         hidden = self._hidden(ids, None, positions)
         logits = self.model(input_ids=ids, position_ids=positions, use_cache=False).logits
         self.model.train(training)
-        ours = head(hidden)
-        return ours.shape == logits.shape and torch.allclose(ours, logits, rtol=1e-3, atol=1e-4)
+        return torch.equal(head(hidden), logits)  # bit for bit: a soft cap is all but invisible while logits are small
 
 
 # ---------------------------------------------------------------- the frozen reference
@@ -231,9 +228,12 @@ def frozen_reference(policy: CompletionLogps, config, compute: torch.dtype) -> n
         how = "adapter_off" if fresh_adapter else "copy"
     if how == "adapter_off":
         return AdapterOff(policy)
-    model = copy.deepcopy(policy.model) if how == "copy" else load(how)[0].to(next(policy.parameters()).device)
-    if model.get_input_embeddings().weight.shape != policy.model.get_input_embeddings().weight.shape and how != "copy":
-        raise UserError(f"model.reference '{how}' has another vocabulary than the policy: their log-probabilities cannot be compared")
-    model = model.to(compute).requires_grad_(False)  # frozen weights may be stored in bf16
+    if how == "copy":  # in the policy's own dtype: rounded to bf16 it would not be the policy at step 0 (measured: nats)
+        model = copy.deepcopy(policy.model)
+    else:  # another model is not asked to equal the policy, so its frozen weights may be stored in the compute type
+        model = load(how, dtype=compute, key="model.reference")[0].to(next(policy.parameters()).device)
+        if model.get_input_embeddings().weight.shape[0] != policy.model.get_input_embeddings().weight.shape[0]:
+            raise UserError(f"model.reference '{how}' has another vocabulary than the policy: their log-probabilities cannot be compared")
+    model.requires_grad_(False)
     no_dropout(model)
     return CompletionLogps(model.train(policy.model.training))

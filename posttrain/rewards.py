@@ -13,21 +13,26 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import re
 from collections.abc import Callable, Sequence
 from decimal import Decimal, InvalidOperation
 
 from posttrain.errors import UserError
 
-NUMBER = r"[-−]?\s*\$?\s*[-−]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
+NUMBER = r"[-−+]?\s*\$?\s*[-−]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
 
 
 def parse_number(text: str) -> Decimal | None:
-    """"1,234" -> 1234, "$18.00" -> 18, "-3" -> −3; None where no single number is there."""
-    match = re.fullmatch(rf"\s*({NUMBER})\s*%?\s*\.?\s*", text)
+    """"1,234" -> 1234, "$18.00" -> 18, "-3" -> −3, "7 apples" -> 7; None where no single number stands at the beginning."""
+    text = re.sub(r"\\[,!;$%]|\*\*", lambda m: {"\\$": "$", "\\%": "%"}.get(m.group(), ""), text).strip()
+    match = re.match(NUMBER, text)
     if match is None:
         return None
-    digits = re.sub(r"[\s$,]", "", match.group(1)).replace("−", "-")
+    rest = text[match.end() :]
+    if re.match(r"\w", rest) or re.search(r"\d", rest):  # 1e3, 3/4, 2 + 2, 5 or 6, 10:30: not one number
+        return None
+    digits = re.sub(r"[\s$,+]", "", match.group()).replace("−", "-")
     try:
         return Decimal(digits)
     except InvalidOperation:
@@ -38,12 +43,12 @@ def extract_answer(text: str) -> Decimal | None:
     r"""The final answer of a solution: the number behind the last "####", or in \boxed{…}; None if there is none.
 
     Two different boxed answers are no answer: a model must not collect the reward by naming several."""
-    boxed = {parse_number(b) for b in re.findall(r"\\boxed\{([^{}]*)\}", text)}
+    boxed = {parse_number(b) for b in re.findall(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}", text)}
     if boxed:
         return boxed.pop() if len(boxed) == 1 else None
     if "####" in text:
-        match = re.match(rf"\s*({NUMBER})(?![\d,.]*\d)", text.rsplit("####", 1)[1])
-        return parse_number(match.group(1)) if match else None
+        line = text.rsplit("####", 1)[1].lstrip(" \t").split("\n", 1)[0]
+        return parse_number(line)
     return None
 
 
@@ -59,7 +64,7 @@ def answer(completions: list[str], answer: list, finished: list[bool]) -> list[f
 
 def target(value: object) -> Decimal:
     """The right answer of a row, from a number or from a worked solution."""
-    found = parse_number(str(value))
+    found = Decimal(str(value)) if isinstance(value, int | float) else parse_number(str(value))
     if found is None:
         found = extract_answer(str(value))
     if found is None:
@@ -82,7 +87,7 @@ def find(names: str | list[str]) -> list[Callable]:
             raise UserError(f"grpo.reward '{name}': expected {', '.join(BUILT_IN)}, or package.module:function")
         try:
             found.append(getattr(importlib.import_module(module), function))
-        except (ImportError, AttributeError) as error:
+        except (ImportError, AttributeError, ValueError) as error:
             raise UserError(f"grpo.reward '{name}': {error}") from None
     return found
 
@@ -96,6 +101,9 @@ def score(functions: Sequence[Callable], weights: Sequence[float] | None, availa
     for function, weight in zip(functions, weights or [1.0] * len(functions), strict=True):
         rewards = call(function, available)
         for i, reward in enumerate(rewards):
+            if reward is not None and not math.isfinite(reward):
+                name = getattr(function, "__name__", str(function))
+                raise UserError(f"reward function '{name}' returned {reward} for completion {i}: {available['completions'][i]!r:.80}")
             if reward is not None:
                 totals[i] = (totals[i] or 0.0) + weight * float(reward)
     if None in totals:

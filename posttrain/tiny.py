@@ -94,7 +94,8 @@ def folder(name: str) -> Path:
 def run_stage(name: str, scratch: Path) -> None:
     stage = name.removeprefix("tiny-")
     command = [sys.executable, "-m", f"loops.{stage}", "--config", f"configs/{stage}_tiny.yaml"]
-    outcome = subprocess.run([*command, "--output.dir", str(scratch) + ".run"], cwd=ROOT, env=os.environ | {"WORLD_SIZE": "1"})
+    alone = {k: v for k, v in os.environ.items() if not k.startswith(("RANK", "LOCAL_", "WORLD_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_"))}
+    outcome = subprocess.run([*command, "--output.dir", f"{scratch}.run", "--output.overwrite"], cwd=ROOT, env=alone)
     if outcome.returncode:
         raise RuntimeError(f"building {name} failed: {' '.join(command)} ended with exit code {outcome.returncode}")
     os.replace(f"{scratch}.run/model", scratch)

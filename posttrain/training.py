@@ -69,18 +69,27 @@ class Run:
         self._started = self._last = time.perf_counter()
         self._bar: tqdm | None = None
         self._shows_bars = self.accelerator.is_main_process and sys.stderr.isatty() and "CI" not in os.environ
-        self._open_folder()
+        self._refuse_folder()
 
     # ------------------------------------------------------------ the folder
 
-    def _open_folder(self) -> None:
+    def _refuse_folder(self) -> None:
         if (self.folder / "model").exists() and not self.config.output.overwrite:
             raise UserError(f"{self.folder} holds a finished run: give --output.overwrite to replace it, or another --output.dir")
+        sources = {"model.name": self.config.model.name, "model.reference": getattr(self.config.model, "reference", None)}
+        for key, source in (sources | {"data.name": self.config.data.name}).items():
+            if source and Path(source).exists() and Path(source).resolve().is_relative_to(self.folder.resolve()):
+                raise UserError(f"{key} '{source}' lies in the run folder {self.folder}, which this run overwrites: give another --output.dir")
+
+    def _open_folder(self) -> None:
+        """Only now, when model and data have loaded, is an older run in the folder removed; and only what a run writes."""
         if self.accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
             for name in ("model", "model.part", "start", "metrics.jsonl", "curves.png", "samples.md", "config.yaml"):
-                path = self.folder / name  # only what a run writes is ever removed
+                path = self.folder / name
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            if (self.folder / "start.part").exists():
+                os.replace(self.folder / "start.part", self.folder / "start")
             configs.save(self.config, self.folder / "config.yaml")
         self.accelerator.wait_for_everyone()
 
@@ -93,6 +102,7 @@ class Run:
 
     def prepare(self, policy: models.CompletionLogps, num_steps: int):
         """(policy, optimizer, scheduler), the first two prepared by Accelerate; the scheduler steps once per optimiser step."""
+        self._open_folder()
         small = sum(p.numel() for p in policy.parameters()) < 1_000_000
         if self.device.type == "cpu" and (threads := self.training.cpu_threads or (1 if small else None)):
             torch.set_num_threads(threads)

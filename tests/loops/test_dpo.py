@@ -205,4 +205,19 @@ def test_validation(tmp_path, llama):
 def test_bf16(tmp_path, llama):
     for more in ({}, {"model__adapter": "lora"}):
         result = dpo.train(config(tmp_path, llama, model__dtype="bfloat16", **more), rows=ROWS)
-        assert metric(result, "dpo_loss")[0] == pytest.approx(LN2, abs=0.05)
+        assert metric(result, "dpo_loss")[0] == pytest.approx(LN2, abs=1e-5)  # not merely within bf16's rounding
+
+
+def test_a_run_does_not_overwrite_the_model_it_starts_from(tmp_path, llama):
+    first = dpo.train(config(tmp_path, llama, training__max_steps=1), rows=ROWS)
+    with pytest.raises(UserError, match="lies in the run folder"):
+        dpo.train(config(tmp_path, str(first.folder / "model"), training__max_steps=1), rows=ROWS)
+    with pytest.raises(UserError, match="cannot be loaded"):
+        dpo.train(config(tmp_path, "no/such-model"), rows=ROWS)
+    assert (first.folder / "model" / "config.json").exists()  # a failed start has not cost the older run
+
+
+def test_a_short_context_is_not_overrun_by_the_samples(tmp_path):
+    name = folder(tmp_path / "gpt2", "gpt2", n_positions=64)
+    rows = [*ROWS, {"prompt": "long " * 200, "chosen": "a", "rejected": "b"}]
+    dpo.train(config(tmp_path, name, output__samples=6, training__max_steps=1), rows=rows)

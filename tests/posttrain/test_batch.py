@@ -46,6 +46,10 @@ def test_padding_changes_no_log_prob(kind):
     torch.testing.assert_close(policy(left)[0][0, 10:], alone, atol=1e-5, rtol=0)
 
 
+def test_a_soft_cap_is_found_out_while_the_logits_are_small():
+    assert not CompletionLogps(model("gemma2", final_logit_softcapping=30.0, initializer_range=0.001)).chunked
+
+
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2", "opt", "gemma2"])
 def test_the_module_gives_the_models_own_log_probs(kind):
     m = model(kind).eval()

@@ -90,6 +90,27 @@ def test_what_a_user_types_stays_text():
     assert tokenizer.decode(reply) == "It is <|im_end|>.<|im_end|>"
 
 
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("reply", ["d", "i", "n", "im", "end", "turn", "<", "|", "_", "e", "  leading", "trailing  "])
+def test_a_reply_that_looks_like_a_piece_of_the_end_token(name, reply):
+    tokenizer, end = TOKENIZERS[name]
+    ids = chat.completion_ids(tokenizer, TWO_TURNS[:1], reply)
+    assert tokenizer.decode(ids).strip() == f"{reply.strip() if name != 'chatml' else reply}{end}".strip()
+    assert ids.count(tokenizer.convert_tokens_to_ids(end)) == 1
+
+
+def test_private_use_characters_are_only_characters():
+    tokenizer, _ = TOKENIZERS["chatml"]
+    messages = [{"role": "user", "content": "a \ue000 b \ue001 c"}]
+    assert chat.prompt_ids(tokenizer, messages) == list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+
+
+def test_a_template_that_drops_a_part_of_the_reply():
+    template = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'].split('</think>')[-1] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    ids = chat.completion_ids(bytelevel_tokenizer(template), TWO_TURNS[:1], "<think>hm</think>A1")
+    assert bytelevel_tokenizer(template).decode(ids) == "A1<|im_end|>"
+
+
 def test_a_template_that_rewrites_earlier_turns_gives_one_row_per_turn():
     tokenizer = bytelevel_tokenizer(FORGETFUL)
     rows = chat.conversation_examples(tokenizer, TWO_TURNS)

@@ -59,7 +59,7 @@ def test_all_problems_at_once_with_place_key_expectation_and_suggestion(tmp_path
     assert f"{path}, line 3: model.dtype: input should be 'auto', 'float32' or 'bfloat16', got 'float8'" in text
     assert f"{path}, line 6: training.epochs: input should be a valid integer" in text and "got 2.5" in text
     assert f"{path}, line 7: training.max_grad_norm: input should be greater than 0, got 0" in text
-    assert "command line: dpo.beta: input should be greater than 0, got -1" in text
+    assert "overrides: dpo.beta: input should be greater than 0, got -1" in text
 
 
 @pytest.mark.parametrize(
@@ -100,23 +100,72 @@ def test_broken_yaml_names_its_line(tmp_path):
     assert "not valid YAML" in text and ", line 3" in text
 
 
-def test_missing_required_key(tmp_path):
-    assert "'model.name' is missing" in problems(write(tmp_path, "dpo: {}\nmodel: {}\n"))
+def test_missing_required_key_and_empty_groups(tmp_path):
+    for text in ("dpo: {}\nmodel: {}\n", "dpo:\ntraining:\n", "dpo:\nmodel:\n  lora:\n"):
+        assert "'model.name' is missing" in problems(write(tmp_path, text))
+    assert load(write(tmp_path, "dpo:\ntraining:\nmodel: {name: x}\n")).dpo.beta == 0.1
 
 
 def test_the_command_line():
     path, overrides = parse(
         ["--config", "a.yaml", "--dpo.beta=0.5", "--learning-rate", "1e-4", "--output.overwrite", "--model.lora.targets", "q_proj", "v_proj",
-         "--training.seed", "3", "--data.max_length", "null"]
+         "--training.seed", "3", "--data.max_length", "null", "--model.adapter", "none", "--grpo.reward", "[a:b, c:d]"]
     )  # fmt: skip
     assert path == "a.yaml"
     assert overrides == {
-        "dpo.beta": 0.5, "learning-rate": "1e-4", "output.overwrite": True, "model.lora.targets": ["q_proj", "v_proj"],
-        "training.seed": 3, "data.max_length": None,
+        "dpo.beta": "0.5", "learning-rate": "1e-4", "output.overwrite": True, "model.lora.targets": ["q_proj", "v_proj"],
+        "training.seed": "3", "data.max_length": None, "model.adapter": "none", "grpo.reward": ["a:b", "c:d"],
     }  # fmt: skip
     for wrong in (["beta", "1"], ["--config"], ["--beta", "1", "--beta", "2"]):
         with pytest.raises(UserError, match="command line"):
             parse(wrong)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("data.system_prompt", "You are #1: be kind", "You are #1: be kind"),
+        ("model.name", "010", "010"),
+        ("output.dir", "2026-11-20", "2026-11-20"),
+        ("training.max_steps", "7", 7),
+        ("training.learning_rate", "1e-4", 1e-4),
+        ("output.overwrite", "false", False),
+    ],
+)
+def test_the_keys_type_decides_what_a_word_on_the_command_line_means(tmp_path, key, value, expected):
+    _, overrides = parse([f"--{key}", value])
+    config = load(write(tmp_path, GOOD), overrides)
+    group, leaf = key.split(".")
+    assert getattr(getattr(config, group), leaf) == expected
+
+
+def test_a_key_without_a_value_is_true_and_true_is_no_number(tmp_path):
+    path, overrides = parse(["--training.learning_rate", "--output.overwrite"])
+    assert "training.learning_rate: expected a value, got true" in problems(write(tmp_path, GOOD), overrides)
+    assert "got true" in problems(write(tmp_path, GOOD + "training:\n  max_steps: true\n"))
+
+
+def test_the_same_key_by_two_names_is_given_twice(tmp_path):
+    assert "training.learning_rate is given twice" in problems(write(tmp_path, GOOD), {"learning-rate": 1, "training.learning_rate": 2})
+
+
+def test_a_group_as_an_override_is_merged(tmp_path):
+    config = load(write(tmp_path, GOOD + "  sft_weight: 1.0\n"), {"dpo": {"label_smoothing": 0.1}, "output.dir": tmp_path})
+    assert (config.dpo.beta, config.dpo.sft_weight, config.dpo.label_smoothing) == (0.2, 1.0, 0.1)
+    assert config.output.dir == str(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["dpo: !foo 1\n", "dpo: {beta: 2026-13-45}\n", "dpo: &a {b: *a}\n", "? [1]\n: 2\n"])
+def test_yaml_oddities_are_one_sentence(tmp_path, text):
+    assert problems(write(tmp_path, text), method="dpo")
+
+
+def test_ladder_overrides_are_checked_before_anything_runs(tmp_path):
+    from posttrain.config import stage_config
+
+    config = load(ROOT / "configs/ladder_tiny.yaml", {"ladder.grpo.overrides.training.max_stepz": 5})
+    with pytest.raises(UserError, match=r"ladder.grpo.overrides: unknown key 'max_stepz' in training, did you mean 'max_steps'"):
+        stage_config(config, "grpo", "tiny-base")
 
 
 def test_a_leaf_name_that_is_not_unique_wants_its_group(tmp_path):

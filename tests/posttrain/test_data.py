@@ -78,7 +78,8 @@ def test_files(tmp_path):
         ("dpo", {"prompt": "x", "chosen": "a", "rejected": "a"}, "chosen and rejected are the same"),
         ("dpo", {"prompt": "x", "chosen": "", "rejected": "a"}, "'chosen' is empty"),
         ("dpo", {"prompt": "", "chosen": "b", "rejected": "a"}, "the prompt is empty"),
-        ("grpo", {"prompt": [REPLY]}, "ends with an assistant message"),
+        ("grpo", {"prompt": [USER, REPLY]}, "ends with an assistant message"),
+        ("sft", {"messages": [REPLY, USER, REPLY]}, "begins with an assistant message"),
     ],
 )
 def test_a_bad_row_is_named(method, row, message):
@@ -88,7 +89,24 @@ def test_a_bad_row_is_named(method, row, message):
     assert "row 2" in str(error.value) and message in str(error.value)
 
 
+def test_a_few_rows_that_teach_nothing_are_left_out_and_counted():
+    good = {"prompt": "x", "chosen": "a", "rejected": "b"}
+    got = load("dpo", [good] * 30 + [good | {"chosen": ""}] + [good] * 9)
+    assert len(got) == 39 and got.skipped == ["row 31: 'chosen' is empty: an empty answer teaches nothing"]
+    assert got.where(30) == "rows, row 32"  # numbers stay those of the source
+
+
+def test_u2028_inside_a_json_string(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a\u2028b", "completion": "c"}\n\n{"prompt": "d", "completion": "e"}\n', encoding="utf-8")
+    assert len(read_file(tmp_path / "rows.jsonl")) == 2
+
+
 def test_bad_sources(tmp_path):
+    (tmp_path / "latin.jsonl").write_bytes('{"text": "é"}'.encode("latin-1"))
+    with pytest.raises(UserError, match="not UTF-8"):
+        load("sft", None, name=str(tmp_path / "latin.jsonl"))
+    with pytest.raises(UserError, match="row 1: expected an object"):
+        load("sft", [3])
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": \n')
     with pytest.raises(UserError, match=r"broken.jsonl, line 2: not valid JSON"):

@@ -20,6 +20,17 @@ from posttrain.errors import UserError
         (r"\boxed{42}" + " and then much more talk" * 20, 42),
         (r"\boxed{42} or rather \boxed{42.0}", 42),
         (r"\boxed{41} or \boxed{42}", None),
+        (r"\boxed{42} or \boxed{\frac{1}{2}}", None),
+        (r"\boxed{\$18} and \boxed{18}", 18),
+        (r"\boxed{1\,234}", 1234),
+        ("#### **18**", 18),
+        ("#### +5", 5),
+        ("#### 18 dollars per day.", 18),
+        ("#### 3/4", None),
+        ("#### 2 + 2", None),
+        ("#### 5 or 6", None),
+        ("#### 10:30", None),
+        ("#### 1e3", None),
         ("the answer is 12", None),
         ("####", None),
         ("#### many", None),
@@ -67,12 +78,14 @@ def test_none_abstains_and_all_abstaining_is_an_error():
 def test_find():
     assert rewards.find("answer") == [rewards.answer]
     assert rewards.find(["answer", "posttrain.rewards:answer"]) == [rewards.answer] * 2
-    for name in ("correctness", "no.such.module:f", "posttrain.rewards:nothing"):
+    for name in ("correctness", "no.such.module:f", "posttrain.rewards:nothing", ":f"):
         with pytest.raises(UserError, match="grpo.reward"):
             rewards.find(name)
 
 
 def test_bad_functions():
+    with pytest.raises(UserError, match="returned nan for completion 1: 'c'"):
+        rewards.score([lambda completions: [0.0, float("nan")]], None, AVAILABLE)
     with pytest.raises(UserError, match="asks for level"):
         rewards.score([lambda completions, level: [0.0]], None, AVAILABLE)
     with pytest.raises(UserError, match="returned 1 rewards for 2 completions"):

@@ -1,0 +1,207 @@
+"""Speed and memory beside what one would otherwise write. Ratios within one run are what counts; machines are noisy.
+
+    python -m benchmarks.speed                         everything, about three minutes on two CPU cores
+    python -m benchmarks.speed step memory sampler     only some of it
+    python -m benchmarks.speed step --data rows.jsonl  on rows of one's own (question + answer, as GSM8K ships them)
+
+step      an optimiser step of loops.sft and loops.dpo against a bare forward + backward + AdamW on the same tokens
+memory    peak memory of one SFT step with 49,152 vocabulary entries against full logits + cross_entropy
+sampler   tokens per second of posttrain.rollout against generate(num_return_sequences=8)
+"""
+
+import argparse
+import json
+import random
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import posttrain  # noqa: F401  (sets OMP_WAIT_POLICY before torch is imported)
+
+import torch  # isort: skip
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from loops import dpo, sft
+from posttrain import chat, models, tiny, tiny_data
+from posttrain.batch import collate
+from posttrain.config import load
+from posttrain.data import load_rows
+from posttrain.examples import pairs, sft_examples
+from posttrain.rollout import draw_uniforms, sample
+from posttrain.training import epoch_order
+
+STEPS, WARM, ROUNDS = 8, 2, 3
+
+
+def made_rows(count: int = 200) -> list[dict]:
+    """Rows of GSM8K's length: three or four problems in one question, worked."""
+    rng = random.Random(0)
+    rows = []
+    for _ in range(count):
+        parts = [tiny_data.problem(rng, tiny_data.TWO_STEP) for _ in range(rng.randint(2, 5))]
+        answer = "\n".join(" ".join(p["steps"]) for p in parts) + f"\n#### {parts[-1]['answer']}"
+        rows.append({"question": " ".join(p["story"] for p in parts) + " " + parts[-1]["question"], "answer": answer})
+    return rows
+
+
+def five_million(folder: Path, vocabulary: int | None = None) -> str:
+    """A random Llama of 5 million parameters (hidden 256, 6 layers) with the embedded tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny.folder("tiny-base"))
+    torch.manual_seed(0)
+    LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocabulary or len(tokenizer), hidden_size=256, intermediate_size=688, num_hidden_layers=6, num_attention_heads=4,
+            max_position_embeddings=1024, tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    ).save_pretrained(folder)  # fmt: skip
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def bare(name: str, batches: list, chosen_and_rejected: bool) -> list[float]:
+    """Seconds per step of the least that could be written: the model's own loss, backward, AdamW."""
+    model = LlamaForCausalLM.from_pretrained(name, dtype=torch.float32).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    seconds = []
+    for batch in batches:
+        started = time.perf_counter()
+        if chosen_and_rejected:
+            logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+            logps = torch.log_softmax(logits[:, :-1], -1).gather(-1, batch.input_ids[:, 1:, None]).squeeze(-1)
+            sums = torch.where(batch.active, logps, 0.0).sum(1)
+            loss = -torch.nn.functional.logsigmoid(0.1 * (sums[: len(sums) // 2] - sums[len(sums) // 2 :])).mean()
+        else:
+            labels = torch.where(batch.completion_mask, batch.input_ids, -100)
+            loss = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+def step(rows: list[dict]) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        name = five_million(Path(scratch) / "model")
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        fixed = {
+            "model.name": name, "training.batch_size": 8, "training.micro_batch_size": 8, "training.max_steps": STEPS, "output.samples": 0,
+            "output.overwrite": True, "training.cpu_threads": 2, "training.learning_rate": 1e-5,
+        }  # fmt: skip
+        preferences = [{"prompt": r["question"], "chosen": r["answer"], "rejected": r["answer"].rsplit("####", 1)[0] + "#### 0"} for r in rows]
+        preferences = [r for r in preferences if r["chosen"] != r["rejected"]]
+        print(f"5M-parameter Llama, batch 8, 2 threads, {STEPS - WARM} timed steps x {ROUNDS} rounds, median")
+        for loop, method, data, encode in ((sft, "sft", rows, sft_examples), (dpo, "dpo", preferences, pairs)):
+            more = {"model.adapter": "none", "dpo.precompute": True, "dpo.sft_weight": 0.0} if method == "dpo" else {}
+            config = load(f"configs/{method}_tiny.yaml", fixed | more | {"output.dir": f"{scratch}/{method}"})
+            torch.set_num_threads(2)
+            items = encode(load_rows(config.data, method, data), tokenizer, 1024).items
+            order = epoch_order(len(items), config.training.seed, 0)
+            windows = [sorted((items[i] for i in order[k * 8 : k * 8 + 8]), key=len, reverse=True) for k in range(STEPS)]
+            rows_of = (lambda w: [p.chosen for p in w] + [p.rejected for p in w]) if method == "dpo" else list
+            batches = [collate(rows_of(w), tokenizer.pad_token_id) for w in windows]
+            ours, theirs = [], []
+            for _ in range(ROUNDS):  # alternating, so that a slow minute of the machine hits both
+                marks = [m["seconds"] for m in loop.train(config, rows=data).metrics]
+                ours += [b - a for a, b in zip(marks[WARM - 1 :], marks[WARM:], strict=False)]
+                theirs += bare(name, batches, method == "dpo")[WARM:]
+            tokens = sum(b.input_ids.numel() for b in batches[WARM:]) / (STEPS - WARM)
+            share = sum(int(b.active.sum()) for b in batches) / sum(b.input_ids.numel() for b in batches)
+            a, b = statistics.median(ours), statistics.median(theirs)
+            print(f"  {method}: {a:.3f} s a step against {b:.3f} s bare: {a / b:.2f} x   ({tokens:.0f} tokens, {share:.0%} completion, {tokens / a:,.0f} tokens/s)")
+
+
+def memory(rows: list[dict]) -> None:
+    print("peak memory of a fresh process above its imports, one SFT step, 5M-parameter body, 49,152 entries, batch 8")
+    with tempfile.TemporaryDirectory() as scratch:
+        name = five_million(Path(scratch) / "model", 49_152)
+        Path(scratch, "rows.json").write_text(json.dumps(rows[:8]))
+        peaks = {}
+        for way in ("full logits", "loops.sft"):
+            out = subprocess.run([sys.executable, "-m", "benchmarks.speed", "--one-step", way, name, scratch], capture_output=True, text=True)
+            if out.returncode:
+                sys.exit(out.stderr)
+            peaks[way] = float(out.stdout.splitlines()[-1])
+            print(f"  {way}: {peaks[way]:.0f} MB")
+        print(f"  ratio {peaks['loops.sft'] / peaks['full logits']:.2f}")
+
+
+def one_step(way: str, name: str, scratch: str) -> None:
+    rows = json.loads(Path(scratch, "rows.json").read_text())
+    before = peak_rss()
+    config = load(
+        "configs/sft_tiny.yaml",
+        {"model.name": name, "training.batch_size": 8, "training.micro_batch_size": 8, "training.max_steps": 1, "output.samples": 0,
+         "output.dir": f"{scratch}/run", "output.overwrite": True, "training.cpu_threads": 2},
+    )  # fmt: skip
+    if way == "loops.sft":
+        sft.train(config, rows=rows)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        items = sft_examples(load_rows(config.data, "sft", rows), tokenizer, 1024).items
+        bare(name, [collate(items, tokenizer.pad_token_id)], False)
+    print(peak_rss() - before)
+
+
+def peak_rss() -> float:
+    """Of this process, in MB. VmHWM starts afresh at exec; ru_maxrss (elsewhere) would carry the parent's peak along."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(re.search(r"VmHWM:\s*(\d+)", status.read_text()).group(1)) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+@torch.no_grad()
+def sampler(rows: list[dict]) -> None:
+    print("sampler against generate(num_return_sequences=8), temperature 1, tokens that count per second")
+    with tempfile.TemporaryDirectory() as scratch:
+        cases = [("embedded (tiny-sft), 16 prompts x 8, 28 new tokens", "tiny-sft", 16, 28, 1)]
+        cases += [("5M random weights, 4 prompts x 8, 96 new tokens", five_million(Path(scratch) / "model"), 4, 96, 2)]
+        for label, name, prompts, new, threads in cases:
+            torch.set_num_threads(threads)
+            model, tokenizer, _ = models.load(name)
+            model.eval()
+            asked = [r["prompt"] for r in tiny_data.rows("tiny-math")[:prompts]]
+            ids = [chat.prompt_ids(tokenizer, [{"role": "user", "content": p}]) for p in asked]
+            stops = chat.stop_ids(tokenizer)
+            uniforms = draw_uniforms(prompts * 8, new, seed=0, step=0)
+            tokenizer.padding_side = "left"
+            padded = tokenizer.pad({"input_ids": ids}, return_tensors="pt")
+            speeds: dict[str, list[float]] = {"ours": [], "generate": []}
+            for _ in range(7):
+                started = time.perf_counter()
+                out = sample(model, ids, group_size=8, max_new_tokens=new, stop_ids=stops, pad_id=tokenizer.pad_token_id, uniforms=uniforms)
+                speeds["ours"].append(sum(map(len, out.completion_ids)) / (time.perf_counter() - started))
+                started = time.perf_counter()
+                drawn = model.generate(
+                    **padded, max_new_tokens=new, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, num_return_sequences=8,
+                    eos_token_id=stops, pad_token_id=tokenizer.pad_token_id,
+                )[:, padded["input_ids"].shape[1] :]  # fmt: skip
+                spent = time.perf_counter() - started
+                ended = torch.isin(drawn, torch.tensor(stops))
+                lengths = torch.where(ended.any(1), ended.int().argmax(1) + 1, drawn.shape[1])
+                speeds["generate"].append(int(lengths.sum()) / spent)
+            a, b = (statistics.median(speeds[k][1:]) for k in ("ours", "generate"))
+            print(f"  {label}: {a:,.0f} against {b:,.0f} tokens/s: {a / b:.2f} x")
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--one-step"]:
+        return one_step(*sys.argv[2:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", choices=["step", "memory", "sampler", []], help="default: all three")
+    parser.add_argument("--data", type=Path, help="a .jsonl file with question and answer; default: made here")
+    arguments = parser.parse_args()
+    rows = [json.loads(line) for line in arguments.data.read_text().splitlines()][:200] if arguments.data else made_rows()
+    for name in arguments.what or ["step", "memory", "sampler"]:
+        {"step": step, "memory": memory, "sampler": sampler}[name](rows)
+
+
+if __name__ == "__main__":
+    main()
