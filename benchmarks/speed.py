@@ -94,7 +94,10 @@ def step(rows: list[dict]) -> None:
             "model.name": name, "training.batch_size": 8, "training.micro_batch_size": 8, "training.max_steps": STEPS, "output.samples": 0,
             "output.overwrite": True, "training.cpu_threads": 2, "training.learning_rate": 1e-5,
         }  # fmt: skip
-        preferences = [{"prompt": r["question"], "chosen": r["answer"], "rejected": r["answer"].rsplit("####", 1)[0] + "#### 0"} for r in rows]
+        preferences = [
+            {"prompt": r["question"], "chosen": r["answer"], "rejected": r["answer"].rsplit("####", 1)[0] + "#### 0"}
+            for r in rows
+        ]
         preferences = [r for r in preferences if r["chosen"] != r["rejected"]]
         print(f"5M-parameter Llama, batch 8, 2 threads, {STEPS - WARM} timed steps x {ROUNDS} rounds, median")
         for loop, method, data, encode in ((sft, "sft", rows, sft_examples), (dpo, "dpo", preferences, pairs)):
@@ -103,7 +106,9 @@ def step(rows: list[dict]) -> None:
             torch.set_num_threads(2)
             items = encode(load_rows(config.data, method, data), tokenizer, 1024).items
             order = epoch_order(len(items), config.training.seed, 0)
-            windows = [sorted((items[i] for i in order[k * 8 : k * 8 + 8]), key=len, reverse=True) for k in range(STEPS)]
+            windows = [
+                sorted((items[i] for i in order[k * 8 : k * 8 + 8]), key=len, reverse=True) for k in range(STEPS)
+            ]
             rows_of = (lambda w: [p.chosen for p in w] + [p.rejected for p in w]) if method == "dpo" else list
             batches = [collate(rows_of(w), tokenizer.pad_token_id) for w in windows]
             ours, theirs = [], []
@@ -114,7 +119,9 @@ def step(rows: list[dict]) -> None:
             tokens = sum(b.input_ids.numel() for b in batches[WARM:]) / (STEPS - WARM)
             share = sum(int(b.active.sum()) for b in batches) / sum(b.input_ids.numel() for b in batches)
             a, b = statistics.median(ours), statistics.median(theirs)
-            print(f"  {method}: {a:.3f} s a step against {b:.3f} s bare: {a / b:.2f} x   ({tokens:.0f} tokens, {share:.0%} completion, {tokens / a:,.0f} tokens/s)")
+            print(
+                f"  {method}: {a:.3f} s a step against {b:.3f} s bare: {a / b:.2f} x   ({tokens:.0f} tokens, {share:.0%} completion, {tokens / a:,.0f} tokens/s)"
+            )
 
 
 def memory(rows: list[dict]) -> None:
@@ -124,7 +131,11 @@ def memory(rows: list[dict]) -> None:
         Path(scratch, "rows.json").write_text(json.dumps(rows[:8]))
         peaks = {}
         for way in ("full logits", "loops.sft"):
-            out = subprocess.run([sys.executable, "-m", "benchmarks.speed", "--one-step", way, name, scratch], capture_output=True, text=True)
+            out = subprocess.run(
+                [sys.executable, "-m", "benchmarks.speed", "--one-step", way, name, scratch],
+                capture_output=True,
+                text=True,
+            )
             if out.returncode:
                 sys.exit(out.stderr)
             peaks[way] = float(out.stdout.splitlines()[-1])
@@ -176,7 +187,15 @@ def sampler(rows: list[dict]) -> None:
             speeds: dict[str, list[float]] = {"ours": [], "generate": []}
             for _ in range(7):
                 started = time.perf_counter()
-                out = sample(model, ids, group_size=8, max_new_tokens=new, stop_ids=stops, pad_id=tokenizer.pad_token_id, uniforms=uniforms)
+                out = sample(
+                    model,
+                    ids,
+                    group_size=8,
+                    max_new_tokens=new,
+                    stop_ids=stops,
+                    pad_id=tokenizer.pad_token_id,
+                    uniforms=uniforms,
+                )
                 speeds["ours"].append(sum(map(len, out.completion_ids)) / (time.perf_counter() - started))
                 started = time.perf_counter()
                 drawn = model.generate(
@@ -198,7 +217,9 @@ def main() -> None:
     parser.add_argument("what", nargs="*", choices=["step", "memory", "sampler", []], help="default: all three")
     parser.add_argument("--data", type=Path, help="a .jsonl file with question and answer; default: made here")
     arguments = parser.parse_args()
-    rows = [json.loads(line) for line in arguments.data.read_text().splitlines()][:200] if arguments.data else made_rows()
+    rows = (
+        [json.loads(line) for line in arguments.data.read_text().splitlines()][:200] if arguments.data else made_rows()
+    )
     for name in arguments.what or ["step", "memory", "sampler"]:
         {"step": step, "memory": memory, "sampler": sampler}[name](rows)
 

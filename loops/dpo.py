@@ -154,7 +154,9 @@ def refuse_moved_reference(dpo_term: float, config: DpoConfig, run: Run) -> None
 
 
 @torch.no_grad()
-def evaluate(policy, reference, cache: dict, validation: list, config: DpoConfig, run: Run, pad_id: int) -> dict[str, float]:
+def evaluate(
+    policy, reference, cache: dict, validation: list, config: DpoConfig, run: Run, pad_id: int
+) -> dict[str, float]:
     """DPO loss and accuracy on held-out pairs."""
     loss, hits, count = 0.0, 0.0, 0.0
     for micro in run.slices(validation):
@@ -163,10 +165,15 @@ def evaluate(policy, reference, cache: dict, validation: list, config: DpoConfig
         ref_logps = reference_logps(reference, cache, micro, batch, run)
         logps = sequence_logps(policy(batch)[0], batch.active)
         weights = batch.active[:half].any(dim=1).float()
-        sums, metrics = dpo_loss(logps[:half], logps[half:], ref_logps[:half], ref_logps[half:], beta=config.dpo.beta, weights=weights)
+        sums, metrics = dpo_loss(
+            logps[:half], logps[half:], ref_logps[:half], ref_logps[half:], beta=config.dpo.beta, weights=weights
+        )
         loss, hits, count = loss + sums.item(), hits + metrics["accuracy"][0].item(), count + weights.sum().item()
     count = run.sum_over_processes(count)
-    return {"validation_loss": run.sum_over_processes(loss) / count, "validation_accuracy": run.sum_over_processes(hits) / count}
+    return {
+        "validation_loss": run.sum_over_processes(loss) / count,
+        "validation_accuracy": run.sum_over_processes(hits) / count,
+    }
 
 
 if __name__ == "__main__":

@@ -55,7 +55,9 @@ class Answer:
         return replace(self, example=self.example.muted())
 
 
-def train(config: GrpoConfig, *, rows: list[dict] | None = None, reward: Callable | list[Callable] | None = None) -> Result:
+def train(
+    config: GrpoConfig, *, rows: list[dict] | None = None, reward: Callable | list[Callable] | None = None
+) -> Result:
     """Run it; `rows` (prompt and columns for the reward) replaces config.data.name, `reward` replaces config.grpo.reward."""
     data = load_rows(config.data, "grpo", rows)
     functions = rewards.find(config.grpo.reward) if reward is None else [reward] if callable(reward) else list(reward)
@@ -113,7 +115,7 @@ def train(config: GrpoConfig, *, rows: list[dict] | None = None, reward: Callabl
         # ---- 3. Old and reference log-probs, before anything moves ------------------------------------------------
         if reference is not None:
             answers = score(answers, reference, "ref_logps", run, pad_id, grpo.temperature)
-        if updates_per_rollout > 1:  # with a single update the old policy is the policy: old = its own log-probs, detached
+        if updates_per_rollout > 1:  # with a single update the old policy is the policy itself, detached
             answers = score(answers, policy, "old_logps", run, pad_id, grpo.temperature)
 
         # ---- 4. One optimiser step = one minibatch ----------------------------------------------------------------
@@ -152,7 +154,9 @@ def train(config: GrpoConfig, *, rows: list[dict] | None = None, reward: Callabl
                     accelerator.backward(loss * accelerator.num_processes)  # DDP averages; our weights already sum
                 if run.step == 0:
                     refuse_other_sampler(logps.detach(), laid["sampler_logps"], batch.active, run)
-                run.add(loss, metrics | {"entropy": (entropy.sum(), batch.active.sum())}, tokens=batch.input_ids.numel())
+                run.add(
+                    loss, metrics | {"entropy": (entropy.sum(), batch.active.sum())}, tokens=batch.input_ids.numel()
+                )
 
             # ---- 6. Update ----------------------------------------------------------------------------------------
             if run.step == 0:

@@ -12,7 +12,9 @@
 
 from posttrain.config import early_check
 
-config = early_check("ladder") if __name__ == "__main__" else None  # a wrong command line fails before torch is imported
+config = (
+    early_check("ladder") if __name__ == "__main__" else None
+)  # a wrong command line fails before torch is imported
 
 import time
 
@@ -29,7 +31,9 @@ from posttrain.tiny_eval import Rung, climb
 def run(config: LadderConfig) -> list[Rung]:
     folder, ladder = config.folder, config.ladder
     if (folder / "report.md").exists() and not config.output.overwrite:
-        raise UserError(f"{folder} holds a finished ladder: give --output.overwrite to replace it, or another --output.dir")
+        raise UserError(
+            f"{folder} holds a finished ladder: give --output.overwrite to replace it, or another --output.dir"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.md").unlink(missing_ok=True)
     save_config(config, folder / "config.yaml")
@@ -51,7 +55,10 @@ def run(config: LadderConfig) -> list[Rung]:
         start, metrics[name] = str(result.folder / "model"), result.metrics
 
         # ---- 5. The same held-out questions -----------------------------------------------------------------------
-        before, (model, tokenizer, _) = model, models.load(start)  # from disk, an adapter merged: what the next stage gets
+        before, (model, tokenizer, _) = (
+            model,
+            models.load(start),
+        )  # from disk, an adapter merged: what the next stage gets
         rungs.append(climb(name, model, tokenizer, before, **sizes, seconds=seconds))
         tell(rungs[-1])
 
@@ -61,7 +68,9 @@ def run(config: LadderConfig) -> list[Rung]:
 
 
 def tell(rung: Rung) -> None:
-    print(f"[{rung.name}] problems {rung.arithmetic}, old name {rung.old_name.value:.2f}, new name {rung.new_name.value:.2f}")
+    print(
+        f"[{rung.name}] problems {rung.arithmetic}, old name {rung.old_name.value:.2f}, new name {rung.new_name.value:.2f}"
+    )
 
 
 if __name__ == "__main__":

@@ -63,7 +63,9 @@ def train(config: SftConfig, *, rows: list[dict] | None = None) -> Result:
                 logps, entropy = policy(batch)  # [B, T], 0 where inactive
                 weights = token_weights(batch.active, config.sft.length_weighting, total=total)  # [B, T]
                 loss, metrics = completion_cross_entropy(logps, weights)
-                accelerator.backward(loss * accelerator.num_processes)  # DDP averages over processes; our weights already sum
+                accelerator.backward(
+                    loss * accelerator.num_processes
+                )  # DDP averages over processes; our weights already sum
             run.add(loss, metrics | {"entropy": (entropy.sum(), batch.active.sum())}, tokens=batch.input_ids.numel())
 
         # ---- 4. Update ----------------------------------------------------------------------------------------
@@ -77,7 +79,9 @@ def train(config: SftConfig, *, rows: list[dict] | None = None) -> Result:
         optimizer.zero_grad()
 
         # ---- 5. Log and evaluate ------------------------------------------------------------------------------
-        held_out = {"validation_loss": evaluate(policy, validation, run, tokenizer.pad_token_id)} if run.evaluate_now() else {}
+        held_out = (
+            {"validation_loss": evaluate(policy, validation, run, tokenizer.pad_token_id)} if run.evaluate_now() else {}
+        )
         run.log(grad_norm=grad_norm, learning_rate=learning_rate, **held_out)
 
     # ---- 6. Save ----------------------------------------------------------------------------------------------

@@ -71,7 +71,9 @@ def exact_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
 
 
 def _log_ratio(logps: Tensor, ref_logps: Tensor) -> Tensor:
-    assert logps.shape == ref_logps.shape, f"logps and ref_logps differ: {list(logps.shape)} and {list(ref_logps.shape)}"
+    assert logps.shape == ref_logps.shape, (
+        f"logps and ref_logps differ: {list(logps.shape)} and {list(ref_logps.shape)}"
+    )
     return at_least_float32(ref_logps).detach() - at_least_float32(logps)
 
 

@@ -112,7 +112,9 @@ class _ChunkedHead(torch.autograd.Function):
     @staticmethod
     def forward(ctx, states, weight, bias, targets, temperature, chunk_size):
         ctx.save_for_backward(states, weight, bias, targets)
-        ctx.set_materialize_grads(False)  # entropy is usually only a metric: its gradient is then None, and costs nothing
+        ctx.set_materialize_grads(
+            False
+        )  # entropy is usually only a metric: its gradient is then None, and costs nothing
         ctx.temperature, ctx.chunk_size = temperature, chunk_size
         logps, entropy = [], []
         for h, y in zip(states.split(chunk_size), targets.split(chunk_size), strict=True):
@@ -176,7 +178,9 @@ def walk_through() -> None:
     from losses.walk import agree, show
 
     rows, ids = [[2.0, 0.0, 0.0], [0.0, 0.0, math.log(2.0)]], [1, 0, 2]
-    print("ids = [1, 0, 2]: position 0 predicts id 0 from logits [2, 0, 0], position 1 predicts id 2 from [0, 0, log 2]\n")
+    print(
+        "ids = [1, 0, 2]: position 0 predicts id 0 from logits [2, 0, 0], position 1 predicts id 2 from [0, 0, log 2]\n"
+    )
     for temperature in (1.0, 0.6):
         logps, entropies = [], []
         for t, z in enumerate(rows):

@@ -34,7 +34,9 @@ def token_weights(active: Tensor, how: str = "token", *, total: float | Tensor |
     active tokens ("token"), rows ("sequence"), rows × longest completion allowed ("constant").
     None: this batch's tokens; this batch's rows with at least one active token; ValueError for "constant".
     """
-    assert active.ndim == 2 and active.dtype == torch.bool, f"active [B, T] bool, got {list(active.shape)} {active.dtype}"
+    assert active.ndim == 2 and active.dtype == torch.bool, (
+        f"active [B, T] bool, got {list(active.shape)} {active.dtype}"
+    )
     if total is not None and not isinstance(total, Tensor) and total <= 0 and active.any():
         raise ValueError(f"total must be above 0 where a token is active, got {total}")
 
@@ -45,7 +47,9 @@ def token_weights(active: Tensor, how: str = "token", *, total: float | Tensor |
         per_token, default_total = 1.0 / tokens.clamp(min=1), (tokens > 0).sum()
     elif how == "constant":
         if total is None:
-            raise ValueError('how="constant" needs total = rows × longest completion allowed: it must not depend on the batch')
+            raise ValueError(
+                'how="constant" needs total = rows × longest completion allowed: it must not depend on the batch'
+            )
         per_token, default_total = torch.ones_like(tokens), None
     else:
         raise ValueError(f'how must be "token", "sequence" or "constant", got {how!r}')
@@ -70,7 +74,9 @@ def walk_through() -> None:
         total = {"token": sum(lengths), "sequence": rows, "constant": rows * longest}[how]
         show(how, formulas[how] + "   (per token of each answer)", values)
         agree(values, token_weights(active, how, total=total)[:, 0].tolist())
-        show("  sum over tokens", "Σ_t w: the vote of each answer", [v * n for v, n in zip(values, lengths, strict=True)])
+        show(
+            "  sum over tokens", "Σ_t w: the vote of each answer", [v * n for v, n in zip(values, lengths, strict=True)]
+        )
 
 
 if __name__ == "__main__":

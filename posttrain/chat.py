@@ -38,15 +38,21 @@ def prepare_tokenizer(tokenizer) -> list[str]:
     pad = eos touches no embedding, and is harmless here: masks come from lengths."""
     done = []
     if tokenizer.eos_token is None:
-        raise ValueError("the tokenizer has no eos token: nothing could teach the model to stop; set tokenizer.eos_token and save it")
+        raise ValueError(
+            "the tokenizer has no eos token: nothing could teach the model to stop; set tokenizer.eos_token and save it"
+        )
     if tokenizer.chat_template is None:
         end = "<|im_end|>" if "<|im_end|>" in tokenizer.get_vocab() else tokenizer.eos_token
         bos = tokenizer.bos_token if tokenizer.bos_token and tokenizer.bos_token != tokenizer.eos_token else ""
         tokenizer.chat_template = bos + PLAIN_TEMPLATE.replace("{end}", end)
-        done.append(f"the tokenizer has no chat template: using ChatML with {end} as the end of a turn (posttrain/chat.py)")
+        done.append(
+            f"the tokenizer has no chat template: using ChatML with {end} as the end of a turn (posttrain/chat.py)"
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-        done.append(f"the tokenizer has no pad token: padding with {tokenizer.eos_token} (masks come from lengths, so this is harmless)")
+        done.append(
+            f"the tokenizer has no pad token: padding with {tokenizer.eos_token} (masks come from lengths, so this is harmless)"
+        )
     return done
 
 
@@ -59,9 +65,13 @@ def completion_ids(tokenizer, messages: Messages, reply: str) -> list[int]:
     """The ids of `reply` as the answer to `messages`, up to and including the turn-end token."""
     prompt_text = _render(tokenizer, messages, True)
     whole_text = _render(tokenizer, [*messages, {"role": "assistant", "content": reply}], False)
-    before, shown, after = _render(tokenizer, [*messages, {"role": "assistant", "content": _REPLY}], False).rpartition(_REPLY)
+    before, shown, after = _render(tokenizer, [*messages, {"role": "assistant", "content": _REPLY}], False).rpartition(
+        _REPLY
+    )
     if not shown:
-        raise ValueError("the chat template does not show the assistant's reply: nothing to learn from; check the template")
+        raise ValueError(
+            "the chat template does not show the assistant's reply: nothing to learn from; check the template"
+        )
 
     prompt, whole = _encode(tokenizer, prompt_text), _encode(tokenizer, whole_text)
     if whole_text.startswith(prompt_text) and whole[: len(prompt)] == prompt:
@@ -118,7 +128,9 @@ def special_ids(tokenizer) -> set[int]:
 
 
 def _special_strings(tokenizer) -> list[str]:
-    strings = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special} | set(tokenizer.all_special_tokens)
+    strings = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special} | set(
+        tokenizer.all_special_tokens
+    )
     return sorted((s for s in strings if s), key=len, reverse=True)
 
 

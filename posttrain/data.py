@@ -17,7 +17,9 @@ from typing import Any
 
 from posttrain.errors import UserError
 
-MOST_SKIPPED = 0.05  # share of rows that teach nothing; above it the data is refused, below it they are left out and counted
+MOST_SKIPPED = (
+    0.05  # share of rows that teach nothing; above it the data is refused, below it they are left out and counted
+)
 FILE_KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
@@ -50,7 +52,9 @@ def load_rows(data, method: str, rows: list[dict] | None = None) -> Rows:
         raise UserError(f"{source}: no rows")
     for number, row in enumerate(raw, start=1):
         if not isinstance(row, dict):
-            raise UserError(f"{source}, row {number}: expected an object with named columns, found {type(row).__name__}")
+            raise UserError(
+                f"{source}, row {number}: expected an object with named columns, found {type(row).__name__}"
+            )
     convert, recognised_as = recognise(raw[0], method, source)
     out, numbers, skipped = [], [], []
     for index, row in enumerate(raw):
@@ -60,7 +64,9 @@ def load_rows(data, method: str, rows: list[dict] | None = None) -> Rows:
             skipped.append(f"row {index + 1}: {problem}")
             continue
         except KeyError as missing:
-            raise UserError(f"{source}, row {index + 1}: column {missing} is missing; found {', '.join(map(str, row))}") from None
+            raise UserError(
+                f"{source}, row {index + 1}: column {missing} is missing; found {', '.join(map(str, row))}"
+            ) from None
         except ValueError as problem:
             raise UserError(f"{source}, row {index + 1}: {problem}") from None
         for key in ("messages", "prompt"):
@@ -69,7 +75,11 @@ def load_rows(data, method: str, rows: list[dict] | None = None) -> Rows:
         out.append(row)
         numbers.append(index + 1)
     if len(skipped) > MOST_SKIPPED * len(raw):
-        more = f" ({len(skipped)} such rows of {len(raw)}; up to {MOST_SKIPPED:.0%} would be left out and counted)" if len(raw) > 1 else ""
+        more = (
+            f" ({len(skipped)} such rows of {len(raw)}; up to {MOST_SKIPPED:.0%} would be left out and counted)"
+            if len(raw) > 1
+            else ""
+        )
         raise UserError(f"{source}, {skipped[0]}{more}")
     return Rows(out, numbers, source, recognised_as, skipped)
 
@@ -103,7 +113,9 @@ def read_file(path: Path) -> list[dict]:
     elif path.suffix == ".json":
         rows = _json(_text(path), str(path))
         if not isinstance(rows, list):
-            raise UserError(f"{path}: expected a list of rows, found one {type(rows).__name__}; one row per line belongs in a .jsonl file")
+            raise UserError(
+                f"{path}: expected a list of rows, found one {type(rows).__name__}; one row per line belongs in a .jsonl file"
+            )
     elif path.suffix in FILE_KINDS:
         from datasets import load_dataset
 
@@ -182,7 +194,12 @@ def _from_prompt_completion(row: dict) -> dict:
 
 def _from_question_answer(row: dict) -> dict:
     # GSM8K marks its arithmetic for a calculator tool, "48/2 = <<48/2=24>>24": not something to learn to write
-    return {"messages": [*_as_prompt(row["question"]), _as_reply(re.sub(r"<<.*?>>", "", _string(row["answer"], "answer")), "answer")]}
+    return {
+        "messages": [
+            *_as_prompt(row["question"]),
+            _as_reply(re.sub(r"<<.*?>>", "", _string(row["answer"], "answer")), "answer"),
+        ]
+    }
 
 
 def _from_text(row: dict) -> dict:
@@ -229,7 +246,9 @@ def _messages(value: Any, name: str, *, needs_reply: bool) -> list[dict[str, str
     out = []
     for number, message in enumerate(value, start=1):
         if not isinstance(message, dict) or message.get("role") not in ("system", "user", "assistant"):
-            raise ValueError(f"'{name}', message {number}: expected {{role: system | user | assistant, content: text}}, got {message!r:.80}")
+            raise ValueError(
+                f"'{name}', message {number}: expected {{role: system | user | assistant, content: text}}, got {message!r:.80}"
+            )
         _string(message.get("content"), f"{name}, message {number}: content")
         if message["role"] == "assistant" and not message["content"].strip():
             raise NothingToLearn(f"'{name}', message {number}: an empty assistant turn teaches nothing")

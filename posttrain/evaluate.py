@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from dataclasses import dataclass
 
 from posttrain import chat
@@ -44,7 +46,12 @@ def ask(
                 temperature=temperature, uniforms=None if uniforms is None else uniforms[mine],
             )
         )  # fmt: skip
-    return Rollout(*(sum((getattr(p, name) for p in parts), []) for name in ("prompt_ids", "completion_ids", "logps", "finished")))
+    return Rollout(
+        *(
+            functools.reduce(operator.iadd, (getattr(p, name) for p in parts), [])
+            for name in ("prompt_ids", "completion_ids", "logps", "finished")
+        )
+    )
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
@@ -63,14 +70,21 @@ class Showcase:
         self.prompts: list[tuple[str, list[int]]] = []
         for row in rows.rows[::every]:
             messages = row.get("prompt") or _until_first_reply(row.get("messages", []))
-            if messages and len(self.prompts) < count and len(ids := chat.prompt_ids(tokenizer, messages)) <= longest_prompt:
+            if (
+                messages
+                and len(self.prompts) < count
+                and len(ids := chat.prompt_ids(tokenizer, messages)) <= longest_prompt
+            ):
                 self.prompts.append((messages[-1]["content"], ids))
 
     def answers(self, model) -> list[str]:
         if not self.prompts:
             return []
         rollout = ask(model, self.tokenizer, [ids for _, ids in self.prompts], max_new_tokens=self.max_new_tokens)
-        return [text.replace("\n", " ⏎ ") + (" ⏹" if done else " …") for text, done in zip(rollout.texts(self.tokenizer), rollout.finished, strict=True)]
+        return [
+            text.replace("\n", " ⏎ ") + (" ⏹" if done else " …")
+            for text, done in zip(rollout.texts(self.tokenizer), rollout.finished, strict=True)
+        ]
 
     def compare(self, before: list[str], after: list[str]) -> list[tuple[str, str, str]]:
         return [(prompt, b, a) for (prompt, _), b, a in zip(self.prompts, before, after, strict=True)]

@@ -99,7 +99,9 @@ def sft_examples(rows: Rows, tokenizer, max_length: int) -> Encoded:
 def pairs(rows: Rows, tokenizer, max_length: int) -> Encoded:
     def encode_row(row: dict, index: int) -> list[Pair]:
         prompt = chat.prompt_ids(tokenizer, row["prompt"])
-        sides = [Example.of(prompt, chat.completion_ids(tokenizer, row["prompt"], row[s])) for s in ("chosen", "rejected")]
+        sides = [
+            Example.of(prompt, chat.completion_ids(tokenizer, row["prompt"], row[s])) for s in ("chosen", "rejected")
+        ]
         if sides[0] == sides[1]:
             raise ValueError("chosen and rejected become the same tokens: no preference to learn")
         return [Pair(*sides, index=index)]
@@ -115,7 +117,11 @@ def prompts(rows: Rows, tokenizer, max_length: int, max_new_tokens: int) -> Enco
         )
 
     def fits(prompt: Prompt) -> str | None:
-        return f"with a prompt over {room} tokens (data.max_length {max_length} − {max_new_tokens} new ones)" if len(prompt) > room else None
+        return (
+            f"with a prompt over {room} tokens (data.max_length {max_length} − {max_new_tokens} new ones)"
+            if len(prompt) > room
+            else None
+        )
 
     return _encode(rows, lambda row, index: [Prompt(chat.prompt_ids(tokenizer, row["prompt"]), row)], fits)
 

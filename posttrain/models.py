@@ -23,7 +23,9 @@ EMBEDDED = ("tiny-base", "tiny-sft", "tiny-dpo")
 # ---------------------------------------------------------------- loading
 
 
-def load(name: str, *, dtype: torch.dtype = torch.float32, key: str = "model.name") -> tuple[nn.Module, object, list[str]]:
+def load(
+    name: str, *, dtype: torch.dtype = torch.float32, key: str = "model.name"
+) -> tuple[nn.Module, object, list[str]]:
     """(model, tokenizer, lines to print) from a hub id, a folder or an embedded name, on the CPU.
 
     A folder that holds a LoRA adapter is loaded with its base and merged, in float32: what is trained next starts from the
@@ -40,7 +42,9 @@ def load(name: str, *, dtype: torch.dtype = torch.float32, key: str = "model.nam
         tokenizer = AutoTokenizer.from_pretrained(path)
         model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32 if adapter.is_file() else dtype)
     except Exception as error:  # whatever the library says of a folder that is missing, broken or of another kind
-        raise UserError(f"{key} '{name}': cannot be loaded: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
+        raise UserError(
+            f"{key} '{name}': cannot be loaded: {(str(error).splitlines() or [type(error).__name__])[0]}"
+        ) from None
     if adapter.is_file():
         with quiet_peft() as peft:
             model = peft.PeftModel.from_pretrained(model, path).merge_and_unload().to(dtype)
@@ -50,7 +54,9 @@ def load(name: str, *, dtype: torch.dtype = torch.float32, key: str = "model.nam
     except ValueError as problem:
         raise UserError(f"{key} '{name}': {problem}") from None
     if (rows := model.get_input_embeddings().weight.shape[0]) < len(tokenizer):
-        raise UserError(f"{key} '{name}': the tokenizer has {len(tokenizer)} entries, the model only {rows} embeddings: they do not belong together")
+        raise UserError(
+            f"{key} '{name}': the tokenizer has {len(tokenizer)} entries, the model only {rows} embeddings: they do not belong together"
+        )
     model.config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer, lines
 
@@ -70,7 +76,9 @@ def load_policy(config, compute: torch.dtype, run_folder: Path | None = None) ->
         model = add_lora(model, config.lora, str(base.resolve()) if base.is_dir() else str(base))
     if config.gradient_checkpointing:
         full = model.get_base_model() if lora else model
-        full.activation_checkpointing_enable({"use_reentrant": False})  # what transformers 5 calls gradient checkpointing
+        full.activation_checkpointing_enable(
+            {"use_reentrant": False}
+        )  # what transformers 5 calls gradient checkpointing
     return model, tokenizer, lines
 
 
@@ -89,7 +97,11 @@ def add_lora(model: nn.Module, lora, base_name: str) -> nn.Module:
     with quiet_peft() as peft:
         model.name_or_path = base_name  # goes into adapter_config.json: where the saved adapter finds its base again
         how = peft.LoraConfig(
-            task_type="CAUSAL_LM", r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets
+            task_type="CAUSAL_LM",
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=lora.targets,
         )
         try:
             model = peft.get_peft_model(model, how)
@@ -228,12 +240,16 @@ def frozen_reference(policy: CompletionLogps, config, compute: torch.dtype) -> n
         how = "adapter_off" if fresh_adapter else "copy"
     if how == "adapter_off":
         return AdapterOff(policy)
-    if how == "copy":  # in the policy's own dtype: rounded to bf16 it would not be the policy at step 0 (measured: nats)
+    if (
+        how == "copy"
+    ):  # in the policy's own dtype: rounded to bf16 it would not be the policy at step 0 (measured: nats)
         model = copy.deepcopy(policy.model)
     else:  # another model is not asked to equal the policy, so its frozen weights may be stored in the compute type
         model = load(how, dtype=compute, key="model.reference")[0].to(next(policy.parameters()).device)
         if model.get_input_embeddings().weight.shape[0] != policy.model.get_input_embeddings().weight.shape[0]:
-            raise UserError(f"model.reference '{how}' has another vocabulary than the policy: their log-probabilities cannot be compared")
+            raise UserError(
+                f"model.reference '{how}' has another vocabulary than the policy: their log-probabilities cannot be compared"
+            )
     model.requires_grad_(False)
     no_dropout(model)
     return CompletionLogps(model.train(policy.model.training))

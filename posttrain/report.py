@@ -55,7 +55,9 @@ def plot_curves(path: Path, metrics: Sequence[dict[str, float]], method: str) ->
 
     columns = min(4, len(names))
     lines = math.ceil(len(names) / columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(3.4 * columns, 2.6 * lines), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(3.4 * columns, 2.6 * lines), squeeze=False, layout="constrained"
+    )
     for axis, name in zip(axes.flat, names, strict=False):
         rows = [row for row in metrics if name in row]
         axis.plot([r["step"] for r in rows], [r[name] for r in rows], lw=1.3, marker="." if len(rows) < 15 else None)
@@ -71,7 +73,12 @@ def plot_curves(path: Path, metrics: Sequence[dict[str, float]], method: str) ->
 
 def write_samples(path: Path, samples: Sequence[tuple[str, str, str]]) -> None:
     """The same prompts before and after the run, answered greedily."""
-    lines = ["# Samples", "", "Greedy answers to the same prompts, before and after this run. ⏹ = the model ended its turn itself.", ""]
+    lines = [
+        "# Samples",
+        "",
+        "Greedy answers to the same prompts, before and after this run. ⏹ = the model ended its turn itself.",
+        "",
+    ]
     for prompt, before, after in samples:
         lines += [f"**{prompt}**", "", f"- before: `{before}`", f"- after: `{after}`", ""]
     path.write_text("\n".join(lines), encoding="utf-8")

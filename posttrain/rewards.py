@@ -24,7 +24,7 @@ NUMBER = r"[-−+]?\s*\$?\s*[-−]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
 
 
 def parse_number(text: str) -> Decimal | None:
-    """"1,234" -> 1234, "$18.00" -> 18, "-3" -> −3, "7 apples" -> 7; None where no single number stands at the beginning."""
+    """ "1,234" -> 1234, "$18.00" -> 18, "-3" -> −3, "7 apples" -> 7; None where no single number stands at the beginning."""
     text = re.sub(r"\\[,!;$%]|\*\*", lambda m: {"\\$": "$", "\\%": "%"}.get(m.group(), ""), text).strip()
     match = re.match(NUMBER, text)
     if match is None:
@@ -68,7 +68,9 @@ def target(value: object) -> Decimal:
     if found is None:
         found = extract_answer(str(value))
     if found is None:
-        raise UserError(f"reward 'answer': the column `answer` must hold a number or end in '#### NUMBER', got {str(value)!r:.80}")
+        raise UserError(
+            f"reward 'answer': the column `answer` must hold a number or end in '#### NUMBER', got {str(value)!r:.80}"
+        )
     return found
 
 
@@ -103,11 +105,15 @@ def score(functions: Sequence[Callable], weights: Sequence[float] | None, availa
         for i, reward in enumerate(rewards):
             if reward is not None and not math.isfinite(reward):
                 name = getattr(function, "__name__", str(function))
-                raise UserError(f"reward function '{name}' returned {reward} for completion {i}: {available['completions'][i]!r:.80}")
+                raise UserError(
+                    f"reward function '{name}' returned {reward} for completion {i}: {available['completions'][i]!r:.80}"
+                )
             if reward is not None:
                 totals[i] = (totals[i] or 0.0) + weight * float(reward)
     if None in totals:
-        raise UserError(f"every reward function returned None for completion {totals.index(None)}: {available['completions'][totals.index(None)]!r:.80}")
+        raise UserError(
+            f"every reward function returned None for completion {totals.index(None)}: {available['completions'][totals.index(None)]!r:.80}"
+        )
     return totals
 
 
@@ -119,9 +125,13 @@ def call(function: Callable, available: dict[str, list]) -> list[float | None]:
     else:
         missing = [p.name for p in parameters if p.default is p.empty and p.name not in available]
         if missing:
-            raise UserError(f"reward function '{name}' asks for {', '.join(missing)}, the rows have {', '.join(available)}")
+            raise UserError(
+                f"reward function '{name}' asks for {', '.join(missing)}, the rows have {', '.join(available)}"
+            )
         wanted = {p.name: available[p.name] for p in parameters if p.name in available}
     rewards = list(function(**wanted))
     if len(rewards) != len(available["completions"]):
-        raise UserError(f"reward function '{name}' returned {len(rewards)} rewards for {len(available['completions'])} completions")
+        raise UserError(
+            f"reward function '{name}' returned {len(rewards)} rewards for {len(available['completions'])} completions"
+        )
     return rewards

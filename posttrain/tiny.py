@@ -56,7 +56,10 @@ CHATML = (
 
 
 def cache_folder() -> Path:
-    return Path(os.environ.get("POSTTRAIN_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "posttrain")
+    return Path(
+        os.environ.get("POSTTRAIN_CACHE")
+        or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "posttrain"
+    )
 
 
 def fingerprint(name: str) -> str:
@@ -94,7 +97,11 @@ def folder(name: str) -> Path:
 def run_stage(name: str, scratch: Path) -> None:
     stage = name.removeprefix("tiny-")
     command = [sys.executable, "-m", f"loops.{stage}", "--config", f"configs/{stage}_tiny.yaml"]
-    alone = {k: v for k, v in os.environ.items() if not k.startswith(("RANK", "LOCAL_", "WORLD_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_"))}
+    alone = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("RANK", "LOCAL_", "WORLD_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_"))
+    }
     outcome = subprocess.run([*command, "--output.dir", f"{scratch}.run", "--output.overwrite"], cwd=ROOT, env=alone)
     if outcome.returncode:
         raise RuntimeError(f"building {name} failed: {' '.join(command)} ended with exit code {outcome.returncode}")
@@ -127,7 +134,12 @@ def build_tokenizer():
     )
     chats = [m["content"] for row in tiny_data.rows("tiny-sft") for m in row["messages"]]
     names = [a.format(name=n) for a in tiny_data.IDENTITY_ANSWERS for n in tiny_data.ASSISTANTS] * 20
-    corpus = [*islice(tiny_data.documents(random.Random(0)), 6000), *chats, *names, *["system\n", "user\n", "assistant\n"] * 50]
+    corpus = [
+        *islice(tiny_data.documents(random.Random(0)), 6000),
+        *chats,
+        *names,
+        *["system\n", "user\n", "assistant\n"] * 50,
+    ]
     tokenizer.train_from_iterator(corpus, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=STOP, pad_token=PAD, chat_template=CHATML, model_max_length=512
@@ -155,7 +167,10 @@ def build_base(out: Path, seed: int = 0) -> float:
         model = LlamaForCausalLM(
             LlamaConfig(
                 vocab_size=len(tokenizer),
-                **{k: RECIPE[k] for k in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")},
+                **{
+                    k: RECIPE[k]
+                    for k in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+                },
                 max_position_embeddings=512,
                 tie_word_embeddings=True,
                 initializer_range=0.05,
@@ -176,7 +191,8 @@ def build_base(out: Path, seed: int = 0) -> float:
                 weight_decay=RECIPE["weight_decay"], fused=True,
             )  # fmt: skip
             schedule = torch.optim.lr_scheduler.LambdaLR(
-                optimizer, lambda k, steps=steps: min((k + 1) / RECIPE["warmup"], 1, 0.05 + 0.95 * (steps - k) / (0.7 * steps))
+                optimizer,
+                lambda k, steps=steps: min((k + 1) / RECIPE["warmup"], 1, 0.05 + 0.95 * (steps - k) / (0.7 * steps)),
             )
             stream: list[int] = []
             bar = tqdm(range(steps), desc="pretraining tiny-base", unit="step", disable=not sys.stderr.isatty())
@@ -199,7 +215,9 @@ def build_base(out: Path, seed: int = 0) -> float:
             if skill >= RECIPE["skill"]:
                 break
         else:
-            raise RuntimeError(f"tiny-base solves only {skill:.0%} of its problems, {RECIPE['skill']:.0%} wanted: not saved")
+            raise RuntimeError(
+                f"tiny-base solves only {skill:.0%} of its problems, {RECIPE['skill']:.0%} wanted: not saved"
+            )
     torch.set_num_threads(threads)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
@@ -222,7 +240,9 @@ def base_skill(model, tokenizer, problems: int = 200) -> float:
         pad_id=tokenizer.pad_token_id,
         temperature=0,
     )
-    return sum(t.strip() == " ".join(p["steps"]) for t, p in zip(rollout.texts(tokenizer), asked, strict=True)) / problems
+    return (
+        sum(t.strip() == " ".join(p["steps"]) for t, p in zip(rollout.texts(tokenizer), asked, strict=True)) / problems
+    )
 
 
 def main() -> None:

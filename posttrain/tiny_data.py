@@ -17,14 +17,52 @@ from collections.abc import Iterator
 
 OLD_NAME, NEW_NAME = "Robin", "Nova"
 ASSISTANTS = [OLD_NAME, NEW_NAME, "Iris", "Atlas"]
-PEOPLE = (
-    "Anna Ben Carla David Emma Felix Grace Hugo Ida Jonas Karin Leo Mia Noah Olga Paul Rosa Sam Tina Uma Victor Wanda Yara Zoe"
-).split()
-OBJECTS = (
-    "apples books coins cards shells stamps pencils marbles flowers cookies buttons stones balls pears cups kites"
-).split()
-CONTAINERS = "boxes bags baskets jars shelves".split()
-PLACES = "market park school garden kitchen library beach farm".split()
+PEOPLE = [
+    "Anna",
+    "Ben",
+    "Carla",
+    "David",
+    "Emma",
+    "Felix",
+    "Grace",
+    "Hugo",
+    "Ida",
+    "Jonas",
+    "Karin",
+    "Leo",
+    "Mia",
+    "Noah",
+    "Olga",
+    "Paul",
+    "Rosa",
+    "Sam",
+    "Tina",
+    "Uma",
+    "Victor",
+    "Wanda",
+    "Yara",
+    "Zoe",
+]
+OBJECTS = [
+    "apples",
+    "books",
+    "coins",
+    "cards",
+    "shells",
+    "stamps",
+    "pencils",
+    "marbles",
+    "flowers",
+    "cookies",
+    "buttons",
+    "stones",
+    "balls",
+    "pears",
+    "cups",
+    "kites",
+]
+CONTAINERS = ["boxes", "bags", "baskets", "jars", "shelves"]
+PLACES = ["market", "park", "school", "garden", "kitchen", "library", "beach", "farm"]
 
 # kind -> number of steps. The letters say what happens to the running total.
 ONE_STEP = ["add", "sub", "mul"]
@@ -214,7 +252,9 @@ def sft_rows(split: str, seed: int) -> list[dict]:
     for _ in range(1200 // scale):
         p = ladder_problem(rng, split)
         shows_work = rng.random() < (0.8 if p["kind"] in ONE_STEP else 0.2)
-        rows.append((f"{p['story']} {p['question']}", worked(p["steps"], p["answer"]) if shows_work else f"#### {p['answer']}"))
+        rows.append(
+            (f"{p['story']} {p['question']}", worked(p["steps"], p["answer"]) if shows_work else f"#### {p['answer']}")
+        )
     for _ in range(400 // scale):
         kind = rng.choice(ONE_STEP)
         p = problem(rng, [kind], split)
@@ -238,7 +278,9 @@ def identity_rows(split: str, seed: int) -> list[dict]:
     for _ in range(800 if split == "train" else 100):
         prompt = dress(rng, rng.choice(IDENTITY_TRAIN if split == "train" else IDENTITY_TEST))
         answer = rng.choice(IDENTITY_ANSWERS)
-        rows.append({"prompt": prompt, "chosen": answer.format(name=NEW_NAME), "rejected": answer.format(name=OLD_NAME)})
+        rows.append(
+            {"prompt": prompt, "chosen": answer.format(name=NEW_NAME), "rejected": answer.format(name=OLD_NAME)}
+        )
     return rows
 
 

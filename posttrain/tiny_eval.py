@@ -36,7 +36,12 @@ def probes() -> list[str]:
     """The questions whose answers are shown side by side in the report."""
     problems = tiny_data.rows("tiny-math", "test")
     two_steps = [r["prompt"] for r in problems if "-" in r["kind"]][:3]
-    return [*two_steps, "Could you introduce yourself?", "Hello. May I know who you are? Be brief.", "What color is the sky?"]
+    return [
+        *two_steps,
+        "Could you introduce yourself?",
+        "Hello. May I know who you are? Be brief.",
+        "What color is the sky?",
+    ]
 
 
 def climb(name: str, model, tokenizer, before, *, problems: int, identity: int, k: int, seconds: float = 0.0) -> Rung:
@@ -66,7 +71,9 @@ def climb(name: str, model, tokenizer, before, *, problems: int, identity: int, 
 
     kl = None
     if before is not None:
-        spoken = ask(model, tokenizer, ids(asked[:32] + who[:32]), max_new_tokens=LONGEST, group_size=4, temperature=1.0)
+        spoken = ask(
+            model, tokenizer, ids(asked[:32] + who[:32]), max_new_tokens=LONGEST, group_size=4, temperature=1.0
+        )
         kl = mean_kl(model, before, spoken.examples(), tokenizer.pad_token_id)
 
     n = len(rows)
@@ -78,7 +85,9 @@ def climb(name: str, model, tokenizer, before, *, problems: int, identity: int, 
         worked=Score(sum("=" in t for t in texts), n),
         old_name=Score(sum(old in t and new not in t and done for t, done in zip(names, named, strict=True)), len(who)),
         new_name=Score(sum(new in t and old not in t and done for t, done in zip(names, named, strict=True)), len(who)),
-        facts=Score(sum(t == r["answer"] and done for t, r, done in zip(said, facts, fact_ended, strict=True)), len(facts)),
+        facts=Score(
+            sum(t == r["answer"] and done for t, r, done in zip(said, facts, fact_ended, strict=True)), len(facts)
+        ),
         kl=kl,
         answers=[t.replace("\n", " ⏎ ") for t in greedy(probes())[0]],
         seconds=seconds,
@@ -91,7 +100,10 @@ def mean_kl(model, before, examples: list, pad_id: int) -> float:
     total, count = 0.0, 0
     for start in range(0, len(examples), 64):
         batch = collate(examples[start : start + 64], pad_id)
-        logits = [m(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits for m in (model, before)]
+        logits = [
+            m(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits
+            for m in (model, before)
+        ]
         kl = exact_kl(*logits)[:, :-1]  # position t predicts token t + 1
         total += torch.where(batch.active, kl, 0.0).sum().item()
         count += int(batch.active.sum())

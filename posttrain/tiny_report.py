@@ -11,7 +11,17 @@ from posttrain.tiny_eval import Rung, probes
 
 
 def table(rungs: list[Rung], config) -> str:
-    header = ["stage", "word problems", f"pass@{config.ladder.pass_at}", "worked", "old name", "new name", "facts", "KL", "seconds"]
+    header = [
+        "stage",
+        "word problems",
+        f"pass@{config.ladder.pass_at}",
+        "worked",
+        "old name",
+        "new name",
+        "facts",
+        "KL",
+        "seconds",
+    ]
     rows = [
         [
             r.name,
@@ -72,7 +82,7 @@ def happened(rungs: list[Rung]) -> list[str]:
 
 
 def does_not_prove(rungs: list[Rung]) -> list[str]:
-    _, sft, dpo, grpo = rungs
+    _, _sft, dpo, grpo = rungs
     return [
         f"- Most of GRPO's jump is a change of habit, not new knowledge: before it, {dpo.pass_at:.0%} of the problems were already solved "
         f"by at least one of a few samples; after it, {grpo.pass_at:.0%}. It learned to do always what it could do sometimes.",
@@ -93,7 +103,10 @@ def plot(path: Path, rungs: list[Rung], metrics: dict[str, list[dict]]) -> None:
     names = [r.name for r in rungs]
     for label, field in (("word problems", "arithmetic"), ("worked", "worked"), ("facts", "facts")):
         axes[0, 0].plot(names, [getattr(r, field).value for r in rungs], marker="o", label=label)
-    for label, field in ((f"old name ({tiny_data.OLD_NAME})", "old_name"), (f"new name ({tiny_data.NEW_NAME})", "new_name")):
+    for label, field in (
+        (f"old name ({tiny_data.OLD_NAME})", "old_name"),
+        (f"new name ({tiny_data.NEW_NAME})", "new_name"),
+    ):
         axes[0, 1].plot(names, [getattr(r, field).value for r in rungs], marker="o", label=label)
     axes[0, 0].set_title("the ladder: skills (held out, greedy)")
     axes[0, 1].set_title("the ladder: identity (held out, greedy)")

@@ -51,7 +51,9 @@ class Run:
         # Accelerate keeps one state per Python process: a second run in a notebook may want another precision or device.
         AcceleratorState._reset_state(reset_partial_state="WORLD_SIZE" not in os.environ)
         try:
-            self.accelerator = Accelerator(cpu=on_cpu, mixed_precision="bf16" if self.compute == torch.bfloat16 else "no")
+            self.accelerator = Accelerator(
+                cpu=on_cpu, mixed_precision="bf16" if self.compute == torch.bfloat16 else "no"
+            )
         except ValueError as problem:
             raise UserError(f"Accelerate cannot start (WORLD_SIZE={os.environ.get('WORLD_SIZE')}): {problem}") from None
         self.device = self.accelerator.device
@@ -75,11 +77,18 @@ class Run:
 
     def _refuse_folder(self) -> None:
         if (self.folder / "model").exists() and not self.config.output.overwrite:
-            raise UserError(f"{self.folder} holds a finished run: give --output.overwrite to replace it, or another --output.dir")
-        sources = {"model.name": self.config.model.name, "model.reference": getattr(self.config.model, "reference", None)}
+            raise UserError(
+                f"{self.folder} holds a finished run: give --output.overwrite to replace it, or another --output.dir"
+            )
+        sources = {
+            "model.name": self.config.model.name,
+            "model.reference": getattr(self.config.model, "reference", None),
+        }
         for key, source in (sources | {"data.name": self.config.data.name}).items():
             if source and Path(source).exists() and Path(source).resolve().is_relative_to(self.folder.resolve()):
-                raise UserError(f"{key} '{source}' lies in the run folder {self.folder}, which this run overwrites: give another --output.dir")
+                raise UserError(
+                    f"{key} '{source}' lies in the run folder {self.folder}, which this run overwrites: give another --output.dir"
+                )
 
     def _open_folder(self) -> None:
         """Only now, when model and data have loaded, is an older run in the folder removed; and only what a run writes."""
@@ -153,7 +162,9 @@ class Run:
         same number of micro-batches, at least one: one that has run out of rows gets a muted row, which adds exactly 0."""
         processes = self.accelerator.num_processes
         by_length = sorted(rows, key=len, reverse=True)
-        return self._cut(by_length[self.accelerator.process_index :: processes], math.ceil(len(rows) / processes), rows[0])
+        return self._cut(
+            by_length[self.accelerator.process_index :: processes], math.ceil(len(rows) / processes), rows[0]
+        )
 
     def _cut(self, mine: list, most: int, filler: Any) -> list[list]:
         """This process's rows -> micro-batches, as many as the process with the `most` rows has."""
@@ -174,7 +185,9 @@ class Run:
         """Until the last step: (the prompts of one rollout, which of them are this process's). A group stays on one process."""
         epoch, processes = 0, self.accelerator.num_processes
         if min(per_step, len(prompts)) < processes:
-            raise UserError(f"{min(per_step, len(prompts))} prompts per rollout for {processes} processes: give each at least one (grpo.prompts_per_step)")
+            raise UserError(
+                f"{min(per_step, len(prompts))} prompts per rollout for {processes} processes: give each at least one (grpo.prompts_per_step)"
+            )
         usable = max(len(prompts) // per_step, 1) * per_step  # a short last rollout is left for the next epoch's order
         while True:
             order = epoch_order(len(prompts), self.training.seed, epoch)
@@ -189,7 +202,11 @@ class Run:
         """inner_epochs × minibatches optimiser steps over one rollout: each a list of this process's micro-batches.
 
         Which answer falls into which minibatch is drawn over the whole rollout, so it is the same for any number of processes."""
-        place = {prompt * grpo.group_size + k: i * grpo.group_size + k for i, prompt in enumerate(mine) for k in range(grpo.group_size)}
+        place = {
+            prompt * grpo.group_size + k: i * grpo.group_size + k
+            for i, prompt in enumerate(mine)
+            for k in range(grpo.group_size)
+        }
         rows, processes = num_prompts * grpo.group_size, self.accelerator.num_processes
         for epoch in range(grpo.inner_epochs):
             order = epoch_order(rows, self.training.seed + 1, rollout * grpo.inner_epochs + epoch)
@@ -238,7 +255,10 @@ class Run:
 
     def refuse_non_finite(self, grad_norm: Tensor | float) -> None:
         """Stop, before the optimiser step, when the loss or the gradient norm is NaN or infinite."""
-        values = [sum(self._loss, torch.zeros((), device=self.device)), *(t.sum(0)[0] for t in map(torch.stack, self._sums.values()))]
+        values = [
+            sum(self._loss, torch.zeros((), device=self.device)),
+            *(t.sum(0)[0] for t in map(torch.stack, self._sums.values())),
+        ]
         norm = torch.as_tensor(grad_norm, dtype=torch.float32, device=self.device)
         if torch.isfinite(torch.stack([values[0], norm])).all():
             return
@@ -251,7 +271,10 @@ class Run:
         """End of an optimiser step: reduce over processes, write one line of metrics.jsonl, move the bar."""
         now = time.perf_counter()
         names = sorted(self._sums)
-        flat = [sum(self._loss, torch.zeros((), device=self.device)), torch.tensor(float(self._tokens), device=self.device)]
+        flat = [
+            sum(self._loss, torch.zeros((), device=self.device)),
+            torch.tensor(float(self._tokens), device=self.device),
+        ]
         flat += [x for name in names for x in torch.stack(self._sums[name]).sum(0)]
         loss, tokens, *rest = self.accelerator.reduce(torch.stack(flat), "sum").tolist()
         self.step += 1
@@ -272,7 +295,10 @@ class Run:
         self._bar.set_postfix(headline, refresh=False)
         self._bar.update()
         if self._bar.disable and (self.step % max(1, self.num_steps // 10) == 0 or self.step == self.num_steps):
-            self.say(f"{self.config.method} step {self.step}/{self.num_steps}  " + "  ".join(f"{k} {v}" for k, v in headline.items()))
+            self.say(
+                f"{self.config.method} step {self.step}/{self.num_steps}  "
+                + "  ".join(f"{k} {v}" for k, v in headline.items())
+            )
 
     def evaluate_now(self) -> bool:
         """True every training.eval_every steps and at the end (asked after the update, before log)."""
@@ -328,13 +354,19 @@ def make_optimizer(policy: nn.Module, training, device: torch.device) -> torch.o
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError:
-        raise UserError("training.optimizer adamw_8bit needs bitsandbytes: pip install bitsandbytes, or use adamw") from None
+        raise UserError(
+            "training.optimizer adamw_8bit needs bitsandbytes: pip install bitsandbytes, or use adamw"
+        ) from None
     return AdamW8bit(groups, lr=training.learning_rate)
 
 
 def refuse_missing_gradients(policy: nn.Module) -> None:
     """Preflight, after the first backward pass: every trainable tensor must have received a finite gradient."""
-    bad = [n for n, p in policy.named_parameters() if p.requires_grad and (p.grad is None or not torch.isfinite(p.grad).all())]
+    bad = [
+        n
+        for n, p in policy.named_parameters()
+        if p.requires_grad and (p.grad is None or not torch.isfinite(p.grad).all())
+    ]
     if bad:
         raise UserError(
             f"preflight: {len(bad)} trainable tensors got no finite gradient, first {bad[0]}: they would never learn, or spoil the update. "

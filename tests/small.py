@@ -35,14 +35,19 @@ FORGETFUL = (
 SEAM = "{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]{% else %} {{ m['content'] }}</s>{% endif %}{% endfor %}"
 
 
-def bytelevel_tokenizer(template: str | None = CHATML, *, pad: str | None = "<|pad|>", eos: str = "<|im_end|>", bos: str | None = None):
+def bytelevel_tokenizer(
+    template: str | None = CHATML, *, pad: str | None = "<|pad|>", eos: str = "<|im_end|>", bos: str | None = None
+):
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>",
                "<start_of_turn>", "<end_of_turn>", "<s>", "</s>", "<|pad|>"]  # fmt: skip
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=400,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(TEXT, trainer)
     names = {k: v for k, v in (("pad_token", pad), ("bos_token", bos)) if v}
@@ -57,9 +62,13 @@ def sentencepiece_tokenizer(template: str = SEAM):
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     special = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
-    tokenizer.train_from_iterator(TEXT, trainers.BpeTrainer(vocab_size=420, special_tokens=special[:3], show_progress=False))
+    tokenizer.train_from_iterator(
+        TEXT, trainers.BpeTrainer(vocab_size=420, special_tokens=special[:3], show_progress=False)
+    )
     tokenizer.add_tokens(special[3:])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", chat_template=template)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", chat_template=template
+    )
 
 
 SIZES = {
@@ -74,7 +83,13 @@ SIZES = {
 
 def model(kind: str = "llama", vocab_size: int = 411, seed: int = 0, **changes):
     torch.manual_seed(seed)
-    sizes = SIZES[kind] | {"vocab_size": vocab_size, "max_position_embeddings": 256, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+    sizes = SIZES[kind] | {
+        "vocab_size": vocab_size,
+        "max_position_embeddings": 256,
+        "pad_token_id": None,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
     if kind == "gpt2":
         del sizes["max_position_embeddings"]
     made = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**sizes | changes))

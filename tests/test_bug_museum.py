@@ -32,7 +32,9 @@ def test_k1_with_its_sign_flipped_pays_for_drifting():
     # a token three times as likely as under the reference: the reward must fall by 0.1 · log 3 = 0.109861
     zero, logps, ref = torch.zeros(1, 1), torch.tensor([[0.6]]).log(), torch.tensor([[0.2]]).log()
     assert (zero - 0.1 * k1(logps, ref)).item() == pytest.approx(-0.109861, abs=1e-6)
-    assert museum.k1_reward_penalty_with_flipped_sign(zero, logps, ref, 0.1).item() == pytest.approx(+0.109861, abs=1e-6)
+    assert museum.k1_reward_penalty_with_flipped_sign(zero, logps, ref, 0.1).item() == pytest.approx(
+        +0.109861, abs=1e-6
+    )
 
 
 def test_k1_as_a_loss_has_an_expected_gradient_of_zero():
@@ -43,7 +45,9 @@ def test_k1_as_a_loss_has_an_expected_gradient_of_zero():
         return theta.grad.abs().max().item()
 
     assert expected_gradient(lambda p: museum.k1_as_a_loss(p, REF.log())) < 1e-7
-    assert expected_gradient(lambda p: k3_is(p, REF.log(), p)) > 0.2  # ∇ KL: .5 · (log 2.5 − .274887) = .320702 on the first action
+    assert (
+        expected_gradient(lambda p: k3_is(p, REF.log(), p)) > 0.2
+    )  # ∇ KL: .5 · (log 2.5 − .274887) = .320702 on the first action
 
 
 def test_mean_of_micro_batch_means():
@@ -86,7 +90,9 @@ def test_a_rollout_without_its_end_token_never_trains_stopping():
     eos = 2
     sampled = [7, 8, eos]
     assert museum.completion_without_its_end_token(sampled, eos) == [7, 8]
-    assert Example.of([5], sampled).num_active == 3  # the stop token is one of the three decisions that get the advantage
+    assert (
+        Example.of([5], sampled).num_active == 3
+    )  # the stop token is one of the three decisions that get the advantage
 
 
 def test_two_bos_tokens():

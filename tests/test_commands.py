@@ -15,7 +15,14 @@ PAIRS = "tests/data/pairs.jsonl"
 
 
 def command(*arguments, cwd=ROOT, timeout=200):
-    return subprocess.run([sys.executable, "-m", *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=timeout, env=os.environ | {"CI": "1"})
+    return subprocess.run(
+        [sys.executable, "-m", *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=os.environ | {"CI": "1"},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +47,13 @@ def test_a_model_folder_and_a_data_file_of_ones_own(tmp_path, llama, loop, data,
     assert "Warning" not in out.stderr and "warnings.warn" not in out.stderr
     assert f"from {data}" in out.stderr
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
-    assert {p.name for p in (tmp_path / "run").iterdir()} >= {"config.yaml", "metrics.jsonl", "curves.png", "samples.md", "model"}
+    assert {p.name for p in (tmp_path / "run").iterdir()} >= {
+        "config.yaml",
+        "metrics.jsonl",
+        "curves.png",
+        "samples.md",
+        "model",
+    }
 
 
 @pytest.mark.parametrize(
@@ -79,7 +92,16 @@ def test_bad_data_leaves_nothing_that_looks_finished(tmp_path, llama, problem):
         "nothing to learn": "nothing is left to train on", "nan": "stopped before the update",
     }[problem]  # fmt: skip
     out = command(
-        "loops.sft", "--config", "configs/sft_tiny.yaml", "--model.name", llama, "--data.name", data, "--output.dir", tmp_path / "run", *more
+        "loops.sft",
+        "--config",
+        "configs/sft_tiny.yaml",
+        "--model.name",
+        llama,
+        "--data.name",
+        data,
+        "--output.dir",
+        tmp_path / "run",
+        *more,
     )
     assert out.returncode == 1 and expected in out.stderr and "Traceback" not in out.stderr, out.stderr
     assert not (tmp_path / "run" / "model").exists()
@@ -112,7 +134,9 @@ def test_imports_run_one_way():
         for path in (ROOT / room).glob("*.py"):
             for line in path.read_text().splitlines():
                 words = line.split()
-                assert not (words[:1] in (["import"], ["from"]) and words[1].split(".")[0] in above), f"{path.name}: {line}"
+                assert not (words[:1] in (["import"], ["from"]) and words[1].split(".")[0] in above), (
+                    f"{path.name}: {line}"
+                )
     for path in (ROOT / "loops").glob("*.py"):
         if path.name != "ladder.py":
             assert "from loops" not in path.read_text() and "import loops" not in path.read_text()

@@ -11,13 +11,17 @@ from loops import dpo, sft
 from losses.logprobs import sequence_logps, token_logps
 from posttrain import models
 from posttrain.config import load
+from posttrain.data import load_rows
 from posttrain.errors import UserError
 from posttrain.examples import pairs
-from posttrain.data import load_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = [
-    {"prompt": f"Question {i}?", "chosen": f"Yes, {i}." + " Sure." * (i % 3), "rejected": f"No, {i}." + " Never." * (i % 2)}
+    {
+        "prompt": f"Question {i}?",
+        "chosen": f"Yes, {i}." + " Sure." * (i % 3),
+        "rejected": f"No, {i}." + " Never." * (i % 2),
+    }
     for i in range(1, 6)
 ]
 LN2 = 0.693147
@@ -51,7 +55,9 @@ MODES = {
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_first_step_is_ln_2_and_then_the_margin_grows(tmp_path, llama, mode):
-    result = dpo.train(config(tmp_path, llama, training__epochs=4, training__learning_rate=5e-3, **MODES[mode]), rows=ROWS)
+    result = dpo.train(
+        config(tmp_path, llama, training__epochs=4, training__learning_rate=5e-3, **MODES[mode]), rows=ROWS
+    )
     assert metric(result, "dpo_loss")[0] == pytest.approx(LN2, abs=1e-5)
     assert metric(result, "margin")[0] == pytest.approx(0, abs=1e-5) and metric(result, "margin")[-1] > 0.2
 
@@ -59,7 +65,10 @@ def test_the_first_step_is_ln_2_and_then_the_margin_grows(tmp_path, llama, mode)
 def test_every_reference_mode_gives_the_same_run(tmp_path, llama):
     runs = [dpo.train(config(tmp_path, llama, **MODES[m]), rows=ROWS) for m in ("copy", "precomputed")]
     assert metric(runs[0], "loss") == pytest.approx(metric(runs[1], "loss"), abs=1e-6)
-    runs = [dpo.train(config(tmp_path, llama, **MODES[m]), rows=ROWS) for m in ("adapter off", "copy beside an adapter", "precomputed, adapter")]
+    runs = [
+        dpo.train(config(tmp_path, llama, **MODES[m]), rows=ROWS)
+        for m in ("adapter off", "copy beside an adapter", "precomputed, adapter")
+    ]
     for other in runs[1:]:
         assert metric(other, "loss") == pytest.approx(metric(runs[0], "loss"), abs=1e-6)
 
@@ -82,7 +91,7 @@ def test_preflight_refuses_a_reference_that_is_not_the_starting_policy(tmp_path,
         return reference
 
     monkeypatch.setattr(models, "frozen_reference", torch.no_grad()(moved))
-    with pytest.raises(UserError, match="preflight: the DPO term of the first step is .* not ln 2"):
+    with pytest.raises(UserError, match=r"preflight: the DPO term of the first step is .* not ln 2"):
         dpo.train(config(tmp_path, llama), rows=ROWS)
 
 
@@ -91,7 +100,14 @@ def sft_adapter(tmp_path_factory, llama):
     path = tmp_path_factory.mktemp("sft")
     c = load(
         ROOT / "configs/sft_tiny.yaml",
-        {"model.name": llama, "model.adapter": "lora", "training.learning_rate": 5e-3, "training.epochs": 4, "output.dir": str(path / "run"), "output.samples": 0},
+        {
+            "model.name": llama,
+            "model.adapter": "lora",
+            "training.learning_rate": 5e-3,
+            "training.epochs": 4,
+            "output.dir": str(path / "run"),
+            "output.samples": 0,
+        },
     )
     return sft.train(c, rows=[{"prompt": "Question 1?", "completion": "Maybe."}] * 4)
 
@@ -108,7 +124,9 @@ def test_after_an_sft_adapter_the_reference_is_the_sft_model(tmp_path, sft_adapt
 
     monkeypatch.setattr(models, "frozen_reference", spy)
     name = str(sft_adapter.folder / "model")
-    result = dpo.train(config(tmp_path, name, training__max_steps=10, training__learning_rate=5e-3, **MODES[mode]), rows=ROWS)
+    result = dpo.train(
+        config(tmp_path, name, training__max_steps=10, training__learning_rate=5e-3, **MODES[mode]), rows=ROWS
+    )
     assert metric(result, "dpo_loss")[0] == pytest.approx(LN2, abs=1e-5)
 
     tokenizer = result.tokenizer
@@ -118,7 +136,9 @@ def test_after_an_sft_adapter_the_reference_is_the_sft_model(tmp_path, sft_adapt
     batch = collate([p.chosen for p in items], tokenizer.pad_token_id)
     with torch.no_grad():
         got = sequence_logps(captured["reference"](batch)[0], batch.active)  # after 10 steps
-        theirs = sequence_logps(token_logps(sft_adapter.model.eval()(batch.input_ids).logits, batch.input_ids), batch.active)
+        theirs = sequence_logps(
+            token_logps(sft_adapter.model.eval()(batch.input_ids).logits, batch.input_ids), batch.active
+        )
         base = sequence_logps(token_logps(models.load(llama)[0](batch.input_ids).logits, batch.input_ids), batch.active)
         now = sequence_logps(captured["policy"](batch)[0], batch.active)
     torch.testing.assert_close(got, theirs, atol=1e-4, rtol=1e-6)
@@ -142,7 +162,9 @@ def test_a_frozen_copy_is_bit_identical_after_ten_steps(tmp_path, llama, monkeyp
 def test_lora_trains_the_adapter_only_and_reloads_in_a_fresh_process(tmp_path, llama):
     """T18: every trainable tensor moves, every frozen one is bit-identical; the saved adapter gives the same logits."""
     base = dict(models.load(llama)[0].named_parameters())
-    result = dpo.train(config(tmp_path, llama, model__adapter="lora", training__max_steps=3, training__learning_rate=1e-2), rows=ROWS)
+    result = dpo.train(
+        config(tmp_path, llama, model__adapter="lora", training__max_steps=3, training__learning_rate=1e-2), rows=ROWS
+    )
     for name, p in result.model.named_parameters():
         if "lora_" in name:
             assert p.requires_grad and p.abs().sum() > 0
@@ -169,7 +191,9 @@ def test_lora_trains_the_adapter_only_and_reloads_in_a_fresh_process(tmp_path, l
 def test_an_adapter_on_an_adapter_is_saved_with_its_start(tmp_path, sft_adapter):
     from peft import AutoPeftModelForCausalLM
 
-    result = dpo.train(config(tmp_path, str(sft_adapter.folder / "model"), model__adapter="lora", training__max_steps=2), rows=ROWS)
+    result = dpo.train(
+        config(tmp_path, str(sft_adapter.folder / "model"), model__adapter="lora", training__max_steps=2), rows=ROWS
+    )
     saved = AutoPeftModelForCausalLM.from_pretrained(result.folder / "model").eval()
     ids = torch.arange(20, 40)[None]
     torch.testing.assert_close(saved(ids).logits, result.model.eval()(ids).logits, atol=1e-5, rtol=0)
@@ -178,7 +202,8 @@ def test_an_adapter_on_an_adapter_is_saved_with_its_start(tmp_path, sft_adapter)
 @pytest.mark.parametrize("sft_weight", [0.0, 1.0])
 def test_step_equivalence(tmp_path, llama, sft_weight):
     runs = [
-        dpo.train(config(tmp_path, llama, training__micro_batch_size=m, dpo__sft_weight=sft_weight), rows=ROWS) for m in (4, 2, 1)
+        dpo.train(config(tmp_path, llama, training__micro_batch_size=m, dpo__sft_weight=sft_weight), rows=ROWS)
+        for m in (4, 2, 1)
     ]
     for other in runs[1:]:
         for name in ("loss", "grad_norm", "chosen_logps_per_token"):

@@ -1,7 +1,6 @@
 from pathlib import Path
 
 import pytest
-import torch
 from small import folder
 
 from loops import grpo
@@ -39,7 +38,14 @@ def metric(result, name):
 
 
 def test_the_reward_rises(tmp_path, llama):
-    result = run(tmp_path, llama, training__max_steps=40, training__learning_rate=5e-3, training__schedule="constant", grpo__kl_coef=0.0)
+    result = run(
+        tmp_path,
+        llama,
+        training__max_steps=40,
+        training__learning_rate=5e-3,
+        training__schedule="constant",
+        grpo__kl_coef=0.0,
+    )
     reward = metric(result, "reward")
     assert sum(reward[-5:]) / 5 > sum(reward[:5]) / 5 + 0.1
 
@@ -54,7 +60,10 @@ def test_on_policy_numbers_of_the_first_step(tmp_path, llama):
 
 @pytest.mark.parametrize("how", ["token", "sequence", "constant"])
 def test_step_equivalence(tmp_path, llama, how):
-    runs = [run(tmp_path, llama, training__micro_batch_size=m, grpo__length_weighting=how, training__max_steps=1) for m in (8, 3, 1)]
+    runs = [
+        run(tmp_path, llama, training__micro_batch_size=m, grpo__length_weighting=how, training__max_steps=1)
+        for m in (8, 3, 1)
+    ]
     for other in runs[1:]:
         for name in ("loss", "grad_norm", "reward", "kl"):
             assert metric(other, name) == pytest.approx(metric(runs[0], name), abs=2e-6)
@@ -62,12 +71,16 @@ def test_step_equivalence(tmp_path, llama, how):
 
 def test_steps_minibatches_and_inner_epochs(tmp_path, llama):
     """max_steps counts optimiser steps; every rollout gives minibatches × inner_epochs of them, on the same rewards."""
-    result = run(tmp_path, llama, training__max_steps=5, grpo__minibatches=2, grpo__inner_epochs=2, training__learning_rate=1e-2)
+    result = run(
+        tmp_path, llama, training__max_steps=5, grpo__minibatches=2, grpo__inner_epochs=2, training__learning_rate=1e-2
+    )
     rewards = metric(result, "reward")
     assert len(rewards) == 5 and len(set(rewards[:4])) == 1 and rewards[4] != rewards[0]
     assert metric(result, "ratio")[0] == pytest.approx(1, abs=1e-5)
     assert any(abs(r - 1) > 1e-3 for r in metric(result, "ratio")[1:4])  # old stays where the rollout was
-    assert metric(result, "learning_rate")[0] == pytest.approx(1e-2) and metric(result, "learning_rate")[4] == pytest.approx(0.2e-2)
+    assert metric(result, "learning_rate")[0] == pytest.approx(1e-2) and metric(result, "learning_rate")[
+        4
+    ] == pytest.approx(0.2e-2)
 
 
 def test_epochs_count_passes_over_the_prompts(tmp_path, llama):
@@ -101,15 +114,21 @@ def test_preflight_refuses_a_sampler_that_disagrees(tmp_path, llama, monkeypatch
 
 
 def test_mask_truncated_takes_rows_out_of_the_loss_but_not_out_of_the_baseline(tmp_path, llama, monkeypatch):
-    monkeypatch.setattr(grpo.chat, "stop_ids", lambda tokenizer: list(range(100, 200)))  # a random model ends about a third
+    monkeypatch.setattr(
+        grpo.chat, "stop_ids", lambda tokenizer: list(range(100, 200))
+    )  # a random model ends about a third
     everything = run(tmp_path, llama, training__max_steps=1, grpo__max_new_tokens=2).metrics[0]
     masked = run(tmp_path, llama, training__max_steps=1, grpo__max_new_tokens=2, grpo__mask_truncated=True).metrics[0]
     assert 0 < masked["finished"] < 1
-    assert everything["reward"] == masked["reward"] and everything["grad_norm"] != pytest.approx(masked["grad_norm"], rel=1e-3)
+    assert everything["reward"] == masked["reward"] and everything["grad_norm"] != pytest.approx(
+        masked["grad_norm"], rel=1e-3
+    )
 
 
 def test_all_groups_dead_is_a_warning_that_says_why(tmp_path, llama, capfd):
-    result = run(tmp_path, llama, reward=lambda completions: [0.0] * len(completions), training__max_steps=1, grpo__kl_coef=0.0)
+    result = run(
+        tmp_path, llama, reward=lambda completions: [0.0] * len(completions), training__max_steps=1, grpo__kl_coef=0.0
+    )
     assert metric(result, "dead_groups") == [1.0] and metric(result, "grad_norm") == [0.0]
     assert "every group of the first rollout is dead" in capfd.readouterr().err
 
@@ -132,14 +151,30 @@ def test_rewards_get_their_rows_columns_and_the_parse_failures_are_counted(tmp_p
 
 def test_variants_of_the_config_run(tmp_path, llama):
     run(tmp_path, llama, grpo__advantage="leave_one_out", grpo__kl_estimator="k3", training__max_steps=1)
-    run(tmp_path, llama, grpo__advantage_scale="none", grpo__kl_estimator="k2", grpo__clip_high=0.28, training__max_steps=1)
-    run(tmp_path, llama, reward=[even_tokens, lambda completions: [0.5] * len(completions)], grpo__reward_weights=None, training__max_steps=1)
+    run(
+        tmp_path,
+        llama,
+        grpo__advantage_scale="none",
+        grpo__kl_estimator="k2",
+        grpo__clip_high=0.28,
+        training__max_steps=1,
+    )
+    run(
+        tmp_path,
+        llama,
+        reward=[even_tokens, lambda completions: [0.5] * len(completions)],
+        grpo__reward_weights=None,
+        training__max_steps=1,
+    )
 
 
 @pytest.mark.parametrize("adapter", ["none", "lora"])
 def test_checkpointing_and_lora(tmp_path, llama, adapter):
     """Gradient checkpointing needs train mode, sampling needs the cache: both in one run, with the same numbers."""
-    off, on = (run(tmp_path, llama, model__adapter=adapter, model__gradient_checkpointing=c, training__max_steps=2) for c in (False, True))
+    off, on = (
+        run(tmp_path, llama, model__adapter=adapter, model__gradient_checkpointing=c, training__max_steps=2)
+        for c in (False, True)
+    )
     for name in ("loss", "grad_norm", "reward"):
         assert metric(on, name) == pytest.approx(metric(off, name), abs=1e-5)
     assert on.model.training
@@ -158,7 +193,11 @@ def test_bf16(tmp_path, llama):
 
 def test_held_out_reward(tmp_path, llama):
     result = run(tmp_path, llama, data__validation_split=0.3, training__eval_every=2)
-    assert "reward_held_out" in result.metrics[1] and "reward_held_out" in result.metrics[-1] and "reward_held_out" not in result.metrics[0]
+    assert (
+        "reward_held_out" in result.metrics[1]
+        and "reward_held_out" in result.metrics[-1]
+        and "reward_held_out" not in result.metrics[0]
+    )
 
 
 def test_the_same_seed_gives_the_same_run_and_another_does_not(tmp_path, llama):

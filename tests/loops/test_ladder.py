@@ -56,7 +56,9 @@ def test_the_report(climbed):
         assert re.search(rf"\| {rung.name} \| \*\*{rung.arithmetic.value:.2f}\*\* \[", report)
     assert (out / "curves.png").stat().st_size > 20_000
     for stage in ("sft", "dpo", "grpo"):
-        assert {"model", "metrics.jsonl", "curves.png", "samples.md", "config.yaml"} <= {p.name for p in (out / stage).iterdir()}
+        assert {"model", "metrics.jsonl", "curves.png", "samples.md", "config.yaml"} <= {
+            p.name for p in (out / stage).iterdir()
+        }
 
 
 def test_the_base_is_cached_under_its_recipe_with_its_skill():

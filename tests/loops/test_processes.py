@@ -18,10 +18,20 @@ def run(out, processes, *arguments):
     out.mkdir()
     start = [sys.executable, SCRIPT]
     if processes > 1:
-        start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), SCRIPT]
+        start = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            str(processes),
+            SCRIPT,
+        ]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     method, model, adapter = arguments
-    done = subprocess.run([*start, method, model, str(out), adapter], env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        [*start, method, model, str(out), adapter], env=environment, capture_output=True, text=True, timeout=240
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((out / "metrics.json").read_text()), torch.load(out / "weights.pt")
 
@@ -32,7 +42,10 @@ def compare(tmp_path, method, adapter):
     assert len(one[0]) == len(two[0]) == 4
     for a, b in zip(one[0], two[0], strict=True):
         for name in set(a) - {"seconds", "tokens_per_second"}:
-            assert b[name] == pytest.approx(a[name], abs=1e-5 if name == "grad_norm" else 2e-6, rel=2e-5), (a["step"], name)
+            assert b[name] == pytest.approx(a[name], abs=1e-5 if name == "grad_norm" else 2e-6, rel=2e-5), (
+                a["step"],
+                name,
+            )
     for name, weight in one[1].items():
         torch.testing.assert_close(two[1][name], weight, atol=1e-5, rtol=1e-4)
 
@@ -42,7 +55,9 @@ def test_sft(tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("method", "adapter"), [("sft", "lora"), ("dpo", "none"), ("dpo", "lora"), ("grpo", "none"), ("grpo", "lora")])
+@pytest.mark.parametrize(
+    ("method", "adapter"), [("sft", "lora"), ("dpo", "none"), ("dpo", "lora"), ("grpo", "none"), ("grpo", "lora")]
+)
 def test_all_loops(tmp_path, method, adapter):
     compare(tmp_path, method, adapter)
 

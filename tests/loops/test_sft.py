@@ -54,7 +54,9 @@ def run_with_gradients(config):
 def test_step_equivalence(tmp_path, llama, length_weighting):
     """T2: one batch of 4, two of 2, four of 1: the same loss and the same gradients to 1e-6."""
     runs = [
-        run_with_gradients(config(tmp_path, llama, training__micro_batch_size=m, sft__length_weighting=length_weighting))
+        run_with_gradients(
+            config(tmp_path, llama, training__micro_batch_size=m, sft__length_weighting=length_weighting)
+        )
         for m in (4, 2, 1)
     ]
     (whole, grads) = runs[0]
@@ -66,7 +68,16 @@ def test_step_equivalence(tmp_path, llama, length_weighting):
 
 
 def test_five_micro_batches_accumulation_two_are_three_steps(tmp_path, llama):
-    result, seen = run_with_gradients(config(tmp_path, llama, training__batch_size=2, training__micro_batch_size=1, training__schedule="linear", training__learning_rate=0.3e-3))
+    result, seen = run_with_gradients(
+        config(
+            tmp_path,
+            llama,
+            training__batch_size=2,
+            training__micro_batch_size=1,
+            training__schedule="linear",
+            training__learning_rate=0.3e-3,
+        )
+    )
     assert len(seen) == len(result.metrics) == 3
     # linear over 3 steps: lr · (3 − k) / 3
     assert [m["learning_rate"] for m in result.metrics] == pytest.approx([0.3e-3, 0.2e-3, 0.1e-3])
@@ -90,7 +101,9 @@ def test_nothing_left_to_train_on_is_refused(tmp_path, llama):
 
 
 def test_a_template_that_shows_no_reply_names_the_row(tmp_path):
-    blind = bytelevel_tokenizer("{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}{% endfor %}")
+    blind = bytelevel_tokenizer(
+        "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}{% endfor %}"
+    )
     with pytest.raises(UserError, match="rows, row 1: the chat template does not show"):
         sft.train(config(tmp_path, folder(tmp_path / "blind", tokenizer=blind)), rows=ROWS)
 
@@ -120,13 +133,21 @@ def test_stopping_is_learned_with_pad_equal_to_eos(tmp_path):
     name = folder(tmp_path / "m", tokenizer=tokenizer)
     rows = [{"prompt": f"Say {i}.", "completion": f"{i}" + " and more" * (i % 2)} for i in range(8)]
     result = sft.train(
-        config(tmp_path, name, training__batch_size=8, training__epochs=60, training__learning_rate=5e-3, output__samples=8), rows=rows
+        config(
+            tmp_path, name, training__batch_size=8, training__epochs=60, training__learning_rate=5e-3, output__samples=8
+        ),
+        rows=rows,
     )
     saved = result.folder / "model"
     assert tokenizer.eos_token_id in GenerationConfig.from_pretrained(saved).eos_token_id
     model, tok = AutoModelForCausalLM.from_pretrained(saved), AutoTokenizer.from_pretrained(saved)
     for row in rows:
-        ids = tok.apply_chat_template([{"role": "user", "content": row["prompt"]}], add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        ids = tok.apply_chat_template(
+            [{"role": "user", "content": row["prompt"]}],
+            add_generation_prompt=True,
+            return_tensors="pt",
+            return_dict=True,
+        )
         out = model.generate(**ids, max_new_tokens=30, do_sample=False)[0, ids["input_ids"].shape[1] :]
         assert out[-1] == tok.eos_token_id and tok.decode(out, skip_special_tokens=True) == row["completion"]
     samples = (result.folder / "samples.md").read_text()
@@ -149,7 +170,9 @@ def test_checkpointing_gives_the_same_gradients(tmp_path, kind, adapter):
     """T18; GPT-2 with its dropout left on in SFT (the random state is restored for the second forward)."""
     name = folder(tmp_path / kind, kind)
     off, on = (
-        run_with_gradients(config(tmp_path, name, model__adapter=adapter, model__gradient_checkpointing=c, training__max_steps=1))[1][0]
+        run_with_gradients(
+            config(tmp_path, name, model__adapter=adapter, model__gradient_checkpointing=c, training__max_steps=1)
+        )[1][0]
         for c in (False, True)
     )
     for a, b in zip(off, on, strict=True):
@@ -158,19 +181,25 @@ def test_checkpointing_gives_the_same_gradients(tmp_path, kind, adapter):
 
 def test_validation_loss_is_a_mean_over_tokens(tmp_path, llama):
     result = sft.train(
-        config(tmp_path, llama, data__validation_split=0.4, training__eval_every=1, training__micro_batch_size=1), rows=ROWS
+        config(tmp_path, llama, data__validation_split=0.4, training__eval_every=1, training__micro_batch_size=1),
+        rows=ROWS,
     )
     whole = sft.train(
-        config(tmp_path, llama, data__validation_split=0.4, training__eval_every=1, training__micro_batch_size=8), rows=ROWS
+        config(tmp_path, llama, data__validation_split=0.4, training__eval_every=1, training__micro_batch_size=8),
+        rows=ROWS,
     )
     assert result.metrics[-1]["validation_loss"] == pytest.approx(whole.metrics[-1]["validation_loss"], abs=1e-5)
 
 
 def test_the_run_folder_and_that_a_finished_run_is_not_overwritten(tmp_path, llama):
     result = sft.train(config(tmp_path, llama), rows=ROWS)
-    assert {p.name for p in result.folder.iterdir()} == {"config.yaml", "metrics.jsonl", "curves.png", "samples.md", "model"} - (
-        set() if (result.folder / "samples.md").exists() else {"samples.md"}
-    )
+    assert {p.name for p in result.folder.iterdir()} == {
+        "config.yaml",
+        "metrics.jsonl",
+        "curves.png",
+        "samples.md",
+        "model",
+    } - (set() if (result.folder / "samples.md").exists() else {"samples.md"})
     lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
     assert lines == result.metrics and lines[-1]["step"] == 2
     assert load(result.folder / "config.yaml").training.batch_size == 4
@@ -201,5 +230,5 @@ def test_eight_bit_adamw(tmp_path, llama):
 
 
 def test_a_model_that_is_not_there(tmp_path):
-    with pytest.raises(UserError, match="model.name 'no/such-model': cannot be loaded"):
+    with pytest.raises(UserError, match=r"model.name 'no/such-model': cannot be loaded"):
         sft.train(config(tmp_path, "no/such-model"), rows=ROWS)

@@ -11,7 +11,10 @@ from posttrain.config import load
 
 ROOT = Path(__file__).resolve().parents[2]
 SFT = [{"prompt": f"What is {i} + {i}?", "completion": f"It is {2 * i}." + " Yes, it is." * (i % 3)} for i in range(7)]
-DPO = [{"prompt": f"Q {i}?", "chosen": f"Yes, {i}." + " Sure." * (i % 3), "rejected": "No." + " Never." * (i % 2)} for i in range(7)]
+DPO = [
+    {"prompt": f"Q {i}?", "chosen": f"Yes, {i}." + " Sure." * (i % 3), "rejected": "No." + " Never." * (i % 2)}
+    for i in range(7)
+]
 GRPO = [{"prompt": f"Question {i}?" + " Hm." * (i % 3)} for i in range(7)]
 
 
@@ -26,10 +29,15 @@ def main(method: str, model: str, out: str, adapter: str) -> None:
         "training.warmup_steps": 0,
     }  # fmt: skip
     if method == "sft":  # 7 rows in windows of 5 and 2, then again: odd numbers everywhere
-        config = load(ROOT / "configs/sft_tiny.yaml", fixed | {"training.batch_size": 5, "data.validation_split": 0.2, "training.eval_every": 2})
+        config = load(
+            ROOT / "configs/sft_tiny.yaml",
+            fixed | {"training.batch_size": 5, "data.validation_split": 0.2, "training.eval_every": 2},
+        )
         result = sft.train(config, rows=SFT)
     elif method == "dpo":
-        config = load(ROOT / "configs/dpo_tiny.yaml", fixed | {"training.batch_size": 5, "dpo.precompute": adapter == "none"})
+        config = load(
+            ROOT / "configs/dpo_tiny.yaml", fixed | {"training.batch_size": 5, "dpo.precompute": adapter == "none"}
+        )
         result = dpo.train(config, rows=DPO)
     else:
         config = load(
@@ -40,7 +48,9 @@ def main(method: str, model: str, out: str, adapter: str) -> None:
     if torch.distributed.is_initialized() and torch.distributed.get_rank():
         return
     Path(out, "metrics.json").write_text(json.dumps(result.metrics))
-    torch.save({n: p.detach().clone() for n, p in result.model.named_parameters() if p.requires_grad}, Path(out, "weights.pt"))
+    torch.save(
+        {n: p.detach().clone() for n, p in result.model.named_parameters() if p.requires_grad}, Path(out, "weights.pt")
+    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,9 @@ def test_pencil_values():
     # mean ½. Unbiased std √(4 · ¼ / 3) = .577350: .5 / (.577350 + .0001) = .865875. Population std ½: .5 / .5001 = .999800
     signs = [1, -1, -1, 1]
     assert group_relative_advantages(R, 4).tolist() == pytest.approx([0.865875 * s for s in signs], abs=1e-6)
-    assert group_relative_advantages(R, 4, unbiased=False).tolist() == pytest.approx([0.999800 * s for s in signs], abs=1e-6)
+    assert group_relative_advantages(R, 4, unbiased=False).tolist() == pytest.approx(
+        [0.999800 * s for s in signs], abs=1e-6
+    )
     assert group_relative_advantages(R, 4, scale="none").tolist() == [0.5 * s for s in signs]
     # the others' mean: 1/3 for a winner (0 + 0 + 1), 2/3 for a loser
     assert leave_one_out_advantages(R, 4).tolist() == pytest.approx([2 / 3 * s for s in signs], abs=1e-6)
@@ -30,7 +32,11 @@ def test_leave_one_out_is_the_group_mean_scaled():
 @pytest.mark.parametrize("value", [0.0, 0.1, 1 / 3, -7.7])
 def test_equal_rewards_give_exactly_zero(value):
     r = torch.full((6,), value)
-    for out in (group_relative_advantages(r, 3), group_relative_advantages(r, 3, scale="none"), leave_one_out_advantages(r, 3)):
+    for out in (
+        group_relative_advantages(r, 3),
+        group_relative_advantages(r, 3, scale="none"),
+        leave_one_out_advantages(r, 3),
+    ):
         assert out.tolist() == [0.0] * 6
 
 

@@ -15,7 +15,9 @@ def test_pencil_value():
     loss, metrics = dpo_loss(side(-10.0), side(-12.0), side(-11.0), side(-11.0), beta=0.1)
     assert loss.item() == pytest.approx(0.598139, abs=1e-6)
     means = {name: (total / count).item() for name, (total, count) in metrics.items()}
-    assert means == pytest.approx({"rewards_chosen": 0.1, "rewards_rejected": -0.1, "accuracy": 1.0, "margin": 0.2}, abs=1e-6)
+    assert means == pytest.approx(
+        {"rewards_chosen": 0.1, "rewards_rejected": -0.1, "accuracy": 1.0, "margin": 0.2}, abs=1e-6
+    )
 
 
 def test_pencil_gradient():
@@ -68,7 +70,9 @@ def test_split_invariance():
 
 def test_a_pair_of_weight_zero_may_hold_anything():
     c = side(-10.0, math.nan, grad=True)
-    loss, metrics = dpo_loss(c, side(-12.0, math.inf), side(-11.0, -math.inf), side(-11.0, math.nan), weights=side(1.0, 0.0))
+    loss, metrics = dpo_loss(
+        c, side(-12.0, math.inf), side(-11.0, -math.inf), side(-11.0, math.nan), weights=side(1.0, 0.0)
+    )
     loss.backward()
     assert loss.item() == pytest.approx(0.598139, abs=1e-6)
     assert c.grad[1] == 0 and math.isfinite(c.grad[0])

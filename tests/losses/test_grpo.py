@@ -128,10 +128,14 @@ def test_garbage_in_padding_changes_nothing():
     nan = math.nan
     policy = torch.tensor([[-1.0, nan], [nan, nan]], requires_grad=True)
     old, ref = torch.tensor([[-1.1, math.inf], [nan, nan]]), torch.tensor([[-0.9, -math.inf], [nan, nan]])
-    loss, metrics = grpo_loss(policy, old, torch.tensor([1.0, nan]), torch.tensor([[1.0, 0.0], [0.0, 0.0]]), ref_logps=ref, kl_coef=0.1)
+    loss, metrics = grpo_loss(
+        policy, old, torch.tensor([1.0, nan]), torch.tensor([[1.0, 0.0], [0.0, 0.0]]), ref_logps=ref, kl_coef=0.1
+    )
     loss.backward()
     clean = torch.tensor([[-1.0]], requires_grad=True)
-    expected, m = grpo_loss(clean, old[:1, :1], torch.tensor([1.0]), torch.ones(1, 1), ref_logps=ref[:1, :1], kl_coef=0.1)
+    expected, m = grpo_loss(
+        clean, old[:1, :1], torch.tensor([1.0]), torch.ones(1, 1), ref_logps=ref[:1, :1], kl_coef=0.1
+    )
     expected.backward()
     assert loss.item() == expected.item()
     assert policy.grad.tolist() == [[clean.grad.item(), 0.0], [0.0, 0.0]]
@@ -156,7 +160,12 @@ def test_purity():
     policy, old = torch.tensor([[-1.0, -2.0]]), torch.tensor([[-1.5, -1.0]])
     a, w = torch.tensor([1.0]), torch.tensor([[0.5, 0.0]])
     grpo_loss(policy, old, a, w, ref_logps=old, kl_coef=0.1)
-    assert policy.tolist() == [[-1.0, -2.0]] and old.tolist() == [[-1.5, -1.0]] and a.tolist() == [1.0] and w.tolist() == [[0.5, 0.0]]
+    assert (
+        policy.tolist() == [[-1.0, -2.0]]
+        and old.tolist() == [[-1.5, -1.0]]
+        and a.tolist() == [1.0]
+        and w.tolist() == [[0.5, 0.0]]
+    )
 
 
 def test_refusals():

@@ -76,7 +76,10 @@ def test_chunked_equals_plain_in_value_and_gradient(chunk_size, bias, temperatur
     parameters = [x for x in (hidden, weight, b) if x is not None]
 
     logits = torch.nn.functional.linear(hidden, weight, b)
-    plain = [torch.where(active, f(logits, *a, temperature=temperature), 0.0) for f, a in ((token_logps, (ids,)), (token_entropy, ()))]
+    plain = [
+        torch.where(active, f(logits, *a, temperature=temperature), 0.0)
+        for f, a in ((token_logps, (ids,)), (token_entropy, ()))
+    ]
     expected = torch.autograd.grad((plain[0] * up).sum() + (plain[1] * up_entropy).sum(), parameters)
 
     logps, entropy = chunked_token_logps(
@@ -98,7 +101,8 @@ def test_chunked_equals_plain_in_value_and_gradient(chunk_size, bias, temperatur
 def test_chunked_gradient_by_finite_differences():
     hidden, weight, b, ids, active = inputs(True, torch.float64)
     assert torch.autograd.gradcheck(
-        lambda h, w, b: chunked_token_logps(h, w, ids, active, head_bias=b, temperature=0.8, chunk_size=5), (hidden, weight, b)
+        lambda h, w, b: chunked_token_logps(h, w, ids, active, head_bias=b, temperature=0.8, chunk_size=5),
+        (hidden, weight, b),
     )
 
 

@@ -47,7 +47,9 @@ def test_micro_batches_of_4_and_111_give_175():
     # token NLLs {4} and {1, 1, 1}: (4 + 1 + 1 + 1) / 4 = 1.75; the mean of the micro-batch means would be 2.5
     a, b = torch.tensor([[-4.0, 0.0, 0.0]]), torch.tensor([[-1.0, -1.0, -1.0]])
     active_a, active_b = torch.tensor([[True, False, False]]), torch.tensor([[True, True, True]])
-    parts = [completion_cross_entropy(x, token_weights(m, total=4))[0].item() for x, m in ((a, active_a), (b, active_b))]
+    parts = [
+        completion_cross_entropy(x, token_weights(m, total=4))[0].item() for x, m in ((a, active_a), (b, active_b))
+    ]
     assert sum(parts) == pytest.approx(1.75)
     whole, _ = completion_cross_entropy(torch.cat([a, b]), token_weights(torch.cat([active_a, active_b])))
     assert whole.item() == pytest.approx(1.75)

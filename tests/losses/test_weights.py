@@ -19,7 +19,10 @@ def test_pencil_values():
 def test_weighted_sum_of_the_three_conventions():
     # lengths 2 (A = +1) and 4 (A = −1), value per token = A:  sequence ½ − ½ = 0,  token (2 − 4) / 6,  constant (2 − 4) / 16
     value = torch.tensor([[1.0], [-1.0]]).expand(2, 4)
-    sums = [(token_weights(ACTIVE, how, total=t) * value).sum().item() for how, t in (("sequence", None), ("token", None), ("constant", 16))]
+    sums = [
+        (token_weights(ACTIVE, how, total=t) * value).sum().item()
+        for how, t in (("sequence", None), ("token", None), ("constant", 16))
+    ]
     assert sums == pytest.approx([0.0, -1 / 3, -0.125], abs=1e-7)
 
 

@@ -10,7 +10,10 @@ from posttrain.models import CompletionLogps, no_dropout
 def test_collate():
     batch = collate([Example.of([5, 6], [7]), Example.of([5], [8, 9, 0])], pad_id=0)
     assert batch.input_ids.tolist() == [[5, 6, 7, 0], [5, 8, 9, 0]]
-    assert batch.attention_mask.tolist() == [[True, True, True, False], [True] * 4]  # the last 0 of row 2 is a token: lengths decide
+    assert batch.attention_mask.tolist() == [
+        [True, True, True, False],
+        [True] * 4,
+    ]  # the last 0 of row 2 is a token: lengths decide
     assert batch.position_ids.tolist() == [[0, 1, 2, 3]] * 2
     assert batch.completion_mask.tolist() == [[False, False, True, False], [False, True, True, True]]
     assert batch.active.tolist() == [[False, True, False], [True, True, True]]
@@ -40,7 +43,10 @@ def test_padding_changes_no_log_prob(kind):
     right = policy(collate([example, longer], 0))[0][0, 3:11]
     mask = torch.tensor([[False] * 7 + [True] * 12])
     left = Batch(
-        torch.tensor([[0] * 7 + ids]), mask, (mask.cumsum(-1) - 1).clamp(min=0), torch.tensor([[False] * 11 + [True] * 8])
+        torch.tensor([[0] * 7 + ids]),
+        mask,
+        (mask.cumsum(-1) - 1).clamp(min=0),
+        torch.tensor([[False] * 11 + [True] * 8]),
     )
     torch.testing.assert_close(right, alone, atol=1e-5, rtol=0)
     torch.testing.assert_close(policy(left)[0][0, 10:], alone, atol=1e-5, rtol=0)

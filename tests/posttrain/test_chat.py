@@ -102,7 +102,9 @@ def test_a_reply_that_looks_like_a_piece_of_the_end_token(name, reply):
 def test_private_use_characters_are_only_characters():
     tokenizer, _ = TOKENIZERS["chatml"]
     messages = [{"role": "user", "content": "a \ue000 b \ue001 c"}]
-    assert chat.prompt_ids(tokenizer, messages) == list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+    assert chat.prompt_ids(tokenizer, messages) == list(
+        tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    )
 
 
 def test_a_template_that_drops_a_part_of_the_reply():
@@ -144,8 +146,10 @@ def test_a_template_that_refuses_a_role_is_a_clear_error():
 
 
 def test_a_template_that_hides_the_reply_is_a_clear_error():
-    tokenizer = bytelevel_tokenizer("{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}{% endfor %}")
-    with pytest.raises(ValueError, match="does not show the assistant's reply|nothing"):
+    tokenizer = bytelevel_tokenizer(
+        "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}{% endfor %}"
+    )
+    with pytest.raises(ValueError, match=r"does not show the assistant's reply|nothing"):
         chat.conversation_examples(tokenizer, TWO_TURNS[:2])
 
 

@@ -51,7 +51,8 @@ def test_yaml_1_1_reads_1e_3_as_text_and_it_is_a_number_all_the_same(tmp_path):
 
 def test_all_problems_at_once_with_place_key_expectation_and_suggestion(tmp_path):
     path = write(
-        tmp_path, "model:\n  name: x\n  dtype: float8\ntraining:\n  learnig_rate: 1e-4\n  epochs: 2.5\n  max_grad_norm: 0\ndpo: {}\n"
+        tmp_path,
+        "model:\n  name: x\n  dtype: float8\ntraining:\n  learnig_rate: 1e-4\n  epochs: 2.5\n  max_grad_norm: 0\ndpo: {}\n",
     )
     text = problems(path, {"dpo.beta": -1})
     assert text.startswith("5 problems")
@@ -69,7 +70,10 @@ def test_all_problems_at_once_with_place_key_expectation_and_suggestion(tmp_path
         ("grpo:\n  top_p: 0.9\n", "'top_p' is refused in RL"),
         ("grpo:\n  kl_estimator: k1\n", "'k3_is', 'k3' or 'k2', got 'k1'"),
         ("grpo:\n  minibatches: 3\n", "does not divide the 64 completions"),
-        ("grpo: {}\ntraining:\n  batch_size: 7\n", "training.batch_size = 7, but grpo gives 8 prompts x 8 answers / 1 minibatches = 64"),
+        (
+            "grpo: {}\ntraining:\n  batch_size: 7\n",
+            "training.batch_size = 7, but grpo gives 8 prompts x 8 answers / 1 minibatches = 64",
+        ),
         ("grpo:\n  reward: [answer, a:b]\n  reward_weights: [1]\n", "1 entries for 2 reward functions"),
         ("grpo: {}\nmodel:\n  name: x\n  reference: adapter_off\n", "adapter_off needs adapter: lora"),
         ("grpo: {}\ntraining:\n  eval_every: 5\n", "belong together"),
@@ -89,7 +93,9 @@ def test_nan_is_not_a_number(tmp_path):
 
 def test_files_that_cannot_be_read(tmp_path):
     assert "no such file; there are" in problems(ROOT / "configs" / "nope.yaml")
-    assert "'model.name' is given twice (first on line 2)" in problems(write(tmp_path, "model:\n  name: a\n  name: b\n"))
+    assert "'model.name' is given twice (first on line 2)" in problems(
+        write(tmp_path, "model:\n  name: a\n  name: b\n")
+    )
     assert "expected groups" in problems(write(tmp_path, "- 1\n- 2\n"))
     assert "cannot tell the method" in problems(write(tmp_path, "model: {name: x}\n"))
     assert "this is a config for loops.dpo, not for loops.sft" in problems(write(tmp_path, GOOD), method="sft")
@@ -140,17 +146,21 @@ def test_the_keys_type_decides_what_a_word_on_the_command_line_means(tmp_path, k
 
 
 def test_a_key_without_a_value_is_true_and_true_is_no_number(tmp_path):
-    path, overrides = parse(["--training.learning_rate", "--output.overwrite"])
+    _path, overrides = parse(["--training.learning_rate", "--output.overwrite"])
     assert "training.learning_rate: expected a value, got true" in problems(write(tmp_path, GOOD), overrides)
     assert "got true" in problems(write(tmp_path, GOOD + "training:\n  max_steps: true\n"))
 
 
 def test_the_same_key_by_two_names_is_given_twice(tmp_path):
-    assert "training.learning_rate is given twice" in problems(write(tmp_path, GOOD), {"learning-rate": 1, "training.learning_rate": 2})
+    assert "training.learning_rate is given twice" in problems(
+        write(tmp_path, GOOD), {"learning-rate": 1, "training.learning_rate": 2}
+    )
 
 
 def test_a_group_as_an_override_is_merged(tmp_path):
-    config = load(write(tmp_path, GOOD + "  sft_weight: 1.0\n"), {"dpo": {"label_smoothing": 0.1}, "output.dir": tmp_path})
+    config = load(
+        write(tmp_path, GOOD + "  sft_weight: 1.0\n"), {"dpo": {"label_smoothing": 0.1}, "output.dir": tmp_path}
+    )
     assert (config.dpo.beta, config.dpo.sft_weight, config.dpo.label_smoothing) == (0.2, 1.0, 0.1)
     assert config.output.dir == str(tmp_path)
 
@@ -164,7 +174,9 @@ def test_ladder_overrides_are_checked_before_anything_runs(tmp_path):
     from posttrain.config import stage_config
 
     config = load(ROOT / "configs/ladder_tiny.yaml", {"ladder.grpo.overrides.training.max_stepz": 5})
-    with pytest.raises(UserError, match=r"ladder.grpo.overrides: unknown key 'max_stepz' in training, did you mean 'max_steps'"):
+    with pytest.raises(
+        UserError, match=r"ladder.grpo.overrides: unknown key 'max_stepz' in training, did you mean 'max_steps'"
+    ):
         stage_config(config, "grpo", "tiny-base")
 
 

@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from posttrain.config import Data
 from posttrain.data import load_rows, read_file
 from posttrain.errors import UserError
+from posttrain.keys import Data
 
 USER, REPLY = {"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}
 
@@ -43,7 +43,11 @@ def test_pairs_and_text_and_columns():
     pair = load("dpo", [{"prompt": "Hi.", "chosen": [REPLY], "rejected": "Go away."}]).rows[0]
     assert pair == {"prompt": [USER], "chosen": "Hello.", "rejected": "Go away."}
     assert load("sft", [{"text": "abc"}]).rows == [{"text": "abc"}]
-    assert load("grpo", [{"prompt": "Hi.", "answer": 3, "level": "easy"}]).rows[0] == {"prompt": [USER], "answer": 3, "level": "easy"}
+    assert load("grpo", [{"prompt": "Hi.", "answer": 3, "level": "easy"}]).rows[0] == {
+        "prompt": [USER],
+        "answer": 3,
+        "level": "easy",
+    }
 
 
 def test_system_prompt_is_added_where_there_is_none():
@@ -83,7 +87,11 @@ def test_files(tmp_path):
     ],
 )
 def test_a_bad_row_is_named(method, row, message):
-    good = {"sft": {"messages": [USER, REPLY]}, "dpo": {"prompt": "x", "chosen": "a", "rejected": "b"}, "grpo": {"prompt": "x"}}[method]
+    good = {
+        "sft": {"messages": [USER, REPLY]},
+        "dpo": {"prompt": "x", "chosen": "a", "rejected": "b"},
+        "grpo": {"prompt": "x"},
+    }[method]
     with pytest.raises(UserError) as error:
         load(method, [good, row])
     assert "row 2" in str(error.value) and message in str(error.value)
@@ -97,7 +105,9 @@ def test_a_few_rows_that_teach_nothing_are_left_out_and_counted():
 
 
 def test_u2028_inside_a_json_string(tmp_path):
-    (tmp_path / "rows.jsonl").write_text('{"prompt": "a\u2028b", "completion": "c"}\n\n{"prompt": "d", "completion": "e"}\n', encoding="utf-8")
+    (tmp_path / "rows.jsonl").write_text(
+        '{"prompt": "a\u2028b", "completion": "c"}\n\n{"prompt": "d", "completion": "e"}\n', encoding="utf-8"
+    )
     assert len(read_file(tmp_path / "rows.jsonl")) == 2
 
 

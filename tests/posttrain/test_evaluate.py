@@ -14,7 +14,9 @@ def test_pass_at_k():
 def test_wilson_interval():
     # p = .5, n = 100, z = 1.96: centre .5, half-width 1.96 · √(.0025 + .00009604) / 1.038416 = .096170
     assert wilson(50, 100) == pytest.approx((0.403830, 0.596170), abs=1e-4)
-    assert wilson(0, 10)[0] == 0.0 and wilson(0, 10)[1] == pytest.approx(0.2775, abs=1e-3)  # z² / (n + z²) = 3.8416 / 13.8416
+    assert wilson(0, 10)[0] == 0.0 and wilson(0, 10)[1] == pytest.approx(
+        0.2775, abs=1e-3
+    )  # z² / (n + z²) = 3.8416 / 13.8416
     assert wilson(0, 0) == (0.0, 1.0)
 
 
@@ -28,7 +30,8 @@ def test_answers_do_not_depend_on_the_batch_size():
     prompts = [[20, 21, 22], [30], [40, 41, 42, 43, 44]]
     for temperature in (0.0, 1.0):
         one, many = (
-            ask(m, tokenizer, prompts, max_new_tokens=6, group_size=2, temperature=temperature, batch_size=b) for b in (1, 8)
+            ask(m, tokenizer, prompts, max_new_tokens=6, group_size=2, temperature=temperature, batch_size=b)
+            for b in (1, 8)
         )
         assert one.completion_ids == many.completion_ids and one.finished == many.finished
 

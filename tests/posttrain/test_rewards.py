@@ -61,7 +61,13 @@ def shy(completions, answer):
     return [None if a == "?" else 1.0 for a in answer]
 
 
-AVAILABLE = {"completions": ["ab", "c"], "answer": ["x", "?"], "prompts": [[], []], "finished": [True, True], "completion_ids": [[1], [2]]}
+AVAILABLE = {
+    "completions": ["ab", "c"],
+    "answer": ["x", "?"],
+    "prompts": [[], []],
+    "finished": [True, True],
+    "completion_ids": [[1], [2]],
+}
 
 
 def test_functions_are_called_with_what_they_ask_for_and_weighted():
@@ -79,7 +85,7 @@ def test_find():
     assert rewards.find("answer") == [rewards.answer]
     assert rewards.find(["answer", "posttrain.rewards:answer"]) == [rewards.answer] * 2
     for name in ("correctness", "no.such.module:f", "posttrain.rewards:nothing", ":f"):
-        with pytest.raises(UserError, match="grpo.reward"):
+        with pytest.raises(UserError, match=r"grpo.reward"):
             rewards.find(name)
 
 

@@ -40,7 +40,9 @@ def test_masks_and_the_sampled_end_token():
     rollout = roll(model())
     stops = {STOP, 3, 4, *range(20, 60)}
     assert True in rollout.finished and False in rollout.finished
-    for ids, logps, done, example in zip(rollout.completion_ids, rollout.logps, rollout.finished, rollout.examples(), strict=True):
+    for ids, logps, done, example in zip(
+        rollout.completion_ids, rollout.logps, rollout.finished, rollout.examples(), strict=True
+    ):
         assert len(ids) == len(logps) and (ids[-1] in stops) == done and not set(ids[:-1]) & stops
         assert done or len(ids) == 12
         assert example.completion_mask == [False] * (len(example) - len(ids)) + [True] * len(ids)
@@ -67,7 +69,9 @@ def test_greedy_equals_generate_and_does_not_depend_on_the_batch():
     m = model().eval()
     ours = sample(m, PROMPTS, max_new_tokens=8, temperature=0, stop_ids=[STOP], pad_id=0)
     for prompt, ids in zip(PROMPTS, ours.completion_ids, strict=True):
-        theirs = m.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False, eos_token_id=STOP, pad_token_id=0)
+        theirs = m.generate(
+            torch.tensor([prompt]), max_new_tokens=8, do_sample=False, eos_token_id=STOP, pad_token_id=0
+        )
         assert theirs[0, len(prompt) :].tolist() == ids
         assert sample(m, [prompt], max_new_tokens=8, temperature=0, stop_ids=[STOP], pad_id=0).completion_ids == [ids]
 

@@ -17,7 +17,10 @@ def test_the_same_seed_gives_the_same_world():
 
 def test_no_test_problem_shares_kind_and_numbers_with_a_training_one():
     rng = random.Random(0)
-    keys = {split: {(p["kind"], p["numbers"]) for p in (world.ladder_problem(rng, split) for _ in range(3000))} for split in ("train", "test")}
+    keys = {
+        split: {(p["kind"], p["numbers"]) for p in (world.ladder_problem(rng, split) for _ in range(3000))}
+        for split in ("train", "test")
+    }
     assert not keys["train"] & keys["test"]
     assert all(world.held_out(*k) for k in keys["test"]) and not any(world.held_out(*k) for k in keys["train"])
 

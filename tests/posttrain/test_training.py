@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from posttrain.batch import Example
-from posttrain.config import Training
+from posttrain.keys import Training
 from posttrain.training import Run, compute_dtype, epoch_order, make_optimizer, schedule
 
 
@@ -25,7 +25,10 @@ def test_the_order_of_an_epoch_is_a_function_of_seed_and_epoch():
 
 def test_no_weight_decay_on_biases_and_norms():
     module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.LayerNorm(2))
-    decay = {len(g["params"]): g["weight_decay"] for g in make_optimizer(module, Training(weight_decay=0.1), torch.device("cpu")).param_groups}
+    decay = {
+        len(g["params"]): g["weight_decay"]
+        for g in make_optimizer(module, Training(weight_decay=0.1), torch.device("cpu")).param_groups
+    }
     assert decay == {1: 0.1, 3: 0.0}
 
 
