@@ -42,7 +42,7 @@ def train(config: DpoConfig, *, rows: list[dict] | None = None) -> Result:
     data = load_rows(config.data, "dpo", rows)
     run = Run(config)
     accelerator, max_grad_norm = run.accelerator, config.training.max_grad_norm
-    model, tokenizer, notes = models.load_policy(config.model, run.compute, run.folder)
+    model, tokenizer, notes = models.load_policy(config.model, run)
     limit = models.max_length(model, config.data.max_length)
     encoded = pairs(data, tokenizer, limit)
     examples, validation = hold_out(encoded.items, config.data.validation_split, config.training.seed)
@@ -102,19 +102,19 @@ def train(config: DpoConfig, *, rows: list[dict] | None = None) -> Result:
             run.add(loss, metrics, tokens=batch.input_ids.numel())
 
         # ---- 5. Preflight, update ---------------------------------------------------------------------------------
+        grad_norm = accelerator.clip_grad_norm_(policy.parameters(), max_grad_norm)
+        run.refuse_non_finite(grad_norm)
+        dpo_term = run.sum_over_processes(dpo_term)
         if run.step == 0:
             refuse_missing_gradients(policy)
             if config.model.reference in ("auto", "copy", "adapter_off"):
-                refuse_moved_reference(run.sum_over_processes(dpo_term), config, run)
-        grad_norm = accelerator.clip_grad_norm_(policy.parameters(), max_grad_norm)
-        run.refuse_non_finite(grad_norm)
+                refuse_moved_reference(dpo_term, config, run)
         learning_rate = optimizer.param_groups[0]["lr"]
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
 
         # ---- 6. Log and evaluate ------------------------------------------------------------------------------
-        dpo_term = run.sum_over_processes(dpo_term)
         held_out = evaluate(policy, reference, cache, validation, config, run, pad_id) if run.evaluate_now() else {}
         run.log(dpo_loss=dpo_term, grad_norm=grad_norm, learning_rate=learning_rate, **held_out)
 

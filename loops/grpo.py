@@ -63,7 +63,7 @@ def train(
     functions = rewards.find(config.grpo.reward) if reward is None else [reward] if callable(reward) else list(reward)
     run, grpo = Run(config), config.grpo
     accelerator, max_grad_norm = run.accelerator, config.training.max_grad_norm
-    model, tokenizer, notes = models.load_policy(config.model, run.compute, run.folder)
+    model, tokenizer, notes = models.load_policy(config.model, run)
     limit = models.max_length(model, config.data.max_length)
     encoded = prompts(data, tokenizer, limit, grpo.max_new_tokens)
     items, validation = hold_out(encoded.items, config.data.validation_split, config.training.seed)
@@ -159,10 +159,10 @@ def train(
                 )
 
             # ---- 6. Update ----------------------------------------------------------------------------------------
-            if run.step == 0:
-                refuse_missing_gradients(policy)
             grad_norm = accelerator.clip_grad_norm_(policy.parameters(), max_grad_norm)
             run.refuse_non_finite(grad_norm)
+            if run.step == 0:
+                refuse_missing_gradients(policy)
             learning_rate = optimizer.param_groups[0]["lr"]
             optimizer.step()
             scheduler.step()

@@ -35,7 +35,8 @@ def run(config: LadderConfig) -> list[Rung]:
             f"{folder} holds a finished ladder: give --output.overwrite to replace it, or another --output.dir"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.md").unlink(missing_ok=True)
+    for name in ("report.md", "rungs.json", "curves.png"):
+        (folder / name).unlink(missing_ok=True)  # an interrupted ladder must not show an older one's results
     save_config(config, folder / "config.yaml")
     torch.set_num_threads(1)  # a model of this size is slower on two
     sizes = {"problems": ladder.problems, "identity": ladder.identity, "k": ladder.pass_at}

@@ -38,7 +38,7 @@ def train(config: SftConfig, *, rows: list[dict] | None = None) -> Result:
     data = load_rows(config.data, "sft", rows)
     run = Run(config)
     accelerator, max_grad_norm = run.accelerator, config.training.max_grad_norm
-    model, tokenizer, notes = models.load_policy(config.model, run.compute, run.folder)
+    model, tokenizer, notes = models.load_policy(config.model, run)
     limit = models.max_length(model, config.data.max_length)
     encoded = sft_examples(data, tokenizer, limit)
     examples, validation = hold_out(encoded.items, config.data.validation_split, config.training.seed)
@@ -63,25 +63,23 @@ def train(config: SftConfig, *, rows: list[dict] | None = None) -> Result:
                 logps, entropy = policy(batch)  # [B, T], 0 where inactive
                 weights = token_weights(batch.active, config.sft.length_weighting, total=total)  # [B, T]
                 loss, metrics = completion_cross_entropy(logps, weights)
-                accelerator.backward(
-                    loss * accelerator.num_processes
-                )  # DDP averages over processes; our weights already sum
+                accelerator.backward(loss * accelerator.num_processes)  # DDP averages; our weights already sum
             run.add(loss, metrics | {"entropy": (entropy.sum(), batch.active.sum())}, tokens=batch.input_ids.numel())
 
         # ---- 4. Update ----------------------------------------------------------------------------------------
-        if run.step == 0:
-            refuse_missing_gradients(policy)
         grad_norm = accelerator.clip_grad_norm_(policy.parameters(), max_grad_norm)
         run.refuse_non_finite(grad_norm)
+        if run.step == 0:
+            refuse_missing_gradients(policy)
         learning_rate = optimizer.param_groups[0]["lr"]
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
 
         # ---- 5. Log and evaluate ------------------------------------------------------------------------------
-        held_out = (
-            {"validation_loss": evaluate(policy, validation, run, tokenizer.pad_token_id)} if run.evaluate_now() else {}
-        )
+        held_out = {}
+        if run.evaluate_now():
+            held_out["validation_loss"] = evaluate(policy, validation, run, tokenizer.pad_token_id)
         run.log(grad_norm=grad_norm, learning_rate=learning_rate, **held_out)
 
     # ---- 6. Save ----------------------------------------------------------------------------------------------

@@ -61,19 +61,20 @@ def load(
     return model, tokenizer, lines
 
 
-def load_policy(config, compute: torch.dtype, run_folder: Path | None = None) -> tuple[nn.Module, object, list[str]]:
+def load_policy(config, run) -> tuple[nn.Module, object, list[str]]:
     """The model to train: float32 weights; with LoRA a fresh adapter in float32 on a frozen base in the compute type."""
     lora = config.adapter == "lora"
-    model, tokenizer, lines = load(config.name, dtype=compute if lora else torch.float32)
+    model, tokenizer, lines = load(config.name, dtype=run.compute if lora else torch.float32)
     if lora:
         base = Path(tiny.folder(config.name) if config.name in EMBEDDED else config.name)
-        if (base / "adapter_config.json").is_file() and run_folder is not None:
-            # The new adapter needs a full model on disk to sit on: the merged start, written beside it (Run.prepare moves it).
-            base = run_folder / "start"
-            model.save_pretrained(f"{base}.part")
-            tokenizer.save_pretrained(f"{base}.part")
-            base = base.resolve()
-        model = add_lora(model, config.lora, str(base.resolve()) if base.is_dir() else str(base))
+        base = str(base.resolve()) if base.is_dir() else config.name
+        if (Path(base) / "adapter_config.json").is_file():
+            # The new adapter needs a full model on disk to sit on: the merged start, beside it (Run.prepare moves it there).
+            base = str((run.folder / "start").resolve())
+            if run.accelerator.is_main_process:
+                model.save_pretrained(f"{base}.part")
+                tokenizer.save_pretrained(f"{base}.part")
+        model = add_lora(model, config.lora, base)
     if config.gradient_checkpointing:
         full = model.get_base_model() if lora else model
         full.activation_checkpointing_enable(

@@ -1,8 +1,14 @@
-"""The ladder's report: one table, curves, answers side by side, and what happened in words."""
+"""The ladder's report: one table, curves, answers side by side, and what happened in words.
+
+python -m posttrain.tiny_report outputs/ladder outputs/ladder_1 outputs/ladder_2     min / median / max over several ladders
+"""
 
 from __future__ import annotations
 
+import json
 import platform
+import statistics
+import sys
 from pathlib import Path
 
 from posttrain import tiny_data
@@ -45,6 +51,7 @@ def interval(score) -> str:
 
 def write(folder: Path, config, rungs: list[Rung], metrics: dict[str, list[dict]]) -> None:
     plot(folder / "curves.png", rungs, metrics)
+    (folder / "rungs.json").write_text(json.dumps([numbers(r) for r in rungs], indent=1))
     n, who, facts = rungs[0].arithmetic.n, rungs[0].old_name.n, rungs[0].facts.n
     lines = [
         "# The ladder", "",
@@ -64,6 +71,30 @@ def write(folder: Path, config, rungs: list[Rung], metrics: dict[str, list[dict]
     for i, probe in enumerate(probes()):
         lines += [f"**{probe}**", "", *(f"- {r.name}: `{r.answers[i]}`" for r in rungs), ""]
     (folder / "report.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def numbers(rung: Rung) -> dict:
+    """The table's row as plain numbers, for rungs.json."""
+    scores = {
+        name: getattr(rung, name).value for name in ("arithmetic", "sampled", "worked", "old_name", "new_name", "facts")
+    }
+    return {"stage": rung.name, **scores, "pass_at": rung.pass_at, "kl": rung.kl, "seconds": rung.seconds}
+
+
+def spread(folders: list[str]) -> str:
+    """min / median / max of each number over several ladders, one row per stage."""
+    ladders = [json.loads((Path(f) / "rungs.json").read_text()) for f in folders]
+    columns = {"arithmetic": "word problems", "pass_at": "pass@8", "worked": "worked", "old_name": "old name",
+               "new_name": "new name", "facts": "facts", "kl": "KL", "seconds": "seconds"}  # fmt: skip
+    rows = []
+    for stages in zip(*ladders, strict=True):
+        row = [stages[0]["stage"]]
+        for name in columns:
+            values = [s[name] for s in stages if s[name] is not None]
+            digits = 0 if name == "seconds" else 2
+            row.append(" / ".join(f"{f(values):.{digits}f}" for f in (min, statistics.median, max)) if values else "")
+        rows.append(row)
+    return markdown_table(["stage", *columns.values()], rows)
 
 
 def happened(rungs: list[Rung]) -> list[str]:
@@ -108,8 +139,8 @@ def plot(path: Path, rungs: list[Rung], metrics: dict[str, list[dict]]) -> None:
         (f"new name ({tiny_data.NEW_NAME})", "new_name"),
     ):
         axes[0, 1].plot(names, [getattr(r, field).value for r in rungs], marker="o", label=label)
-    axes[0, 0].set_title("the ladder: skills (held out, greedy)")
-    axes[0, 1].set_title("the ladder: identity (held out, greedy)")
+    axes[0, 0].set_title("skills (held out, greedy)", fontsize=10)
+    axes[0, 1].set_title("identity (held out, greedy)", fontsize=10)
     for axis in axes[0, :2]:
         axis.set_ylim(-0.05, 1.05)
 
@@ -120,15 +151,21 @@ def plot(path: Path, rungs: list[Rung], metrics: dict[str, list[dict]]) -> None:
         axis.set_xlabel("optimiser step", fontsize=8)
 
     curve(axes[0, 2], "sft", ["nll"])
-    axes[0, 2].set_title("SFT: loss per token (nats)")
+    axes[0, 2].set_title("SFT: loss per token (nats)", fontsize=10)
     curve(axes[1, 0], "dpo", ["chosen_logps_per_token", "rejected_logps_per_token"])
-    axes[1, 0].set_title("DPO: log-prob per token\nchosen must not fall", fontsize=10)
+    axes[1, 0].set_title("DPO: log-prob per token (chosen must not fall)", fontsize=10)
     curve(axes[1, 1], "grpo", ["reward", "dead_groups"])
-    axes[1, 1].set_title("GRPO: reward, and groups that teach nothing")
+    axes[1, 1].set_title("GRPO: reward, and groups that teach nothing", fontsize=10)
     curve(axes[1, 2], "grpo", ["kl"])
-    axes[1, 2].set_title("GRPO: KL to the reference (k3, nats per token)")
+    axes[1, 2].set_title("GRPO: KL to the reference (k3, nats per token)", fontsize=10)
     for axis in axes.flat:
         axis.grid(alpha=0.25)
         axis.legend(fontsize=8)
     figure.savefig(path, dpi=100)
     plt.close(figure)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2 or "--help" in sys.argv:
+        sys.exit(__doc__)
+    print(spread(sys.argv[1:]))

@@ -111,7 +111,11 @@ def test_a_template_that_shows_no_reply_names_the_row(tmp_path):
 def test_a_nan_stops_the_run_with_the_weights_untouched(tmp_path, llama, monkeypatch):
     before = torch.cat([p.flatten() for p in load_model(llama)[0].parameters()])
     seen = {}
-    real = sft.completion_cross_entropy
+    real, prepare = sft.completion_cross_entropy, sft.Run.prepare
+
+    def remember(run, policy, steps):
+        seen["policy"] = policy
+        return prepare(run, policy, steps)
 
     def poisoned(logps, weights):
         loss, metrics = real(logps, weights)
@@ -119,7 +123,7 @@ def test_a_nan_stops_the_run_with_the_weights_untouched(tmp_path, llama, monkeyp
         return loss * math.nan, metrics
 
     monkeypatch.setattr(sft, "completion_cross_entropy", poisoned)
-    monkeypatch.setattr(sft, "refuse_missing_gradients", lambda policy: seen.setdefault("policy", policy))
+    monkeypatch.setattr(sft.Run, "prepare", remember)
     with pytest.raises(NonFiniteError, match="step 1: the loss is nan"):
         sft.train(config(tmp_path, llama), rows=ROWS)
     after = torch.cat([p.detach().flatten() for p in seen["policy"].parameters()])

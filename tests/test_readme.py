@@ -1,0 +1,58 @@
+"""Every ```bash and ```python block of the README runs, in a copy of the project. (```sh blocks need a person: installs, placeholders.)"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BASH = [
+    line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines() if line.strip()
+]
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    target = tmp_path_factory.mktemp("copy") / "project"
+    shutil.copytree(ROOT, target, ignore=shutil.ignore_patterns(".venv", ".git", "outputs", "__pycache__", ".*_cache"))
+    return target
+
+
+def run(command, cwd):
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "CI": "1"}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=500)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", range(len(BASH)))
+def test_command(copy, number):  # in their order: the report needs the ladders above it
+    out = run(["bash", "-c", BASH[number]], copy)
+    assert out.returncode == 0, out.stderr[-3000:]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", range(len(PYTHON)))
+def test_snippet(copy, number):
+    out = run([sys.executable, "-c", PYTHON[number]], copy)
+    assert out.returncode == 0, out.stderr[-3000:]
+
+
+def test_the_files_it_names_exist():
+    assert len(BASH) >= 10 and len(PYTHON) >= 1
+    for link in re.findall(r"\]\(((?!http)[^)]+)\)", README):
+        assert (ROOT / link).exists(), link
+    for command in BASH:
+        for name in re.findall(r"configs/\w+\.yaml", command):
+            assert (ROOT / name).exists()
+
+
+def test_nothing_here_names_a_machine():
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("*/*.py"), *ROOT.glob("*/*.md"), *ROOT.glob("configs/*.yaml")]:
+        if path != Path(__file__):
+            assert "/work/" not in path.read_text(encoding="utf-8"), path
