@@ -63,11 +63,13 @@ def cache_folder() -> Path:
 
 
 def fingerprint(name: str) -> str:
-    """A hash of the recipe: the numbers above, a sample of the generated text, and the configs of the stages below."""
-    parts = [json.dumps(RECIPE, sort_keys=True), CHATML]
+    """A hash of the recipe: the numbers above, a sample of all generated text, and the configs of the stages below.
+
+    (The base depends on the SFT rows, too: its tokenizer is trained on them.)"""
+    parts = [json.dumps(RECIPE, sort_keys=True), CHATML, json.dumps(tiny_data.rows("tiny-sft"))]
     parts += islice(tiny_data.documents(random.Random(0)), 200)
     if name in ("tiny-sft", "tiny-dpo"):
-        parts += [json.dumps(tiny_data.rows("tiny-sft")), (ROOT / "configs/sft_tiny.yaml").read_text()]
+        parts.append((ROOT / "configs/sft_tiny.yaml").read_text())
     if name == "tiny-dpo":
         parts += [json.dumps(tiny_data.rows("tiny-identity")), (ROOT / "configs/dpo_tiny.yaml").read_text()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]

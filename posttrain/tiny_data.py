@@ -168,8 +168,8 @@ def problem(rng: random.Random, kinds: list[str], split: str | None = None) -> d
 
 
 def ladder_problem(rng: random.Random, split: str) -> dict:
-    """45 % one-step and 55 % two-step problems: the mix of the ladder's data sets."""
-    return problem(rng, ONE_STEP if rng.random() < 0.45 else TWO_STEP, split)
+    """36 % one-step and 64 % two-step problems: the mix of the ladder's data sets."""
+    return problem(rng, ONE_STEP if rng.random() < 0.36 else TWO_STEP, split)
 
 
 def worked(steps: list[str], answer: int) -> str:
