@@ -6,9 +6,9 @@
 1. Load the policy and freeze the reference: the policy as it is now, at step 0. Encode each pair behind one prompt.
 2. One optimiser step = a list of micro-batches. Count the pairs (and chosen tokens) of all of them first.
 3. Forward: Σ log π over each completion, for the policy and, without gradient, for the reference.
-4. Loss: − log σ(β · margin), plus, if asked for, sft_weight × the mean NLL of the chosen tokens. Backward.
+4. Loss: − log σ(margin), plus, if asked for, sft_weight × the mean NLL of the chosen tokens. Backward.
 5. Preflight on the first step: policy == reference, so the DPO term must be ln 2. Clip, refuse NaN, update.
-6. Log: look at the chosen log-prob too. The loss only sees the difference, and both can fall together.
+6. Log and evaluate: look at the chosen log-prob too. The loss only sees the difference, and both can fall together.
 7. Save the model, the curves, and the same questions answered before and after.
 
 Left out: the other preference losses (IPO, SimPO, ORPO, KTO), a moving reference, one row per pair with a shared prompt.
@@ -56,7 +56,7 @@ def train(config: DpoConfig, *, rows: list[dict] | None = None) -> Result:
     if config.dpo.precompute:
         cache = precompute(reference, encoded.items, run, pad_id)
         reference = None  # its memory is free again
-    showcase = Showcase(data, tokenizer, config.output.samples, min(64, limit // 2), limit - min(64, limit // 2))
+    showcase = Showcase(data, tokenizer, config.output.samples, limit)
     before = showcase.answers(model)
     policy, optimizer, scheduler = run.prepare(policy, run.steps_for(len(examples)))
 
@@ -166,7 +166,13 @@ def evaluate(
         logps = sequence_logps(policy(batch)[0], batch.active)
         weights = batch.active[:half].any(dim=1).float()
         sums, metrics = dpo_loss(
-            logps[:half], logps[half:], ref_logps[:half], ref_logps[half:], beta=config.dpo.beta, weights=weights
+            logps[:half],
+            logps[half:],
+            ref_logps[:half],
+            ref_logps[half:],
+            beta=config.dpo.beta,
+            label_smoothing=config.dpo.label_smoothing,
+            weights=weights,
         )
         loss, hits, count = loss + sums.item(), hits + metrics["accuracy"][0].item(), count + weights.sum().item()
     count = run.sum_over_processes(count)

@@ -9,7 +9,7 @@
 4. One optimiser step = one minibatch of the rollout, in micro-batches. Count its tokens first, in all of them.
 5. Forward and loss: the clipped surrogate plus β · KL. Backward.
 6. Preflight on the first step (sampler and trainer must agree). Clip, refuse NaN, update.
-7. Log. The loss is near 0 by construction: watch reward, dead groups, KL and length. Save at the end.
+7. Log and evaluate: watch reward, dead groups, KL and length; the loss's value says nothing (losses/grpo.py). Save at the end.
 
 Left out: a value function (that is PPO), process rewards, asynchronous rollouts, an inference engine for sampling,
 resampling of dead groups (DAPO's dynamic sampling), a reference that moves.
@@ -45,7 +45,9 @@ class Answer:
     example: Example
     advantage: float
     sampler_logps: torch.Tensor  # what the sampler gave its own tokens
-    old_logps: torch.Tensor | None = None  # the trainer's forward before the first inner epoch; None: the update's own
+    old_logps: torch.Tensor | None = (
+        None  # the trainer's forward before the first inner epoch; None: one update per rollout, so logps.detach()
+    )
     ref_logps: torch.Tensor | None = None
 
     def __len__(self) -> int:
@@ -60,7 +62,7 @@ def train(
 ) -> Result:
     """Run it; `rows` (prompt and columns for the reward) replaces config.data.name, `reward` replaces config.grpo.reward."""
     data = load_rows(config.data, "grpo", rows)
-    functions = rewards.find(config.grpo.reward) if reward is None else [reward] if callable(reward) else list(reward)
+    functions = rewards.find(config.grpo.reward if reward is None else reward, config.grpo.reward_weights)
     run, grpo = Run(config), config.grpo
     accelerator, max_grad_norm = run.accelerator, config.training.max_grad_norm
     model, tokenizer, notes = models.load_policy(config.model, run)
@@ -74,7 +76,7 @@ def train(
     policy = models.CompletionLogps(model.to(run.device).train())
     reference = models.frozen_reference(policy, config.model, run.compute) if grpo.kl_coef > 0 else None
     pad_id, stops = tokenizer.pad_token_id, chat.stop_ids(tokenizer)
-    showcase = Showcase(data, tokenizer, config.output.samples, grpo.max_new_tokens, limit - grpo.max_new_tokens)
+    showcase = Showcase(data, tokenizer, config.output.samples, limit, grpo.max_new_tokens)
     before = showcase.answers(model)
     updates_per_rollout = grpo.minibatches * grpo.inner_epochs
     policy, optimizer, scheduler = run.prepare(policy, run.steps_for_prompts(len(items), grpo))
@@ -174,6 +176,11 @@ def train(
                 held_out["reward_held_out"] = evaluate(model, validation, functions, grpo, tokenizer, run)
             run.add(None, rollout_metrics)
             row = run.log(grad_norm=grad_norm, learning_rate=learning_rate, **held_out)
+            if run.step == 1 and row["finished"] == 0:
+                run.say(
+                    "warning: no answer of the first rollout ended within grpo.max_new_tokens: the reward may see none of them whole"
+                    + (", and with mask_truncated nothing is learned" if grpo.mask_truncated else "")
+                )
             if run.step == 1 and row["dead_groups"] == 1:
                 run.say(
                     "warning: every group of the first rollout is dead (all its answers got the same reward): nothing can be "

@@ -46,7 +46,7 @@ def train(config: SftConfig, *, rows: list[dict] | None = None) -> Result:
         run.say(line)
 
     policy = models.CompletionLogps(model.to(run.device).train())
-    showcase = Showcase(data, tokenizer, config.output.samples, min(64, limit // 2), limit - min(64, limit // 2))
+    showcase = Showcase(data, tokenizer, config.output.samples, limit)
     before = showcase.answers(model)
     policy, optimizer, scheduler = run.prepare(policy, run.steps_for(len(examples)))
 

@@ -1,10 +1,10 @@
 """Direct preference optimisation against a frozen reference.
 
-    h = β · [ (log π(y_w|x) − log π_ref(y_w|x)) − (log π(y_l|x) − log π_ref(y_l|x)) ]        β times "the margin"
+    h = β · [ (log π(y_w|x) − log π_ref(y_w|x)) − (log π(y_l|x) − log π_ref(y_l|x)) ]        the margin
     L = − log σ(h)
 
-Source: Rafailov et al. 2023, arXiv 2305.18290, eq. 7 (w = chosen, l = rejected). Label smoothing ε is the
-conservative DPO of the same authors: L = −(1 − ε) log σ(h) − ε log σ(−h), "a label is wrong with probability ε".
+Source: Rafailov et al. 2023, arXiv 2305.18290, eq. 7 (w = chosen, l = rejected). Label smoothing ε is conservative DPO
+(Mitchell 2023, "A note on DPO with noisy preferences"): L = −(1 − ε) log σ(h) − ε log σ(−h), a label is wrong with chance ε.
 Kept: everything; log π(y|x) is a *sum* over the completion's tokens, never a mean. Changed: per-pair weights in place
 of the mean.
 

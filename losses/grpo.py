@@ -8,8 +8,10 @@ DAPO, arXiv 2503.14476, eq. 10. Kept: the per-token ratio and clip. Changed: the
 `weights` among three (losses/weights.py), and the KL term is weighted by ρ (`k3_is`): without it the gradient of the
 paper's k3 descends KL(π_ref‖π), see losses/kl.py. kl_estimator="k3" is the paper's.
 
-With one update per rollout, old is the policy itself, ρ = 1, nothing is clipped, and the *value* of the loss is close to
-0 by construction (advantages sum to 0 in a group). Its gradient is −A ∇log π, plain REINFORCE. Watch the reward.
+With one update per rollout, old is the policy itself, ρ = 1, nothing is clipped, and the gradient is −A ∇log π + β ∇KL,
+plain REINFORCE. The *value* of the surrogate then says nothing about progress: advantages sum to 0 in a group, so it is
+exactly 0 with "sequence" weights, and with "token" weights −Σ |o_i| A_i / N, whether long answers did better than short
+ones. Watch the reward.
 
 >>> import torch
 >>> old = torch.tensor([[-1.0], [-1.0]])
@@ -77,7 +79,7 @@ def grpo_loss(
     per_token = -torch.minimum(ratio * advantages, clipped * advantages)
 
     count = active.sum()
-    bites = clipped * advantages < ratio * advantages  # the clip changes the value, so the gradient is 0
+    bites = clipped * advantages < ratio * advantages  # the clip changes the value: the surrogate has no gradient there
     metrics = {
         "clip_fraction": ((active & bites).sum().float(), count),
         "ratio": (torch.where(active, ratio, 0.0).detach().sum(), count),

@@ -2,8 +2,8 @@
 
     L(θ) = − Σ_i Σ_t w[i, t] · log π_θ(y[i, t] | y[i, <t])          w = 0 on the prompt and the padding
 
-Source: the maximum-likelihood objective; completion-only masking as in InstructGPT (Ouyang et al. 2022, arXiv
-2203.02155, §3.5). Kept: everything. Changed: no mean is taken here, the weights carry it (losses/weights.py).
+Source: maximum likelihood on demonstrations, as in InstructGPT's SFT (Ouyang et al. 2022, arXiv 2203.02155, §3.5); scoring
+the completion only is common practice. Kept: everything. Changed: no mean is taken here, the weights carry it (losses/weights.py).
 
 >>> import math, torch
 >>> logps = torch.log(torch.tensor([[0.5, 0.25, 0.125]]))

@@ -1,7 +1,7 @@
 """What one token counts. Every loss is `(weights * per_token).sum()`, so this file decides what is averaged over what.
 
     token      w[i, t] = 1 / N           N = active tokens of the whole optimiser step          (DAPO, arXiv 2503.14476 eq. 8)
-    sequence   w[i, t] = 1 / (R · |o_i|) R = rows of the step, |o_i| = active tokens of row i    (GRPO, arXiv 2402.03300 eq. 3)
+    sequence   w[i, t] = 1 / (R · |o_i|) R = rows with an active token, |o_i| = how many    (GRPO, arXiv 2402.03300 eq. 3)
     constant   w[i, t] = 1 / (R · L)     L = the longest completion allowed                      (Dr. GRPO, arXiv 2503.20783 §3.1)
 
 "sequence" gives every answer the same vote, so a token of a long answer counts less: a long wrong answer is punished
@@ -31,7 +31,7 @@ def token_weights(active: Tensor, how: str = "token", *, total: float | Tensor |
     """active [B, T] bool -> weights [B, T] float32, exactly 0 where inactive.
 
     total: of the whole optimiser step, all micro-batches and processes together:
-    active tokens ("token"), rows ("sequence"), rows × longest completion allowed ("constant").
+    active tokens ("token"), rows with an active token ("sequence"), those × longest completion allowed ("constant").
     None: this batch's tokens; this batch's rows with at least one active token; ValueError for "constant".
     """
     assert active.ndim == 2 and active.dtype == torch.bool, (

@@ -39,8 +39,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Batch:
-    """B rows of S tokens. position_ids are always explicit; attention_mask is None when rows are packed (a later room:
-    several documents, or several completions of one prompt, in one row, told apart by restarting positions)."""
+    """B rows of S tokens. position_ids are always explicit; attention_mask None means packed rows (which nothing builds yet)."""
 
     input_ids: Tensor  # [B, S] long
     attention_mask: Tensor | None  # [B, S] bool, True on real tokens

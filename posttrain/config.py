@@ -223,7 +223,8 @@ def parse(arguments: list[str]) -> tuple[str | None, dict[str, Any]]:
     while i < len(arguments):
         argument = arguments[i]
         if not argument.startswith("--") or argument == "--":
-            raise UserError(f"command line: expected --KEY VALUE, got '{argument}'")
+            hint = f"; did you mean --config {argument}?" if argument.endswith((".yaml", ".yml")) else ""
+            raise UserError(f"command line: expected --KEY VALUE, got '{argument}'{hint}")
         key, equals, given = argument[2:].partition("=")
         values = [given] if equals else []
         i += 1

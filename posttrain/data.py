@@ -100,6 +100,8 @@ def read(name: str, split: str) -> list[dict]:
         return tiny_data.rows(name, split)
     path = Path(name).expanduser()
     if path.suffix in FILE_KINDS or path.exists():
+        if split != "train":
+            raise UserError(f"data.split: a file has no split '{split}'; leave it out, or name another file")
         return read_file(path)
     return read_hub(name, split)
 

@@ -64,9 +64,11 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
 class Showcase:
     """A few prompts of the data, answered greedily before and after a run, for samples.md."""
 
-    def __init__(self, rows: Rows, tokenizer, count: int, max_new_tokens: int, longest_prompt: int):
+    def __init__(self, rows: Rows, tokenizer, count: int, limit: int, max_new_tokens: int = 64):
+        """limit: the longest row in tokens, prompt and answer together."""
         every = max(1, len(rows) // max(1, count))
-        self.tokenizer, self.max_new_tokens = tokenizer, max_new_tokens
+        self.tokenizer, self.max_new_tokens = tokenizer, min(max_new_tokens, limit // 2)
+        longest_prompt = limit - self.max_new_tokens
         self.prompts: list[tuple[str, list[int]]] = []
         for row in rows.rows[::every]:
             messages = row.get("prompt") or _until_first_reply(row.get("messages", []))

@@ -262,6 +262,10 @@ class GrpoConfig(Config):
                 f"training.batch_size = {t.batch_size}, but grpo gives {g.prompts_per_step} prompts x {g.group_size} answers / "
                 f"{g.minibatches} minibatches = {rows // g.minibatches} completions per optimiser step: leave batch_size out, or change grpo"
             )
+        if g.advantage == "leave_one_out" and g.advantage_scale != "none":
+            raise ValueError(
+                "grpo.advantage: leave_one_out is not divided by a standard deviation: set advantage_scale: none as well"
+            )
         names = [g.reward] if isinstance(g.reward, str) else g.reward
         if not names:
             raise ValueError("grpo.reward names no reward function")

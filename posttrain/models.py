@@ -29,19 +29,26 @@ def load(
     """(model, tokenizer, lines to print) from a hub id, a folder or an embedded name, on the CPU.
 
     A folder that holds a LoRA adapter is loaded with its base and merged, in float32: what is trained next starts from the
-    whole of what was trained before, and "adapter off" then means that start, not the bare base (T10).
+    whole of what was trained before, and "adapter off" then means that start, not the bare base.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     path = str(tiny.folder(name)) if name in EMBEDDED else name
+    if (name.count("/") > 1 or name.startswith((".", "/", "~"))) and not Path(name).is_dir():
+        raise UserError(f"{key} '{name}': cannot be loaded: no such folder")
     adapter = Path(path) / "adapter_config.json"
     try:
         base = json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.is_file() else path
         tokenizer = AutoTokenizer.from_pretrained(path)
         model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32 if adapter.is_file() else dtype)
     except Exception as error:  # whatever the library says of a folder that is missing, broken or of another kind
+        if not Path(path).exists():
+            raise UserError(
+                f"{key} '{name}': cannot be loaded: no such folder, not embedded ({', '.join(EMBEDDED)}), and the hub does not give it: "
+                f"{(str(error).splitlines() or [type(error).__name__])[0]}"
+            ) from None
         raise UserError(
             f"{key} '{name}': cannot be loaded: {(str(error).splitlines() or [type(error).__name__])[0]}"
         ) from None
@@ -65,6 +72,8 @@ def load_policy(config, run) -> tuple[nn.Module, object, list[str]]:
     """The model to train: float32 weights; with LoRA a fresh adapter in float32 on a frozen base in the compute type."""
     lora = config.adapter == "lora"
     model, tokenizer, lines = load(config.name, dtype=run.compute if lora else torch.float32)
+    if not lora and config.lora.model_fields_set:
+        lines.append("model.lora is set, but model.adapter is none: every weight is trained")
     if lora:
         base = Path(tiny.folder(config.name) if config.name in EMBEDDED else config.name)
         base = str(base.resolve()) if base.is_dir() else config.name

@@ -11,11 +11,13 @@ HEALTHY = {
     "loss": "falls, then flattens",
     "nll": "falls, then flattens (nats per token)",
     "validation_loss": "falls with the training loss; rising = overfitting",
+    "dpo_loss": "starts at ln 2 = 0.693, falls",
     "accuracy": "rises from 0.5 towards 1",
     "margin": "rises; look at chosen below, too",
     "rewards_chosen": "near or above 0; falling = the good answers get less likely",
     "rewards_rejected": "falls below 0",
     "chosen_logps_per_token": "does not fall",
+    "rejected_logps_per_token": "falls, and below chosen",
     "validation_accuracy": "follows the training accuracy",
     "reward": "rises",
     "reward_held_out": "rises with the reward",
@@ -31,7 +33,10 @@ HEALTHY = {
     "grad_norm": "bounded, without spikes",
     "learning_rate": "the schedule",
 }
-NOTES = {"grpo": {"loss": "near 0 by construction: watch the reward"}, "dpo": {"loss": "from ln 2 = 0.693 downwards"}}
+NOTES = {
+    "grpo": {"loss": "says nothing about progress: watch the reward"},
+    "dpo": {"loss": "dpo_loss + sft_weight x NLL: falls"},
+}
 
 
 def wilson(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:

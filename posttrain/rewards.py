@@ -17,6 +17,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from decimal import Decimal, InvalidOperation
+from typing import SupportsFloat
 
 from posttrain.errors import UserError
 
@@ -77,10 +78,13 @@ def target(value: object) -> Decimal:
 BUILT_IN: dict[str, Callable] = {"answer": answer}
 
 
-def find(names: str | list[str]) -> list[Callable]:
-    """grpo.reward -> the functions: built-in names, or package.module:function."""
+def find(given: str | Callable | Sequence[str | Callable], weights: Sequence[float] | None = None) -> list[Callable]:
+    """grpo.reward, or what Python passed, -> the functions: built-in names, package.module:function, callables."""
     found = []
-    for name in [names] if isinstance(names, str) else names:
+    for name in [given] if isinstance(given, str) or callable(given) else given:
+        if callable(name):
+            found.append(name)
+            continue
         if name in BUILT_IN:
             found.append(BUILT_IN[name])
             continue
@@ -91,6 +95,10 @@ def find(names: str | list[str]) -> list[Callable]:
             found.append(getattr(importlib.import_module(module), function))
         except (ImportError, AttributeError, ValueError) as error:
             raise UserError(f"grpo.reward '{name}': {error}") from None
+        if not callable(found[-1]):
+            raise UserError(f"grpo.reward '{name}' is {found[-1]!r:.60}, not a function")
+    if weights is not None and len(weights) != len(found):
+        raise UserError(f"grpo.reward_weights has {len(weights)} entries for {len(found)} reward functions")
     return found
 
 
@@ -103,10 +111,10 @@ def score(functions: Sequence[Callable], weights: Sequence[float] | None, availa
     for function, weight in zip(functions, weights or [1.0] * len(functions), strict=True):
         rewards = call(function, available)
         for i, reward in enumerate(rewards):
-            if reward is not None and not math.isfinite(reward):
-                name = getattr(function, "__name__", str(function))
+            if reward is not None and not (isinstance(reward, SupportsFloat) and math.isfinite(float(reward))):
+                name, text = getattr(function, "__name__", str(function)), available["completions"][i]
                 raise UserError(
-                    f"reward function '{name}' returned {reward} for completion {i}: {available['completions'][i]!r:.80}"
+                    f"reward function '{name}' returned {reward!r:.40} for completion {i}, expected a number: {text!r:.80}"
                 )
             if reward is not None:
                 totals[i] = (totals[i] or 0.0) + weight * float(reward)
@@ -129,7 +137,15 @@ def call(function: Callable, available: dict[str, list]) -> list[float | None]:
                 f"reward function '{name}' asks for {', '.join(missing)}, the rows have {', '.join(available)}"
             )
         wanted = {p.name: available[p.name] for p in parameters if p.name in available}
-    rewards = list(function(**wanted))
+    try:
+        rewards = function(**wanted)
+    except Exception as error:
+        raise UserError(f"reward function '{name}' failed with {type(error).__name__}: {error}") from error
+    if isinstance(rewards, str) or not hasattr(rewards, "__len__"):
+        raise UserError(
+            f"reward function '{name}' must return a list of floats, one per completion, got {rewards!r:.60}"
+        )
+    rewards = list(rewards)
     if len(rewards) != len(available["completions"]):
         raise UserError(
             f"reward function '{name}' returned {len(rewards)} rewards for {len(available['completions'])} completions"

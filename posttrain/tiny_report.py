@@ -84,7 +84,7 @@ def numbers(rung: Rung) -> dict:
 def spread(folders: list[str]) -> str:
     """min / median / max of each number over several ladders, one row per stage."""
     ladders = [json.loads((Path(f) / "rungs.json").read_text()) for f in folders]
-    columns = {"arithmetic": "word problems", "pass_at": "pass@8", "worked": "worked", "old_name": "old name",
+    columns = {"arithmetic": "word problems", "pass_at": "pass@k", "worked": "worked", "old_name": "old name",
                "new_name": "new name", "facts": "facts", "kl": "KL", "seconds": "seconds"}  # fmt: skip
     rows = []
     for stages in zip(*ladders, strict=True):
@@ -166,6 +166,9 @@ def plot(path: Path, rungs: list[Rung], metrics: dict[str, list[dict]]) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2 or "--help" in sys.argv:
-        sys.exit(__doc__)
-    print(spread(sys.argv[1:]))
+    if "--help" in sys.argv or len(sys.argv) < 2:
+        print(__doc__)
+    elif missing := [f for f in sys.argv[1:] if not (Path(f) / "rungs.json").is_file()]:
+        sys.exit(f"error: {missing[0]}: no rungs.json there; a finished ladder writes one")
+    else:
+        print(spread(sys.argv[1:]))

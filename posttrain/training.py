@@ -188,6 +188,10 @@ class Run:
             raise UserError(
                 f"{min(per_step, len(prompts))} prompts per rollout for {processes} processes: give each at least one (grpo.prompts_per_step)"
             )
+        if len(prompts) < per_step:
+            self.say(
+                f"only {len(prompts)} prompts: a rollout has {len(prompts)}, not grpo.prompts_per_step = {per_step}"
+            )
         usable = max(len(prompts) // per_step, 1) * per_step  # a short last rollout is left for the next epoch's order
         while True:
             order = epoch_order(len(prompts), self.training.seed, epoch)
@@ -291,7 +295,9 @@ class Run:
         return row
 
     def _show(self, row: dict[str, float]) -> None:
-        headline = {k: f"{row[k]:.3g}" for k in ("loss", "reward", "accuracy", "kl", "validation_loss") if k in row}
+        headline = {
+            k: f"{row[k]:.3g}" for k in ("loss", "dpo_loss", "reward", "accuracy", "kl", "validation_loss") if k in row
+        }
         self._bar.set_postfix(headline, refresh=False)
         self._bar.update()
         if self._bar.disable and (self.step % max(1, self.num_steps // 10) == 0 or self.step == self.num_steps):
@@ -317,7 +323,8 @@ class Run:
             models.save(model, tokenizer, self.folder / "model.part")
             os.replace(self.folder / "model.part", self.folder / "model")
             self.say(f"{self.config.method}: {self.step} steps in {time.perf_counter() - self._started:.1f} s")
-            self.say(f"wrote {self.folder}/: model/, metrics.jsonl, curves.png, samples.md, config.yaml")
+            written = sorted(p.name + "/" * p.is_dir() for p in self.folder.iterdir())
+            self.say(f"wrote {self.folder}/: {', '.join(written)}")
         self.accelerator.wait_for_everyone()
         return Result(model, tokenizer, self.metrics, self.folder)
 

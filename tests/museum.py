@@ -1,4 +1,4 @@
-"""The bug museum: mistakes that public code really makes, each re-created in a few lines.
+"""The bug museum: kinds of mistake that one meets in public code, each re-created in a few lines.
 
 `test_bug_museum.py` shows that every wrong version breaks a property that the right one keeps: so the mistake can be
 recognised, and the tests are known to be able to fail. Nothing here is used by the project.

@@ -1,4 +1,4 @@
-"""Every wrong version in tests/museum.py breaks the property that the right one keeps. Each number is worked out beside it."""
+"""The kinds of mistake one meets in public code: every wrong version in tests/museum.py breaks the property that the right one keeps. Each number is worked out beside it."""
 
 import math
 

@@ -52,7 +52,7 @@ def run_with_gradients(config):
 
 @pytest.mark.parametrize("length_weighting", ["token", "sequence"])
 def test_step_equivalence(tmp_path, llama, length_weighting):
-    """T2: one batch of 4, two of 2, four of 1: the same loss and the same gradients to 1e-6."""
+    """One batch of 4, two of 2, four of 1: the same loss and the same gradients to 1e-6."""
     runs = [
         run_with_gradients(
             config(tmp_path, llama, training__micro_batch_size=m, sft__length_weighting=length_weighting)
@@ -132,7 +132,7 @@ def test_a_nan_stops_the_run_with_the_weights_untouched(tmp_path, llama, monkeyp
 
 
 def test_stopping_is_learned_with_pad_equal_to_eos(tmp_path):
-    """T4: 8 rows of two lengths overfitted; greedy output stops by itself 8 times out of 8, the saved model knows how."""
+    """8 rows of two lengths overfitted; greedy output stops by itself 8 times out of 8, the saved model knows how."""
     tokenizer = bytelevel_tokenizer(CHATML, pad="<|im_end|>")
     name = folder(tmp_path / "m", tokenizer=tokenizer)
     rows = [{"prompt": f"Say {i}.", "completion": f"{i}" + " and more" * (i % 2)} for i in range(8)]
@@ -171,7 +171,7 @@ def test_every_trainable_tensor_moves_and_the_saved_model_gives_the_same_logits(
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 @pytest.mark.parametrize("adapter", ["none", "lora"])
 def test_checkpointing_gives_the_same_gradients(tmp_path, kind, adapter):
-    """T18; GPT-2 with its dropout left on in SFT (the random state is restored for the second forward)."""
+    """GPT-2 with its dropout left on in SFT (the random state is restored for the second forward)."""
     name = folder(tmp_path / kind, kind)
     off, on = (
         run_with_gradients(

@@ -81,6 +81,13 @@ def test_kl_term_pencil_value_and_metrics():
         assert metrics["kl_k1"][0].item() == pytest.approx(0.5, abs=1e-6)
 
 
+def test_off_policy_the_kl_term_is_weighted_by_the_ratio():
+    # A = 0, β = 1, log π = −1, π_old −1.2, π_ref −1.5: ρ = e^0.2 = 1.221403, k3 = 0.106531, ρ · k3 = 0.130117
+    policy, old, ref = torch.tensor([[-1.0]]), torch.tensor([[-1.2]]), torch.tensor([[-1.5]])
+    loss, _ = grpo_loss(policy, old, torch.zeros(1), torch.ones(1, 1), ref_logps=ref, kl_coef=1.0)
+    assert loss.item() == pytest.approx(0.130117, abs=1e-6)
+
+
 def test_kl_gradients_differ_as_the_table_in_kl_says():
     # on policy d k3_is / d log π = k3 + dk3 = k3 + (1 − r) = 0.106531 + 0.393469 = 0.5 = k1 (REINFORCE on k1);  d k3 = 1 − r = 0.393469
     for estimator, gradient in (("k3_is", 0.5), ("k3", 0.393469), ("k2", 0.5)):

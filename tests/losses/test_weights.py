@@ -16,6 +16,12 @@ def test_pencil_values():
         assert (token_weights(ACTIVE, how, total=total)[~ACTIVE] == 0).all()
 
 
+def test_an_answer_of_one_token():
+    # two rows, of 1 and of 2 tokens: 1 / (2 · 1) and 1 / (2 · 2)
+    active = torch.tensor([[True, False], [True, True]])
+    assert token_weights(active, "sequence")[:, 0].tolist() == [0.5, 0.25]
+
+
 def test_weighted_sum_of_the_three_conventions():
     # lengths 2 (A = +1) and 4 (A = −1), value per token = A:  sequence ½ − ½ = 0,  token (2 − 4) / 6,  constant (2 − 4) / 16
     value = torch.tensor([[1.0], [-1.0]]).expand(2, 4)

@@ -32,7 +32,7 @@ def test_pad_values_lays_numbers_under_their_tokens():
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "opt", "qwen2"])
 def test_padding_changes_no_log_prob(kind):
-    """T6: alone, padded on the left by 7 and on the right by 7: the same to 1e-5, on absolute and rotary positions."""
+    """Alone, padded on the left by 7 and on the right by 7: the same to 1e-5, on absolute and rotary positions."""
     m = model(kind)
     no_dropout(m)
     policy = CompletionLogps(m.train())

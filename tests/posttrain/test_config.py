@@ -77,6 +77,7 @@ def test_all_problems_at_once_with_place_key_expectation_and_suggestion(tmp_path
         ("grpo:\n  reward: [answer, a:b]\n  reward_weights: [1]\n", "1 entries for 2 reward functions"),
         ("grpo: {}\nmodel:\n  name: x\n  reference: adapter_off\n", "adapter_off needs adapter: lora"),
         ("grpo: {}\ntraining:\n  eval_every: 5\n", "belong together"),
+        ("grpo:\n  advantage: leave_one_out\n", "set advantage_scale: none as well"),
         ("grpo: {}\nmodell:\n  name: x\n", "unknown key 'modell', did you mean 'model'?"),
         ("grpo: {}\nlearning_rate: 1\n", "did you mean 'training.learning_rate'?"),
         ("grpo:\n  beta: nan\n", "unknown key 'beta' in grpo"),

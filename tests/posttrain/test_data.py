@@ -132,6 +132,8 @@ def test_bad_sources(tmp_path):
         load("sft", None, name=str(tmp_path / "bad.parquet"))
     with pytest.raises(UserError, match="no such data file"):
         load("sft", None, name=str(tmp_path / "missing.jsonl"))
+    with pytest.raises(UserError, match="a file has no split 'test'"):
+        load("sft", None, name=str(broken), split="test")
     with pytest.raises(UserError, match="no rows"):
         load("sft", [])
     with pytest.raises(UserError, match="expected the columns prompt, chosen and rejected; found a, b"):

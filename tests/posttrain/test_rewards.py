@@ -89,8 +89,34 @@ def test_find():
             rewards.find(name)
 
 
+def broken(completions):
+    raise KeyError("key")
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda completions: 1.0, "must return a list of floats"),
+        (lambda completions: None, "must return a list of floats"),
+        (lambda completions: ["a", "b"], "expected a number"),
+        (broken, "'broken' failed with KeyError: 'key'"),
+    ],
+)
+def test_what_a_function_must_not_do(function, message):
+    with pytest.raises(UserError, match=message):
+        rewards.score([function], None, AVAILABLE)
+
+
+def test_callables_names_and_weights_go_through_one_door():
+    assert rewards.find(brevity) == [brevity] and rewards.find([brevity, "answer"], [1, 2]) == [brevity, rewards.answer]
+    with pytest.raises(UserError, match="1 entries for 2"):
+        rewards.find([brevity, "answer"], [1.0])
+    with pytest.raises(UserError, match="not a function"):
+        rewards.find("posttrain.rewards:NUMBER")
+
+
 def test_bad_functions():
-    with pytest.raises(UserError, match="returned nan for completion 1: 'c'"):
+    with pytest.raises(UserError, match="returned nan for completion 1, expected a number: 'c'"):
         rewards.score([lambda completions: [0.0, float("nan")]], None, AVAILABLE)
     with pytest.raises(UserError, match="asks for level"):
         rewards.score([lambda completions, level: [0.0]], None, AVAILABLE)

@@ -21,7 +21,7 @@ def roll(m, prompts=PROMPTS, group_size=3, max_new_tokens=12, temperature=0.8, s
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "opt", "qwen2"])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_sampler_and_trainer_agree(kind, temperature):
-    """T15, with the real sampler: mixed prompt lengths (left-padded there, right-padded here), to 1e-4."""
+    """The real sampler: mixed prompt lengths (left-padded there, right-padded here), to 1e-4."""
     m = model(kind)
     no_dropout(m)
     policy = CompletionLogps(m.train())
@@ -36,7 +36,7 @@ def test_sampler_and_trainer_agree(kind, temperature):
 
 
 def test_masks_and_the_sampled_end_token():
-    """T16: the stop token that was sampled has mask 1, nothing comes after it, truncated rows are flagged."""
+    """The stop token that was sampled has mask 1, nothing comes after it, truncated rows are flagged."""
     rollout = roll(model())
     stops = {STOP, 3, 4, *range(20, 60)}
     assert True in rollout.finished and False in rollout.finished
