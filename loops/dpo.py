@@ -116,7 +116,7 @@ def train(config: DpoConfig, *, rows: list[dict] | None = None) -> Result:
 
         # ---- 6. Log and evaluate ------------------------------------------------------------------------------
         held_out = evaluate(policy, reference, cache, validation, config, run, pad_id) if run.evaluate_now() else {}
-        run.log(dpo_loss=dpo_term, grad_norm=grad_norm, learning_rate=learning_rate, **held_out)
+        run.log({"dpo_loss": dpo_term, "grad_norm": grad_norm, "learning_rate": learning_rate} | held_out)
 
     # ---- 7. Save ----------------------------------------------------------------------------------------------
     return run.finish(model, tokenizer, showcase.compare(before, showcase.answers(model)))

@@ -175,7 +175,7 @@ def train(
             if run.evaluate_now():
                 held_out["reward_held_out"] = evaluate(model, validation, functions, grpo, tokenizer, run)
             run.add(None, rollout_metrics)
-            row = run.log(grad_norm=grad_norm, learning_rate=learning_rate, **held_out)
+            row = run.log({"grad_norm": grad_norm, "learning_rate": learning_rate} | held_out)
             if run.step == 1 and row["finished"] == 0:
                 run.say(
                     "warning: no answer of the first rollout ended within grpo.max_new_tokens: the reward may see none of them whole"

@@ -80,7 +80,7 @@ def train(config: SftConfig, *, rows: list[dict] | None = None) -> Result:
         held_out = {}
         if run.evaluate_now():
             held_out["validation_loss"] = evaluate(policy, validation, run, tokenizer.pad_token_id)
-        run.log(grad_norm=grad_norm, learning_rate=learning_rate, **held_out)
+        run.log({"grad_norm": grad_norm, "learning_rate": learning_rate} | held_out)
 
     # ---- 6. Save ----------------------------------------------------------------------------------------------
     return run.finish(model, tokenizer, showcase.compare(before, showcase.answers(model)))

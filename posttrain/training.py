@@ -271,7 +271,7 @@ class Run:
             "are those of the step before and nothing was saved. Lower training.learning_rate, or look at the rows of this step"
         )
 
-    def log(self, **extra: float) -> dict[str, float]:
+    def log(self, extra: dict[str, float]) -> dict[str, float]:
         """End of an optimiser step: reduce over processes, write one line of metrics.jsonl, move the bar."""
         now = time.perf_counter()
         names = sorted(self._sums)

@@ -245,4 +245,5 @@ def test_a_run_does_not_overwrite_the_model_it_starts_from(tmp_path, llama):
 def test_a_short_context_is_not_overrun_by_the_samples(tmp_path):
     name = folder(tmp_path / "gpt2", "gpt2", n_positions=64)
     rows = [*ROWS, {"prompt": "long " * 200, "chosen": "a", "rejected": "b"}]
-    dpo.train(config(tmp_path, name, output__samples=6, training__max_steps=1), rows=rows)
+    result = dpo.train(config(tmp_path, name, output__samples=6, training__max_steps=1), rows=rows)
+    assert (result.folder / "samples.md").read_text().count("before:") == 5  # the row that does not fit is not shown

@@ -149,30 +149,24 @@ def test_rewards_get_their_rows_columns_and_the_parse_failures_are_counted(tmp_p
     assert metric(result, "parse_failures") == [1.0]  # a random model never writes ####
 
 
-def test_variants_of_the_config_run(tmp_path, llama):
-    run(
-        tmp_path,
-        llama,
-        grpo__advantage="leave_one_out",
-        grpo__advantage_scale="none",
-        grpo__kl_estimator="k3",
-        training__max_steps=1,
+def test_variants_of_the_config_change_the_gradient(tmp_path, llama):
+    plain = run(tmp_path, llama, training__max_steps=1)
+    loo = run(tmp_path, llama, grpo__advantage="leave_one_out", grpo__advantage_scale="none", training__max_steps=1)
+    unscaled = run(tmp_path, llama, grpo__advantage_scale="none", grpo__clip_high=0.28, training__max_steps=1)
+    two = run(
+        tmp_path, llama, reward=[even_tokens, lambda completions: [0.5] * len(completions)], training__max_steps=1
     )
-    run(
-        tmp_path,
-        llama,
-        grpo__advantage_scale="none",
-        grpo__kl_estimator="k2",
-        grpo__clip_high=0.28,
-        training__max_steps=1,
-    )
-    run(
-        tmp_path,
-        llama,
-        reward=[even_tokens, lambda completions: [0.5] * len(completions)],
-        grpo__reward_weights=None,
-        training__max_steps=1,
-    )
+    # on the first step KL is 0, so only the advantages matter: leave-one-out is the unscaled one times G / (G − 1) = 4/3
+    assert metric(loo, "grad_norm")[0] == pytest.approx(4 / 3 * metric(unscaled, "grad_norm")[0], rel=1e-4)
+    assert metric(plain, "grad_norm")[0] != pytest.approx(metric(unscaled, "grad_norm")[0], rel=1e-2)
+    assert metric(two, "reward")[0] == pytest.approx(metric(plain, "reward")[0] + 0.5) and metric(two, "loss")[
+        0
+    ] == pytest.approx(metric(plain, "loss")[0], abs=1e-5)
+
+
+@pytest.mark.parametrize("estimator", ["k3", "k2"])
+def test_kl_estimators_run(tmp_path, llama, estimator):
+    assert len(run(tmp_path, llama, grpo__kl_estimator=estimator).metrics) == 3
 
 
 @pytest.mark.parametrize("adapter", ["none", "lora"])

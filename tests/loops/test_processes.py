@@ -36,7 +36,7 @@ def run(out, processes, *arguments):
     return json.loads((out / "metrics.json").read_text()), torch.load(out / "weights.pt")
 
 
-def compare(tmp_path, method, adapter):
+def assert_same(tmp_path, method, adapter):
     model = folder(tmp_path / "m")
     one, two = (run(tmp_path / str(n), n, method, model, adapter) for n in (1, 2))
     assert len(one[0]) == len(two[0]) == 4
@@ -51,7 +51,7 @@ def compare(tmp_path, method, adapter):
 
 
 def test_sft(tmp_path):
-    compare(tmp_path, "sft", "none")
+    assert_same(tmp_path, "sft", "none")
 
 
 @pytest.mark.long
@@ -59,7 +59,7 @@ def test_sft(tmp_path):
     ("method", "adapter"), [("sft", "lora"), ("dpo", "none"), ("dpo", "lora"), ("grpo", "none"), ("grpo", "lora")]
 )
 def test_all_loops(tmp_path, method, adapter):
-    compare(tmp_path, method, adapter)
+    assert_same(tmp_path, method, adapter)
 
 
 def test_a_world_size_that_disagrees_is_refused(tmp_path):
