@@ -16,7 +16,8 @@ Left out: the other preference losses (IPO, SimPO, ORPO, KTO), a moving referenc
 
 from posttrain.config import early_check
 
-config = early_check("dpo") if __name__ == "__main__" else None  # a wrong command line fails before torch is imported
+# A wrong command line fails here, before torch is imported.
+config = early_check("dpo") if __name__ == "__main__" else None
 
 import math
 

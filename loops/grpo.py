@@ -17,7 +17,8 @@ resampling of dead groups (DAPO's dynamic sampling), a reference that moves.
 
 from posttrain.config import early_check
 
-config = early_check("grpo") if __name__ == "__main__" else None  # a wrong command line fails before torch is imported
+# A wrong command line fails here, before torch is imported.
+config = early_check("grpo") if __name__ == "__main__" else None
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -12,9 +12,8 @@
 
 from posttrain.config import early_check
 
-config = (
-    early_check("ladder") if __name__ == "__main__" else None
-)  # a wrong command line fails before torch is imported
+# A wrong command line fails here, before torch is imported.
+config = early_check("ladder") if __name__ == "__main__" else None
 
 import time
 
@@ -56,10 +55,8 @@ def run(config: LadderConfig) -> list[Rung]:
         start, metrics[name] = str(result.folder / "model"), result.metrics
 
         # ---- 5. The same held-out questions -----------------------------------------------------------------------
-        before, (model, tokenizer, _) = (
-            model,
-            models.load(start),
-        )  # from disk, an adapter merged: what the next stage gets
+        before = model
+        model, tokenizer, _ = models.load(start)  # from disk, an adapter merged: what the next stage gets
         rungs.append(climb(name, model, tokenizer, before, **sizes, seconds=seconds))
         tell(rungs[-1])
 

@@ -16,7 +16,8 @@ checkpoints within a run.
 
 from posttrain.config import early_check
 
-config = early_check("sft") if __name__ == "__main__" else None  # a wrong command line fails before torch is imported
+# A wrong command line fails here, before torch is imported.
+config = early_check("sft") if __name__ == "__main__" else None
 
 import torch
 

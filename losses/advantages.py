@@ -2,9 +2,10 @@
 
 Rows are laid out group by group: the `group_size` answers to prompt 0, then those to prompt 1, and so on.
 
-    group-relative   A_i = (r_i − mean(r)) / (std(r) + ε)       GRPO, arXiv 2402.03300, §4.1.2;  scale="none": Dr. GRPO,
-                     A_i =  r_i − mean(r)                        arXiv 2503.20783 (the std makes very easy and very hard prompts louder)
-    leave-one-out    A_i =  r_i − mean_{j≠i}(r_j)                RLOO, arXiv 2402.14740, eq. 9; = G / (G − 1) · (r_i − mean(r))
+    group-relative   A_i = (r_i − mean(r)) / (std(r) + ε)     GRPO, arXiv 2402.03300, §4.1.2
+                     A_i =  r_i − mean(r)                      scale="none": Dr. GRPO, arXiv 2503.20783 (dividing by the
+                                                               std makes very easy and very hard prompts louder)
+    leave-one-out    A_i =  r_i − mean_{j≠i}(r_j)              RLOO, arXiv 2402.14740; = G / (G − 1) · (r_i − mean(r))
 
 Kept: the group baseline. Said aloud, because public code differs: the standard deviation is the unbiased one (divide by
 G − 1, as torch and the reference implementations do) unless unbiased=False, and ε = 1e-4. A group whose rewards are all

@@ -8,7 +8,8 @@ predictions count: `active = completion_mask[:, 1:]`.
 
 Kept from the textbooks: everything. Changed: the softmax is taken in float32 even when the logits are bfloat16. A bf16
 log-probability near −8 has a spacing of 1/32 nat, and a running bf16 sum near −1400 one of 8 nats: over 200 tokens the
-error can reach nats (the bug museum shows it), and a DPO margin is a few nats. (float64 stays float64, for tests by finite differences.)
+error can reach nats (the bug museum shows it), and a DPO margin is a few nats. (float64 stays float64, for tests by
+finite differences.)
 
 >>> import math, torch
 >>> logits = torch.tensor([[[2.0, 0.0, 0.0], [0.0, 0.0, math.log(2.0)], [9.0, 9.0, 9.0]]])   # [B=1, S=3, V=3]
@@ -78,7 +79,8 @@ def chunked_token_logps(
 
     A batch of 8 × 1,024 tokens and 152,000 entries is 5 GB of float32 logits, several times over in the backward pass.
     Two things avoid that. The head runs only where a prediction is active (prompt and padding cost nothing), and it
-    runs over `chunk_size` predictions at a time; a chunk's logits are thrown away and made again in the backward pass. Same value and same gradient as the plain way (tests/losses/test_logprobs.py).
+    runs over `chunk_size` predictions at a time; a chunk's logits are thrown away and made again in the backward
+    pass. Same value and same gradient as the plain way (tests/losses/test_logprobs.py).
 
     hidden [B, S, H]: the last hidden states; head_weight [V, H]; head_bias [V] or None; input_ids [B, S];
     active [B, T] bool -> (logps, entropy), two [B, T] in float32, exactly 0 where inactive.
@@ -112,9 +114,7 @@ class _ChunkedHead(torch.autograd.Function):
     @staticmethod
     def forward(ctx, states, weight, bias, targets, temperature, chunk_size):
         ctx.save_for_backward(states, weight, bias, targets)
-        ctx.set_materialize_grads(
-            False
-        )  # entropy is usually only a metric: its gradient is then None, and costs nothing
+        ctx.set_materialize_grads(False)  # entropy is usually a metric: its gradient is then None, and costs nothing
         ctx.temperature, ctx.chunk_size = temperature, chunk_size
         logps, entropy = [], []
         for h, y in zip(states.split(chunk_size), targets.split(chunk_size), strict=True):

@@ -86,9 +86,7 @@ def load_policy(config, run) -> tuple[nn.Module, object, list[str]]:
         model = add_lora(model, config.lora, base)
     if config.gradient_checkpointing:
         full = model.get_base_model() if lora else model
-        full.activation_checkpointing_enable(
-            {"use_reentrant": False}
-        )  # what transformers 5 calls gradient checkpointing
+        full.activation_checkpointing_enable({"use_reentrant": False})  # transformers 5's name for it
     return model, tokenizer, lines
 
 
