@@ -19,7 +19,7 @@ from posttrain.tiny_eval import Rung, probes
 def table(rungs: list[Rung], config) -> str:
     header = [
         "stage",
-        "word problems",
+        "arithmetic",
         f"pass@{config.ladder.pass_at}",
         "worked",
         "old name",
@@ -84,7 +84,7 @@ def numbers(rung: Rung) -> dict:
 def spread(folders: list[str]) -> str:
     """min / median / max of each number over several ladders, one row per stage."""
     ladders = [json.loads((Path(f) / "rungs.json").read_text()) for f in folders]
-    columns = {"arithmetic": "word problems", "pass_at": "pass@k", "worked": "worked", "old_name": "old name",
+    columns = {"arithmetic": "arithmetic", "pass_at": "pass@k", "worked": "worked", "old_name": "old name",
                "new_name": "new name", "facts": "facts", "kl": "KL", "seconds": "seconds"}  # fmt: skip
     rows = []
     for stages in zip(*ladders, strict=True):

@@ -100,3 +100,9 @@ def assert_close_with_rtol_1e6(got: Tensor, expected: Tensor) -> None:
 
 def decode_and_tokenize_again(tokenizer, completion_ids: list[int]) -> list[int]:
     return tokenizer(tokenizer.decode(completion_ids), add_special_tokens=False)["input_ids"]
+
+
+def adapter_off_after_an_sft_adapter(policy, batch) -> Tensor:
+    """The SFT adapter goes on being trained; "adapter off" is then the bare base, not the model that DPO started from."""
+    with torch.no_grad(), policy.model.disable_adapter():
+        return policy(batch)[0]

@@ -5,7 +5,7 @@ import math
 import museum
 import pytest
 import torch
-from small import CHATML, LLAMA3, bytelevel_tokenizer
+from small import CHATML, LLAMA3, bytelevel_tokenizer, folder
 
 from losses.advantages import group_relative_advantages
 from losses.dpo import dpo_loss
@@ -13,8 +13,9 @@ from losses.kl import k1, k3, k3_is
 from losses.logprobs import sequence_logps, token_logps
 from losses.sft import completion_cross_entropy
 from losses.weights import token_weights
-from posttrain import chat
+from posttrain import chat, models
 from posttrain.batch import Example, collate
+from posttrain.keys import Lora, ModelWithReference
 
 PI, REF = torch.tensor([[0.5, 0.3, 0.2]]), torch.tensor([[0.2, 0.3, 0.5]])  # three actions, every expectation a sum
 
@@ -181,3 +182,30 @@ def test_decoding_and_tokenising_again_gives_other_tokens():
     sampled = [tokenizer.convert_tokens_to_ids(c) for c in "name"]  # the sampler may well say it letter by letter
     assert museum.decode_and_tokenize_again(tokenizer, sampled) == merged != sampled
     assert Example.of([1], sampled).input_ids[1:] == sampled
+
+
+def test_lora_adapter_off_after_an_sft_adapter_is_the_base(tmp_path):
+    base = folder(tmp_path / "base")
+    sft = models.add_lora(models.load(base)[0], Lora(rank=4), base)
+    g = torch.Generator().manual_seed(0)
+    for name, p in sft.named_parameters():
+        if "lora_B" in name:  # as if SFT had trained it
+            p.data.copy_(0.3 * torch.randn(p.shape, generator=g))
+    sft.save_pretrained(tmp_path / "sft")
+    bytelevel_tokenizer().save_pretrained(tmp_path / "sft")
+    batch = collate([Example.of([20, 21], [30, 31, 32]), Example.of([20, 21], [40])], 0)
+
+    def step_0(policy, reference_logps):
+        logps = sequence_logps(policy(batch)[0], batch.active)
+        ref = sequence_logps(reference_logps, batch.active)
+        return dpo_loss(logps[:1], logps[1:], ref[:1], ref[1:], beta=0.1)[0].item()
+
+    wrong = models.CompletionLogps(sft)
+    assert abs(step_0(wrong, museum.adapter_off_after_an_sft_adapter(wrong, batch)) - 0.693147) > 0.01
+    # the right way: the SFT adapter is merged on loading, DPO gets a fresh one, and "off" is the SFT model
+    right = models.CompletionLogps(models.add_lora(models.load(str(tmp_path / "sft"))[0], Lora(rank=4), base))
+    reference = models.frozen_reference(right, ModelWithReference(name="sft", adapter="lora"), torch.float32)
+    with torch.no_grad():
+        assert step_0(right, reference(batch)[0]) == pytest.approx(0.693147, abs=1e-6)
+    theirs = sequence_logps(token_logps(sft(batch.input_ids).logits, batch.input_ids), batch.active)
+    torch.testing.assert_close(sequence_logps(reference(batch)[0], batch.active), theirs, atol=1e-4, rtol=0)
