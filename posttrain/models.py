@@ -149,6 +149,14 @@ def save(model: nn.Module, tokenizer, folder: Path) -> None:
     full = model.get_base_model() if hasattr(model, "get_base_model") else model
     full.generation_config.eos_token_id = chat.stop_ids(tokenizer)
     full.generation_config.pad_token_id = tokenizer.pad_token_id
+    try:
+        full.generation_config.validate(strict=True)
+    except (
+        ValueError
+    ):  # some models ship temperature or top_p beside do_sample=False, which the library refuses to save:
+        full.generation_config.do_sample = (
+            True  # their authors meant sampling, and a trained model must not be lost over it
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.save_pretrained(folder)

@@ -219,6 +219,21 @@ def test_bf16_autocast_keeps_float32_weights(tmp_path, llama):
     assert result.metrics[0]["loss"] != reference.metrics[0]["loss"]
 
 
+def test_a_generation_config_that_the_library_refuses_to_save_does_not_cost_the_model(tmp_path):
+    """Llama-2's shipped one had temperature and top_p beside do_sample=False."""
+    path = tmp_path / "m"
+    name = folder(path)
+    shipped = json.loads((path / "generation_config.json").read_text()) | {
+        "temperature": 0.6,
+        "top_p": 0.9,
+        "do_sample": False,
+    }
+    (path / "generation_config.json").write_text(json.dumps(shipped))
+    result = sft.train(config(tmp_path, name), rows=ROWS)
+    saved = GenerationConfig.from_pretrained(result.folder / "model")
+    assert saved.temperature == 0.6 and saved.do_sample and saved.eos_token_id
+
+
 def test_plain_text_and_a_tokenizer_without_template(tmp_path, capfd):
     name = folder(tmp_path / "bare", tokenizer=bytelevel_tokenizer(None, pad=None, eos="</s>"))
     sft.train(config(tmp_path, name), rows=[{"text": "the quick brown fox"}, {"text": "jumps over the lazy dog"}])
