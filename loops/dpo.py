@@ -79,10 +79,8 @@ def train(config: DpoConfig, *, rows: list[dict] | None = None) -> Result:
                 # ---- 4. Loss --------------------------------------------------------------------------------------
                 weights = batch.active[:half].any(dim=1).float() / n_pairs  # [B], 0 for a muted pair
                 loss, metrics = dpo_loss(
-                    logps[:half],
-                    logps[half:],
-                    ref_logps[:half],
-                    ref_logps[half:],
+                    *logps.chunk(2),  # chosen [B], rejected [B]
+                    *ref_logps.chunk(2),
                     beta=config.dpo.beta,
                     label_smoothing=config.dpo.label_smoothing,
                     weights=weights,
@@ -167,14 +165,8 @@ def evaluate(
         logps = sequence_logps(policy(batch)[0], batch.active)
         weights = batch.active[:half].any(dim=1).float()
         sums, metrics = dpo_loss(
-            logps[:half],
-            logps[half:],
-            ref_logps[:half],
-            ref_logps[half:],
-            beta=config.dpo.beta,
-            label_smoothing=config.dpo.label_smoothing,
-            weights=weights,
-        )
+            *logps.chunk(2), *ref_logps.chunk(2), beta=config.dpo.beta, label_smoothing=config.dpo.label_smoothing, weights=weights
+        )  # fmt: skip
         loss, hits, count = loss + sums.item(), hits + metrics["accuracy"][0].item(), count + weights.sum().item()
     count = run.sum_over_processes(count)
     return {

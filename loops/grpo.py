@@ -177,16 +177,8 @@ def train(
                 held_out["reward_held_out"] = evaluate(model, validation, functions, grpo, tokenizer, run)
             run.add(None, rollout_metrics)
             row = run.log({"grad_norm": grad_norm, "learning_rate": learning_rate} | held_out)
-            if run.step == 1 and row["finished"] == 0:
-                run.say(
-                    "warning: no answer of the first rollout ended within grpo.max_new_tokens: the reward may see none of them whole"
-                    + (", and with mask_truncated nothing is learned" if grpo.mask_truncated else "")
-                )
-            if run.step == 1 and row["dead_groups"] == 1:
-                run.say(
-                    "warning: every group of the first rollout is dead (all its answers got the same reward): nothing can be "
-                    "learned from them. Are the problems too hard or too easy, or does the reward never see an answer it can read?"
-                )
+            if run.step == 1:
+                warn_of_a_dead_start(row, grpo, run)
 
     return run.finish(model, tokenizer, showcase.compare(before, showcase.answers(model)))
 
@@ -230,6 +222,20 @@ def score(answers: list[Answer], scorer, name: str, run: Run, pad_id: int, tempe
         for row, i in enumerate(picked):
             out[i] = replace(answers[i], **{name: logps[row][batch.active[row]].float().cpu()})
     return out
+
+
+def warn_of_a_dead_start(row: dict[str, float], grpo, run: Run) -> None:
+    """What a first rollout may look like when the run will end with exit code 0 and nothing learned."""
+    if row["finished"] == 0:
+        run.say(
+            "warning: no answer of the first rollout ended within grpo.max_new_tokens: the reward may see none of them whole"
+            + (", and with mask_truncated nothing is learned" if grpo.mask_truncated else "")
+        )
+    if row["dead_groups"] == 1:
+        run.say(
+            "warning: every group of the first rollout is dead (all its answers got the same reward): nothing can be "
+            "learned from them. Are the problems too hard or too easy, or does the reward never see an answer it can read?"
+        )
 
 
 def refuse_other_sampler(logps: torch.Tensor, sampler_logps: torch.Tensor, active: torch.Tensor, run: Run) -> None:
