@@ -33,7 +33,7 @@ from posttrain.config import load
 from posttrain.data import load_rows
 from posttrain.examples import pairs, sft_examples
 from posttrain.rollout import draw_uniforms, sample
-from posttrain.training import epoch_order
+from posttrain.windows import epoch_order
 
 STEPS, WARM, ROUNDS = 8, 2, 3
 
@@ -104,7 +104,7 @@ def step(rows: list[dict]) -> None:
             more = {"model.adapter": "none", "dpo.precompute": True, "dpo.sft_weight": 0.0} if method == "dpo" else {}
             config = load(f"configs/{method}_tiny.yaml", fixed | more | {"output.dir": f"{scratch}/{method}"})
             torch.set_num_threads(2)
-            items = encode(load_rows(config.data, method, data), tokenizer, 1024).items
+            items = encode(load_rows(config.data, method, data), tokenizer, 1024, config.data).items
             order = epoch_order(len(items), config.training.seed, 0)
             windows = [
                 sorted((items[i] for i in order[k * 8 : k * 8 + 8]), key=len, reverse=True) for k in range(STEPS)
@@ -155,7 +155,7 @@ def one_step(way: str, name: str, scratch: str) -> None:
         sft.train(config, rows=rows)
     else:
         tokenizer = AutoTokenizer.from_pretrained(name)
-        items = sft_examples(load_rows(config.data, "sft", rows), tokenizer, 1024).items
+        items = sft_examples(load_rows(config.data, "sft", rows), tokenizer, 1024, config.data).items
         bare(name, [collate(items, tokenizer.pad_token_id)], False)
     print(peak_rss() - before)
 

@@ -34,32 +34,33 @@ from posttrain.data import load_rows
 from posttrain.errors import UserError, clear_exit
 from posttrain.evaluate import Showcase
 from posttrain.examples import hold_out, pairs
+from posttrain.reference import frozen_reference
 from posttrain.training import Result, Run, refuse_missing_gradients
 
 
 def train(config: DpoConfig, *, rows: list[dict] | None = None) -> Result:
-    """Run it; `rows` (prompt, chosen, rejected) takes the place of config.data.name."""
+    """Run it; `rows` (any preference format of posttrain/formats.py) takes the place of config.data.name."""
     # ---- 1. Policy, reference, pairs --------------------------------------------------------------------------
     data = load_rows(config.data, "dpo", rows)
     run = Run(config)
     accelerator, max_grad_norm = run.accelerator, config.training.max_grad_norm
     model, tokenizer, notes = models.load_policy(config.model, run)
     limit = models.max_length(model, config.data.max_length)
-    encoded = pairs(data, tokenizer, limit)
-    examples, validation = hold_out(encoded.items, config.data.validation_split, config.training.seed)
+    encoded = pairs(data, tokenizer, limit, config.data)
+    examples, validation = hold_out(encoded.items, config.data.validation_split, config.data.seed)
     for line in [*notes, encoded.summary()]:
         run.say(line)
 
     models.no_dropout(model)  # or policy != reference at step 0
-    policy = models.CompletionLogps(model.to(run.device).train())
-    reference = models.frozen_reference(policy, config.model, run.compute)
+    policy = models.CompletionLogps(model.train())
+    reference = frozen_reference(policy, config.model, run.compute)
     pad_id, cache = tokenizer.pad_token_id, {}
     if config.dpo.precompute:
         cache = precompute(reference, encoded.items, run, pad_id)
         reference = None  # its memory is free again
     showcase = Showcase(data, tokenizer, config.output.samples, limit)
     before = showcase.answers(model)
-    policy, optimizer, scheduler = run.prepare(policy, run.steps_for(len(examples)))
+    policy, optimizer, scheduler = run.prepare(policy, run.steps_for(examples))
 
     # ---- 2. One optimiser step = a list of micro-batches ------------------------------------------------------
     for window in run.windows(examples):
@@ -98,7 +99,7 @@ def train(config: DpoConfig, *, rows: list[dict] | None = None) -> Result:
                 "rejected_logps_per_token": (token_logps[half:].sum(), rejected.sum()),
                 "entropy": (entropy.sum(), batch.active.sum()),
             }
-            run.add(loss, metrics, tokens=batch.input_ids.numel())
+            run.add(loss, metrics, tokens=int(batch.attention_mask.sum()))
 
         # ---- 5. Preflight, update ---------------------------------------------------------------------------------
         grad_norm = accelerator.clip_grad_norm_(policy.parameters(), max_grad_norm)
@@ -144,8 +145,7 @@ def precompute(reference, items: list, run: Run, pad_id: int) -> dict[int, tuple
 
 def refuse_moved_reference(dpo_term: float, config: DpoConfig, run: Run) -> None:
     """At step 0 policy and reference are the same model: margin 0, and the DPO term is −log σ(0) = ln 2."""
-    tolerance = 1e-4 if run.compute == torch.float32 else 0.05
-    if not abs(dpo_term - math.log(2)) < tolerance:
+    if not abs(dpo_term - math.log(2)) < run.tolerance:
         raise UserError(
             f"preflight: the DPO term of the first step is {dpo_term:.6f}, not ln 2 = 0.693147: the reference is not the policy as it was "
             "at step 0 (dropout left on, another adapter, or weights that have moved)"

@@ -35,6 +35,7 @@ from posttrain.data import load_rows
 from posttrain.errors import UserError, clear_exit
 from posttrain.evaluate import Showcase, ask
 from posttrain.examples import Prompt, hold_out, prompts
+from posttrain.reference import frozen_reference
 from posttrain.rollout import Rollout, draw_uniforms, sample
 from posttrain.training import Result, Run, refuse_missing_gradients
 
@@ -68,19 +69,19 @@ def train(
     accelerator, max_grad_norm = run.accelerator, config.training.max_grad_norm
     model, tokenizer, notes = models.load_policy(config.model, run)
     limit = models.max_length(model, config.data.max_length)
-    encoded = prompts(data, tokenizer, limit, grpo.max_new_tokens)
-    items, validation = hold_out(encoded.items, config.data.validation_split, config.training.seed)
+    encoded = prompts(data, tokenizer, limit, grpo.max_new_tokens, config.data)
+    items, validation = hold_out(encoded.items, config.data.validation_split, config.data.seed)
     for line in [*notes, encoded.summary()]:
         run.say(line)
 
     models.no_dropout(model)  # or sampler, policy and reference would disagree
-    policy = models.CompletionLogps(model.to(run.device).train())
-    reference = models.frozen_reference(policy, config.model, run.compute) if grpo.kl_coef > 0 else None
+    policy = models.CompletionLogps(model.train())
+    reference = frozen_reference(policy, config.model, run.compute) if grpo.kl_coef > 0 else None
     pad_id, stops = tokenizer.pad_token_id, chat.stop_ids(tokenizer)
     showcase = Showcase(data, tokenizer, config.output.samples, limit, grpo.max_new_tokens)
     before = showcase.answers(model)
     updates_per_rollout = grpo.minibatches * grpo.inner_epochs
-    policy, optimizer, scheduler = run.prepare(policy, run.steps_for_prompts(len(items), grpo))
+    policy, optimizer, scheduler = run.prepare(policy, run.steps_for_prompts(items, grpo))
 
     for rollout_number, (chosen, mine) in enumerate(run.prompt_windows(items, grpo.prompts_per_step)):
         # ---- 1. Rollout: this process's prompts, its rows of the uniforms of the whole rollout --------------------
@@ -157,9 +158,7 @@ def train(
                     accelerator.backward(loss * accelerator.num_processes)  # DDP averages; our weights already sum
                 if run.step == 0:
                     refuse_other_sampler(logps.detach(), laid["sampler_logps"], batch.active, run)
-                run.add(
-                    loss, metrics | {"entropy": (entropy.sum(), batch.active.sum())}, tokens=batch.input_ids.numel()
-                )
+                run.add(loss, metrics | {"entropy": (entropy.sum(), batch.active.sum())}, tokens=sum(map(len, micro)))
 
             # ---- 6. Update ----------------------------------------------------------------------------------------
             grad_norm = accelerator.clip_grad_norm_(policy.parameters(), max_grad_norm)
@@ -186,13 +185,7 @@ def train(
 def reward_of(functions: list, grpo, rollout: Rollout, texts: list[str], asked: list[Prompt]) -> list[float]:
     """One reward per completion. The functions are offered the columns of each completion's own row."""
     rows = [prompt.row for prompt in asked for _ in range(len(texts) // len(asked))]
-    available = {name: [row.get(name) for row in rows] for name in rows[0] if name != "prompt"} | {
-        "completions": texts,
-        "prompts": [row["prompt"] for row in rows],
-        "completion_ids": rollout.completion_ids,
-        "finished": rollout.finished,
-    }
-    return rewards.score(functions, grpo.reward_weights, available)
+    return rewards.score(functions, grpo.reward_weights, rewards.offer(rows, texts, rollout))
 
 
 def describe(scores: torch.Tensor, rollout: Rollout, texts: list[str], grpo, functions: list) -> dict[str, tuple]:
@@ -241,11 +234,10 @@ def warn_of_a_dead_start(row: dict[str, float], grpo, run: Run) -> None:
 def refuse_other_sampler(logps: torch.Tensor, sampler_logps: torch.Tensor, active: torch.Tensor, run: Run) -> None:
     """Preflight: the trainer must give the sampled tokens the log-probs they were sampled with."""
     worst = torch.where(active, (logps - sampler_logps).abs(), 0.0).max().item()
-    tolerance = 1e-4 if run.compute == torch.float32 else 0.05
     typical = torch.where(active, (logps - sampler_logps).abs(), 0.0).sum().item() / max(1, active.sum().item())
-    if not (worst < tolerance or (run.compute != torch.float32 and typical < tolerance)):
+    if not (worst < run.tolerance or (run.tolerance > 1e-4 and typical < run.tolerance)):
         raise UserError(
-            f"preflight: sampler and trainer disagree by up to {worst:.2g} nats on the log-prob of a sampled token ({tolerance} allowed): "
+            f"preflight: sampler and trainer disagree by up to {worst:.2g} nats on the log-prob of a sampled token ({run.tolerance} allowed): "
             "the run would not be on policy (dropout left on, another temperature, or a mask or position that differs)"
         )
 

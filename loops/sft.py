@@ -4,14 +4,14 @@
     python -m loops.sft --config configs/sft_tiny.yaml --model.name FOLDER --data.name rows.jsonl --training.max_steps 5
 
 1. Load the model. Turn each conversation into token ids, with a mask that is True on the assistant's tokens.
-2. One optimiser step = a list of micro-batches. Count the tokens to learn in all of them, on all processes, first.
+2. One optimiser step = a list of micro-batches (with training.packing: of packed rows, which changes the layout and
+   nothing else). Count the tokens to learn in all of them, on all processes, first.
 3. Forward: the log-probability of each completion token.  Loss: − Σ w · log π, w = 1 / that count.
 4. Backward; after the last micro-batch, clip the gradient, refuse NaN, update.
 5. Log, and every so often evaluate on rows that were kept out.
 6. Save the model, the curves, and the same questions answered before and after.
 
-Left out: packing several conversations into a row (block-diagonal attention), loss on the prompt, NEFTune noise,
-checkpoints within a run.
+Left out: loss on the prompt, NEFTune noise, checkpoints within a run.
 """
 
 from posttrain.config import early_check
@@ -24,7 +24,7 @@ import torch
 from losses.sft import completion_cross_entropy
 from losses.weights import token_weights
 from posttrain import models
-from posttrain.batch import collate
+from posttrain.batch import collate, collate_packed
 from posttrain.config import SftConfig
 from posttrain.data import load_rows
 from posttrain.errors import clear_exit
@@ -34,38 +34,42 @@ from posttrain.training import Result, Run, refuse_missing_gradients
 
 
 def train(config: SftConfig, *, rows: list[dict] | None = None) -> Result:
-    """Run it; `rows` (messages, prompt + completion, or text) takes the place of config.data.name."""
+    """Run it; `rows` (any format of posttrain/formats.py) takes the place of config.data.name."""
     # ---- 1. Model and data ------------------------------------------------------------------------------------
     data = load_rows(config.data, "sft", rows)
     run = Run(config)
     accelerator, max_grad_norm = run.accelerator, config.training.max_grad_norm
     model, tokenizer, notes = models.load_policy(config.model, run)
     limit = models.max_length(model, config.data.max_length)
-    encoded = sft_examples(data, tokenizer, limit)
-    examples, validation = hold_out(encoded.items, config.data.validation_split, config.training.seed)
+    encoded = sft_examples(data, tokenizer, limit, config.data)
+    examples, validation = hold_out(encoded.items, config.data.validation_split, config.data.seed)
     for line in [*notes, encoded.summary()]:
         run.say(line)
 
-    policy = models.CompletionLogps(model.to(run.device).train())
+    policy = models.CompletionLogps(model.train())
+    pack_to, to_batch = None, collate
+    if config.training.packing:
+        policy.find_a_way_to_pack()
+        pack_to, to_batch = limit, collate_packed
     showcase = Showcase(data, tokenizer, config.output.samples, limit)
     before = showcase.answers(model)
-    policy, optimizer, scheduler = run.prepare(policy, run.steps_for(len(examples)))
+    policy, optimizer, scheduler = run.prepare(policy, run.steps_for(examples))
 
     # ---- 2. One optimiser step = a list of micro-batches ------------------------------------------------------
-    for window in run.windows(examples):
+    for window in run.windows(examples, pack_to):
         tokens = run.sum_over_processes(sum(e.num_active for micro in window for e in micro))
         rows_with_tokens = run.sum_over_processes(sum(e.num_active > 0 for micro in window for e in micro))
         total = {"token": tokens, "sequence": rows_with_tokens}[config.sft.length_weighting]
 
         for i, micro in enumerate(window):
             # ---- 3. Forward and loss --------------------------------------------------------------------------
-            batch = collate(micro, tokenizer.pad_token_id).to(run.device)
+            batch = to_batch(micro, tokenizer.pad_token_id).to(run.device)
             with run.no_sync_unless_last(policy, i, window):
                 logps, entropy = policy(batch)  # [B, T], 0 where inactive
                 weights = token_weights(batch.active, config.sft.length_weighting, total=total)  # [B, T]
                 loss, metrics = completion_cross_entropy(logps, weights)
                 accelerator.backward(loss * accelerator.num_processes)  # DDP averages; our weights already sum
-            run.add(loss, metrics | {"entropy": (entropy.sum(), batch.active.sum())}, tokens=batch.input_ids.numel())
+            run.add(loss, metrics | {"entropy": (entropy.sum(), batch.active.sum())}, tokens=sum(map(len, micro)))
 
         # ---- 4. Update ----------------------------------------------------------------------------------------
         grad_norm = accelerator.clip_grad_norm_(policy.parameters(), max_grad_norm)

@@ -36,10 +36,54 @@ class Example:
         """How many of its T = S − 1 predictions are scored (the first token is predicted by nothing)."""
         return sum(self.completion_mask[1:])
 
+    def without_beginning(self, cut: int) -> Example | None:
+        """Without `cut` tokens of the prompt, from its beginning; the very first stays (it may be the bos token). None
+        where that would cost a token to learn, or leave no prompt."""
+        if True not in self.completion_mask or self.completion_mask.index(True) <= 1 + cut:
+            return None
+        keep = [0, *range(1 + cut, len(self))]
+        return Example([self.input_ids[i] for i in keep], [self.completion_mask[i] for i in keep])
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Several rows laid end to end in one: no padding between them, and each sees only itself (restarting positions)."""
+
+    examples: tuple[Example, ...]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.examples))
+
+    @property
+    def num_active(self) -> int:
+        return sum(e.num_active for e in self.examples)
+
+    def muted(self) -> Packed:
+        return Packed((self.examples[0].muted(),))
+
+
+def pack(examples: list[Example], width: int) -> list[Packed]:
+    """Rows -> as few packed rows of at most `width` tokens as first-fit-decreasing finds (a row longer than that stays alone).
+
+    >>> [[len(e) for e in p.examples] for p in pack([Example([1] * n, [True] * n) for n in (3, 5, 4, 2)], 8)]
+    [[5, 3], [4, 2]]
+    """
+    bins: list[list[Example]] = []
+    room: list[int] = []
+    for example in sorted(examples, key=len, reverse=True):
+        i = next((i for i, free in enumerate(room) if free >= len(example)), None)
+        if i is None:
+            bins.append([])
+            room.append(width)
+            i = -1
+        bins[i].append(example)
+        room[i] -= len(example)
+    return [Packed(tuple(b)) for b in bins]
+
 
 @dataclass(frozen=True)
 class Batch:
-    """B rows of S tokens. position_ids are always explicit; attention_mask None means packed rows (which nothing builds yet)."""
+    """B rows of S tokens. position_ids are always explicit; attention_mask None means packed rows (collate_packed)."""
 
     input_ids: Tensor  # [B, S] long
     attention_mask: Tensor | None  # [B, S] bool, True on real tokens
@@ -67,6 +111,29 @@ def collate(examples: list[Example], pad_id: int) -> Batch:
     completion_mask = torch.tensor([e.completion_mask + [False] * (width - len(e)) for e in examples])
     positions = torch.arange(width).expand(len(examples), -1)
     return Batch(input_ids, positions < lengths[:, None], positions.contiguous(), completion_mask)
+
+
+def collate_packed(packs: list[Packed], pad_id: int) -> Batch:
+    """Packed rows. Positions restart at 0 with each example, which is what keeps them apart; the padding behind the last
+    one counts as an example of its own. The first token of an example is predicted by nothing, so it is never a target."""
+    width = max(map(len, packs))
+    ids, positions, mask = [], [], []
+    for p in packs:
+        tail = width - len(p)
+        ids.append([t for e in p.examples for t in e.input_ids] + [pad_id] * tail)
+        positions.append([i for e in p.examples for i in range(len(e))] + list(range(tail)))
+        mask.append([m and i > 0 for e in p.examples for i, m in enumerate(e.completion_mask)] + [False] * tail)
+    return Batch(torch.tensor(ids), None, torch.tensor(positions), torch.tensor(mask))
+
+
+def block_mask(position_ids: Tensor, dtype: torch.dtype) -> Tensor:
+    """[B, S] positions of packed rows -> [B, 1, S, S], added to the attention scores: 0 where a token may look, else −max.
+
+    For models that do not find the packed rows out from their positions (OPT)."""
+    document = (position_ids == 0).cumsum(-1)  # [B, S] 1, 1, 1, 2, 2, 3, …
+    may_look = (document[:, :, None] == document[:, None, :]).tril()
+    hidden = torch.finfo(dtype).min
+    return torch.where(may_look, 0.0, hidden).to(dtype)[:, None]
 
 
 def pad_values(values: list[Tensor], examples: list[Example], width: int) -> Tensor:

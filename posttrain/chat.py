@@ -88,16 +88,20 @@ def completion_ids(tokenizer, messages: Messages, reply: str) -> list[int]:
     return rest[: len(rest) - (len(tail) - 1 - ends[0])]
 
 
-def conversation_examples(tokenizer, messages: Messages) -> list[Example]:
-    """A whole conversation with every assistant turn supervised: one row where each turn's prompt begins with what
-    stood before, else (a template that rewrites earlier turns) one row per assistant turn."""
-    turns = [
-        (prompt_ids(tokenizer, messages[:i]), completion_ids(tokenizer, messages[:i], message["content"]))
-        for i, message in enumerate(messages)
-        if message["role"] == "assistant"
-    ]
-    if not turns:
+def conversation_examples(
+    tokenizer, messages: Messages, *, learn_from: int = 0, last_only: bool = False
+) -> list[Example]:
+    """A whole conversation with its assistant turns supervised: one row where each turn's prompt begins with what stood
+    before, else (a template that rewrites earlier turns) one row per supervised turn.
+
+    learn_from: the first message that is to be learned (earlier answers are context); last_only: only the last answer is."""
+    answers = [i for i, m in enumerate(messages) if m["role"] == "assistant" and i >= learn_from]
+    if not answers:
         raise ValueError("no assistant message: nothing to learn from")
+    turns = [
+        (prompt_ids(tokenizer, messages[:i]), completion_ids(tokenizer, messages[:i], messages[i]["content"]))
+        for i in (answers[-1:] if last_only else answers)
+    ]
     ids: list[int] = []
     mask: list[bool] = []
     for prompt, completion in turns:

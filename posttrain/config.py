@@ -1,4 +1,4 @@
-"""What a run is told: YAML and the command line, read and validated. The keys themselves stand in keys.py.
+"""What a run is told: YAML and the command line, read and validated. The keys themselves stand in keys.py and methods.py.
 
     config = load("configs/dpo_tiny.yaml", overrides={"dpo.beta": 0.2})
     python -m loops.dpo --config configs/dpo_tiny.yaml --dpo.beta 0.2 --learning-rate 1e-4
@@ -20,7 +20,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from posttrain.errors import UserError
-from posttrain.keys import METHODS, REFUSED, DpoConfig, GrpoConfig, LadderConfig, Section, SftConfig
+from posttrain.keys import Section
+from posttrain.methods import METHODS, REFUSED, DpoConfig, GrpoConfig, LadderConfig, SftConfig
 
 __all__ = ["DpoConfig", "GrpoConfig", "LadderConfig", "SftConfig", "early_check", "load", "parse", "save"]
 

@@ -1,268 +1,204 @@
-"""What people have -> canonical rows. Where it comes from (a file, the hub, the embedded sets) does not matter.
+"""config.data -> canonical rows: sources.py says where rows come from, formats.py what they mean, this file puts them together.
 
-    for SFT      {messages}                   also read: prompt + completion, question + answer (GSM8K), text (trained whole)
-    for DPO      {prompt, chosen, rejected}   prompt: a string or messages; the answers: strings or one assistant message each
-    for GRPO     {prompt, …}                  also read: question; every other column is handed to the reward function
-
-A string prompt is the user's message of a one-turn chat. `rows` given from Python go through the same door.
+Several sources are mixed here, rows that teach nothing are counted, every problem is told with its row. `rows` given from
+Python go through the same door.
 """
 
 from __future__ import annotations
 
-import json
-import re
+import itertools
+import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
+from posttrain import sources
 from posttrain.errors import UserError
+from posttrain.formats import NothingToLearn, recognise
 
-MOST_SKIPPED = (
-    0.05  # share of rows that teach nothing; above it the data is refused, below it they are left out and counted
-)
-FILE_KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+MOST_SKIPPED = 0.05  # share of rows that may be left out and counted; above it the data is refused
+SHUFFLE_BUFFER = 1_000  # rows of a stream among which the next one is drawn
+Place = tuple[str, int]  # (source, row number from 1)
 
 
 @dataclass(frozen=True)
 class Rows:
     rows: list[dict]
-    numbers: list[int]  # of each row in its source, from 1
-    source: str  # file or data set name, for messages
-    recognised_as: str
+    places: list[Place]
+    read: list[str]  # "400 rows as ShareGPT conversations from chats.json", one per source
     skipped: list[str]  # "row 87: 'chosen' is empty …": rows that teach nothing, left out
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def where(self, index: int) -> str:
-        return f"{self.source}, row {self.numbers[index]}"
+        return "{}, row {}".format(*self.places[index])
 
 
-def load_rows(data, method: str, rows: list[dict] | None = None) -> Rows:
-    """The canonical rows for "sft", "dpo" or "grpo", from `rows` or from config.data. Every problem names its row."""
-    if rows is not None:
-        raw, source = list(rows), "rows"
-    elif data.name is None:
+def load_rows(data, method: str, rows: list[dict] | None = None) -> Rows | Stream:
+    """The canonical rows for "sft", "dpo" or "grpo", from `rows` or from config.data; a Stream with data.streaming."""
+    if rows is None and data.name is None:
         raise UserError("data.name is missing: give a file, a data set, or rows=[…] from Python")
+    names = [data.name] if isinstance(data.name, str) else data.name
+    if rows is None and data.streaming:
+        return Stream(data, names, method)
+    if rows is not None:
+        parts: dict[str, Sequence[dict]] = {"rows": list(rows)}
     else:
-        raw, source = read(data.name, data.split), data.name
-    if data.max_samples is not None:
-        raw = raw[: data.max_samples]
-    if not raw:
-        raise UserError(f"{source}: no rows")
-    for number, row in enumerate(raw, start=1):
+        parts = {name: sources.read(name, subset=data.subset, split=data.split) for name in names}
+    for source, raw in parts.items():
+        if not len(raw):
+            raise UserError(f"{source}: no rows")
+
+    out, places, read, skipped = [], [], [], []
+    weights = data.weights if rows is None else None
+    chosen = mix([len(raw) for raw in parts.values()], weights, data.max_samples, data.seed)
+    for (source, raw), indices in zip(parts.items(), chosen, strict=True):
+        reader = Reader(raw[0], method, source, data.system_prompt)
+        for index in indices:
+            try:
+                out.append(reader(raw[index], index + 1))
+            except NothingToLearn as problem:
+                skipped.append(f"row {index + 1}: {problem}")
+                continue
+            places.append((source, index + 1))
+        read.append(f"{len(indices):,} rows as {reader.format} from {source}")
+        if data.subset is not None and rows is None and sources.is_local(source):
+            read[-1] += f" (data.subset {data.subset} means a part of a hub set: not used here)"
+    refuse_too_many_skipped(skipped, sum(map(len, chosen)), " and ".join(parts))
+    return Rows(out, places, read, skipped)
+
+
+class Reader:
+    """Raw row -> canonical row, for one source. NothingToLearn passes through, everything else is told with its row."""
+
+    def __init__(self, first: object, method: str, source: str, system_prompt: str | None):
+        self.source, self.method, self.system_prompt = source, method, system_prompt
+        self._refuse_other_than_columns(first, 1)
+        self.convert, self.format = recognise(first, method, source)
+
+    def __call__(self, row: dict, number: int) -> dict:
+        self._refuse_other_than_columns(row, number)
+        try:
+            if row.get("tools") and self.method != "grpo":
+                raise ValueError("the column 'tools' is not supported: nothing here would show the tools to the model")
+            row = self.convert(row)
+        except NothingToLearn:
+            raise
+        except KeyError as missing:
+            found = ", ".join(map(str, row))
+            raise UserError(f"{self.source}, row {number}: column {missing} is missing; found {found}") from None
+        except ValueError as problem:
+            raise UserError(f"{self.source}, row {number}: {problem}") from None
+        if self.system_prompt:
+            for key in ("messages", "prompt"):
+                if key in row and row[key][0]["role"] != "system":
+                    row[key] = [{"role": "system", "content": self.system_prompt}, *row[key]]
+                    row |= {"learn_from": row["learn_from"] + 1} if "learn_from" in row else {}
+        return row
+
+    def _refuse_other_than_columns(self, row: object, number: int) -> None:
         if not isinstance(row, dict):
             raise UserError(
-                f"{source}, row {number}: expected an object with named columns, found {type(row).__name__}"
+                f"{self.source}, row {number}: expected an object with named columns, found {type(row).__name__}"
             )
-    convert, recognised_as = recognise(raw[0], method, source)
-    out, numbers, skipped = [], [], []
-    for index, row in enumerate(raw):
-        try:
-            row = convert(row)
-        except NothingToLearn as problem:
-            skipped.append(f"row {index + 1}: {problem}")
-            continue
-        except KeyError as missing:
-            raise UserError(
-                f"{source}, row {index + 1}: column {missing} is missing; found {', '.join(map(str, row))}"
-            ) from None
-        except ValueError as problem:
-            raise UserError(f"{source}, row {index + 1}: {problem}") from None
-        for key in ("messages", "prompt"):
-            if data.system_prompt and key in row and row[key][0]["role"] != "system":
-                row[key] = [{"role": "system", "content": data.system_prompt}, *row[key]]
-        out.append(row)
-        numbers.append(index + 1)
-    if len(skipped) > MOST_SKIPPED * len(raw):
-        more = (
-            f" ({len(skipped)} such rows of {len(raw)}; up to {MOST_SKIPPED:.0%} would be left out and counted)"
-            if len(raw) > 1
-            else ""
-        )
-        raise UserError(f"{source}, {skipped[0]}{more}")
-    return Rows(out, numbers, source, recognised_as, skipped)
 
 
-class NothingToLearn(ValueError):
-    """A row that is well formed but teaches nothing: an empty answer, chosen == rejected."""
+def refuse_too_many_skipped(skipped: list[str], total: int, source: str) -> None:
+    if len(skipped) > MOST_SKIPPED * total:
+        more = f" ({len(skipped)} such rows of {total}; up to {MOST_SKIPPED:.0%} would be left out and counted)"
+        raise UserError(f"{source}, {skipped[0]}{more if total > 1 else ''}")
 
 
-# ---------------------------------------------------------------- where from
+# ---------------------------------------------------------------- several sources
 
 
-def read(name: str, split: str) -> list[dict]:
-    from posttrain import tiny_data
+def mix(sizes: list[int], weights: list[float] | None, max_samples: int | None, seed: int) -> list[Sequence[int]]:
+    """Which rows of each source are used.
 
-    if name in tiny_data.DATASETS:
-        if split not in ("train", "test"):
-            raise UserError(f"data.split: {name} has the splits train and test, got '{split}'")
-        return tiny_data.rows(name, split)
-    path = Path(name).expanduser()
-    if path.suffix in FILE_KINDS or path.exists():
-        if split != "train":
-            raise UserError(f"data.split: a file has no split '{split}'; leave it out, or name another file")
-        return read_file(path)
-    return read_hub(name, split)
+    Without weights: all. With weights: as many of each as keeps the shares until one source runs out, drawn by the seed.
+    max_samples: of each source the first of these, in proportion.
 
-
-def read_file(path: Path) -> list[dict]:
-    if not path.is_file():
-        raise UserError(f"{path}: no such data file")
-    if path.suffix == ".jsonl":
-        lines = enumerate(_text(path).split("\n"), start=1)  # not splitlines(): JSON text may hold U+2028
-        rows = [_json(line, f"{path}, line {number}") for number, line in lines if line.strip()]
-    elif path.suffix == ".json":
-        rows = _json(_text(path), str(path))
-        if not isinstance(rows, list):
-            raise UserError(
-                f"{path}: expected a list of rows, found one {type(rows).__name__}; one row per line belongs in a .jsonl file"
-            )
-    elif path.suffix in FILE_KINDS:
-        from datasets import load_dataset
-
-        try:
-            rows = load_dataset(FILE_KINDS[path.suffix], data_files=str(path), split="train").to_list()
-        except Exception as error:
-            raise UserError(f"{path}: cannot be read as {path.suffix[1:]}: {str(error).splitlines()[0]}") from None
-    else:
-        raise UserError(f"{path}: expected a {', '.join(FILE_KINDS)} file")
-    return rows
+    >>> [len(rows) for rows in mix([100, 30], [1, 1], None, 0)], [len(rows) for rows in mix([100, 30], None, 13, 0)]
+    ([30, 30], [10, 3])
+    """
+    counts = list(sizes)
+    if weights is not None:
+        fits = min(size / weight for size, weight in zip(sizes, weights, strict=True))
+        counts = [min(size, max(1, int(weight * fits + 1e-9))) for size, weight in zip(sizes, weights, strict=True)]
+    rng = random.Random(seed)
+    chosen = [
+        range(size) if count == size else sorted(rng.sample(range(size), count))
+        for size, count in zip(sizes, counts, strict=True)
+    ]
+    if max_samples is None or max_samples >= sum(counts):
+        return chosen
+    exact = [max_samples * count / sum(counts) for count in counts]
+    kept = [int(x) for x in exact]
+    for i in sorted(range(len(exact)), key=lambda i: kept[i] - exact[i])[: max_samples - sum(kept)]:
+        kept[i] += 1  # the largest remainders get the rows that rounding down has left
+    return [rows[:n] for rows, n in zip(chosen, kept, strict=True)]
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}; convert the file") from None
+# ---------------------------------------------------------------- streams
 
 
-def _json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = f", line {error.lineno}" if "\n" in text.strip() else ""
-        raise UserError(f"{where}{line}: not valid JSON: {error.msg} at column {error.colno}") from None
+class Stream:
+    """Rows that are read while training, shuffled through a buffer. The order is a pure function of (data.seed, epoch)."""
 
+    def __init__(self, data, names: list[str], method: str):
+        self.data, self.names, self.method = data, names, method
+        self.skipped: list[str] = []
+        self.seen = 0
+        self.readers = {}
+        for name in names:
+            first = next(iter(self._raw(name)), None)
+            if first is None:
+                raise UserError(f"{name}: no rows")
+            self.readers[name] = Reader(first, method, name, data.system_prompt)
+        self.read = [f"a stream of {reader.format} from {name}" for name, reader in self.readers.items()]
 
-def read_hub(name: str, split: str) -> list[dict]:
-    from datasets import load_dataset
+    def _raw(self, name: str) -> Iterator[dict]:
+        return sources.iterate(name, subset=self.data.subset, split=self.data.split)
 
-    try:
-        return load_dataset(name, split=split).to_list()
-    except Exception as error:
-        raise UserError(
-            f"data.name '{name}': no such file, not an embedded set (tiny-sft, tiny-identity, tiny-math), and the hub says: "
-            f"{str(error).splitlines()[0]}"
-        ) from None
+    def head(self, count: int) -> Rows:
+        """The first few rows, for looking at."""
+        rows, places = [], []
+        for row, place in itertools.islice(self._canonical(0), count):
+            rows.append(row)
+            places.append(place)
+        return Rows(rows, places, self.read, [])
 
+    def epoch(self, number: int) -> Iterator[tuple[dict, Place]]:
+        rng, buffer = random.Random(f"{self.data.seed} {number}"), []
+        for item in self._canonical(number):
+            buffer.append(item)
+            if len(buffer) > SHUFFLE_BUFFER:
+                i = rng.randrange(len(buffer))
+                buffer[i], buffer[-1] = buffer[-1], buffer[i]
+                yield buffer.pop()
+        rng.shuffle(buffer)
+        yield from buffer
 
-# ---------------------------------------------------------------- what it looks like
+    def _canonical(self, number: int) -> Iterator[tuple[dict, Place]]:
+        for name, index, raw in itertools.islice(self._mixed(number), self.data.max_samples):
+            self.seen += 1
+            try:
+                yield self.readers[name](raw, index), (name, index)
+            except NothingToLearn as problem:
+                self.skipped.append(f"row {index}: {problem}")
+                if self.seen > 200:
+                    refuse_too_many_skipped(self.skipped, self.seen, name)
 
-
-def recognise(row: dict, method: str, source: str):
-    """-> (function from a raw row to a canonical one, what the run's output calls the format)"""
-    has = set(row).issuperset
-    if method == "sft":
-        if has(["messages"]):
-            return _from_messages, "conversations (messages)"
-        if has(["prompt", "completion"]):
-            return _from_prompt_completion, "prompt + completion"
-        if has(["question", "answer"]):
-            return _from_question_answer, "question + answer (GSM8K)"
-        if has(["text"]):
-            return _from_text, "plain text, trained whole"
-        wanted = "messages, prompt + completion, question + answer, or text"
-    elif method == "dpo":
-        if has(["prompt", "chosen", "rejected"]):
-            return _from_pair, "prompt + chosen + rejected"
-        wanted = "prompt, chosen and rejected"
-    else:
-        if has(["prompt"]):
-            return lambda r: _from_rl_prompt(r, "prompt"), "prompts"
-        if has(["question"]):
-            return lambda r: _from_rl_prompt(r, "question"), "questions"
-        wanted = "prompt or question"
-    raise UserError(f"{source}, row 1: expected the columns {wanted}; found {', '.join(map(str, row)) or 'none'}")
-
-
-def _from_messages(row: dict) -> dict:
-    return {"messages": _messages(row["messages"], "messages", needs_reply=True)}
-
-
-def _from_prompt_completion(row: dict) -> dict:
-    return {"messages": [*_as_prompt(row["prompt"]), _as_reply(row["completion"], "completion")]}
-
-
-def _from_question_answer(row: dict) -> dict:
-    # GSM8K marks its arithmetic for a calculator tool, "48/2 = <<48/2=24>>24": not something to learn to write
-    return {
-        "messages": [
-            *_as_prompt(row["question"]),
-            _as_reply(re.sub(r"<<.*?>>", "", _string(row["answer"], "answer")), "answer"),
-        ]
-    }
-
-
-def _from_text(row: dict) -> dict:
-    if not _string(row["text"], "text").strip():
-        raise NothingToLearn("'text' is empty")
-    return {"text": row["text"]}
-
-
-def _from_pair(row: dict) -> dict:
-    chosen, rejected = _as_reply(row["chosen"], "chosen"), _as_reply(row["rejected"], "rejected")
-    if chosen == rejected:
-        raise NothingToLearn("chosen and rejected are the same: no preference to learn")
-    return {"prompt": _as_prompt(row["prompt"]), "chosen": chosen["content"], "rejected": rejected["content"]}
-
-
-def _from_rl_prompt(row: dict, column: str) -> dict:
-    return {k: v for k, v in row.items() if k != column} | {"prompt": _as_prompt(row[column])}
-
-
-def _as_prompt(value: Any) -> list[dict[str, str]]:
-    if isinstance(value, str):
-        if not value.strip():
-            raise NothingToLearn("the prompt is empty")
-        return [{"role": "user", "content": value}]
-    messages = _messages(value, "prompt", needs_reply=False)
-    if messages[-1]["role"] == "assistant":
-        raise ValueError("the prompt ends with an assistant message: the answer must be a column of its own")
-    return messages
-
-
-def _as_reply(value: Any, name: str) -> dict[str, str]:
-    if isinstance(value, list):
-        if len(value) != 1 or not isinstance(value[0], dict) or value[0].get("role") != "assistant":
-            raise ValueError(f"'{name}' must be a string or a list of one assistant message")
-        value = value[0].get("content")
-    if not _string(value, name).strip():
-        raise NothingToLearn(f"'{name}' is empty: an empty answer teaches nothing")
-    return {"role": "assistant", "content": value}
-
-
-def _messages(value: Any, name: str, *, needs_reply: bool) -> list[dict[str, str]]:
-    if not isinstance(value, list) or not value:
-        raise ValueError(f"'{name}' must be a list of messages {{role, content}}, got {type(value).__name__}")
-    out = []
-    for number, message in enumerate(value, start=1):
-        if not isinstance(message, dict) or message.get("role") not in ("system", "user", "assistant"):
-            raise ValueError(
-                f"'{name}', message {number}: expected {{role: system | user | assistant, content: text}}, got {message!r:.80}"
-            )
-        _string(message.get("content"), f"{name}, message {number}: content")
-        if message["role"] == "assistant" and not message["content"].strip():
-            raise NothingToLearn(f"'{name}', message {number}: an empty assistant turn teaches nothing")
-        out.append({"role": message["role"], "content": message["content"]})
-    if next((m["role"] for m in out if m["role"] != "system"), "user") != "user":
-        raise ValueError(f"'{name}' begins with an assistant message: there is no prompt that it answers")
-    if needs_reply and not any(m["role"] == "assistant" for m in out):
-        raise ValueError(f"'{name}' has no assistant message: nothing to learn from")
-    return out
-
-
-def _string(value: Any, name: str) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"'{name}' must be text, got {type(value).__name__}")
-    return value
+    def _mixed(self, number: int) -> Iterator[tuple[str, int, dict]]:
+        """With weights: each next row from a source drawn by them, until one runs out. Without: in turn, until all have."""
+        rng = random.Random(f"mix {self.data.seed} {number}")
+        open_ = {name: enumerate(self._raw(name), start=1) for name in self.names}
+        while open_:
+            turn = rng.choices(self.names, self.data.weights) if self.data.weights else list(open_)
+            for name in turn:
+                if (item := next(open_[name], None)) is not None:
+                    yield name, *item
+                elif self.data.weights:
+                    return
+                else:
+                    del open_[name]

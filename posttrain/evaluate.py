@@ -8,7 +8,7 @@ import operator
 from dataclasses import dataclass
 
 from posttrain import chat
-from posttrain.data import Rows
+from posttrain.data import Rows, Stream
 from posttrain.report import wilson
 from posttrain.rollout import Rollout, draw_uniforms, sample
 
@@ -64,8 +64,9 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
 class Showcase:
     """A few prompts of the data, answered greedily before and after a run, for samples.md."""
 
-    def __init__(self, rows: Rows, tokenizer, count: int, limit: int, max_new_tokens: int = 64):
+    def __init__(self, rows: Rows | Stream, tokenizer, count: int, limit: int, max_new_tokens: int = 64):
         """limit: the longest row in tokens, prompt and answer together."""
+        rows = rows.head(count * 8) if isinstance(rows, Stream) else rows
         every = max(1, len(rows) // max(1, count))
         self.tokenizer, self.max_new_tokens = tokenizer, min(max_new_tokens, limit // 2)
         longest_prompt = limit - self.max_new_tokens

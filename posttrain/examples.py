@@ -1,14 +1,15 @@
-"""Canonical rows -> token rows for each loop. What does not fit is dropped whole, counted, and said."""
+"""Canonical rows -> token rows for each loop. What does not fit is cut, dropped and counted, or refused, as data.overlong says."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from posttrain import chat
 from posttrain.batch import Example
-from posttrain.data import Rows
+from posttrain.data import MOST_SKIPPED, Place, Rows, Stream
 from posttrain.errors import UserError
 
 
@@ -30,73 +31,141 @@ class Pair:
     def muted(self) -> Pair:
         return Pair(self.chosen.muted(), self.rejected.muted(), self.index)
 
+    def without_beginning(self, cut: int) -> Pair | None:
+        chosen, rejected = self.chosen.without_beginning(cut), self.rejected.without_beginning(cut)
+        return replace(self, chosen=chosen, rejected=rejected) if chosen and rejected else None
+
 
 @dataclass(frozen=True)
 class Prompt:
     ids: list[int]
-    row: dict  # the canonical row: `prompt` (messages) and the columns for the reward function
+    row: dict  # the canonical row: prompt (messages), asked (as the data had it), columns (for the reward function)
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    def without_beginning(self, cut: int) -> Prompt | None:
+        return replace(self, ids=[self.ids[0], *self.ids[1 + cut :]]) if 1 + cut < len(self.ids) else None
+
 
 @dataclass
-class Encoded:
-    items: list
-    source: str
-    recognised_as: str
-    total: int
-    dropped: dict[str, int] = field(default_factory=dict)
-    split_rows: int = 0
-    skipped: list[str] = field(default_factory=list)
+class Encoder:
+    """Canonical row -> the items that fit, with a count of everything that was done to the others."""
 
-    def summary(self) -> str:
-        text = f"read {self.total:,} rows as {self.recognised_as} from {self.source}"
+    encode_row: Callable[[dict, int], list]
+    limit: int  # longest item in tokens
+    what: str  # "longer than data.max_length = 512 tokens"
+    overlong: str  # data.overlong
+    total: int = 0
+    dropped: int = 0
+    cut: int = 0
+    split_rows: int = 0
+
+    def __call__(self, row: dict, index: int, where: str) -> list:
+        try:
+            items = self.encode_row(row, index)
+        except ValueError as problem:
+            raise UserError(f"{where}: {problem}") from None
+        self.total += 1
+        self.split_rows += len(items) > 1
+        return [fitting for item in items if (fitting := self._fit(item, where)) is not None]
+
+    def _fit(self, item: Any, where: str) -> Any | None:
+        too_many = len(item) - self.limit
+        if too_many <= 0:
+            return item
+        if self.overlong == "error":
+            raise UserError(f"{where}: {self.what} ({len(item)}): raise it, or choose another data.overlong")
+        if self.overlong == "truncate_prompt" and (shorter := item.without_beginning(too_many)) is not None:
+            self.cut += 1
+            return shorter
+        self.dropped += 1
+        return None
+
+    def refuse_too_many(self) -> None:
+        """One row may go from the smallest set; beyond that, a share above 5 % is a setting to change, not noise."""
+        if self.dropped > max(1, MOST_SKIPPED * self.total):
+            advice = (
+                "raise it" if self.overlong == "truncate_prompt" else "raise it, or set data.overlong: truncate_prompt"
+            )
+            raise UserError(
+                f"{self.dropped:,} of {self.total:,} rows ({self.dropped / self.total:.1%}) are {self.what}: {advice}; "
+                f"at most {MOST_SKIPPED:.0%} would be dropped without asking"
+            )
+
+    def remarks(self) -> str:
+        text = ""
         if self.split_rows:
             text += f"; {self.split_rows:,} were split into one row per assistant turn (the template rewrites earlier turns)"
-        if self.skipped:
-            text += f"; left out {len(self.skipped):,} that teach nothing (first: {self.skipped[0]})"
+        if self.cut:
+            text += f"; cut the beginning of {self.cut:,} prompts that were {self.what}"
         if self.dropped:
-            reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.items())
-            count = sum(self.dropped.values())
-            text += f"; dropped {count:,} ({count / self.total:.1%}): {reasons}"
+            text += f"; dropped {self.dropped:,} ({self.dropped / self.total:.1%}): {self.what}"
         return text
 
 
-def _encode(rows: Rows, encode_row: Callable[[dict, int], list], fits: Callable[[object], str | None]) -> Encoded:
-    """Encode every row; what a row raises is told with its name; what does not fit is dropped with its reason."""
-    out = Encoded([], rows.source, rows.recognised_as, len(rows) + len(rows.skipped), skipped=rows.skipped)
-    for index, row in enumerate(rows.rows):
-        try:
-            items = encode_row(row, index)
-        except ValueError as problem:
-            raise UserError(f"{rows.where(index)}: {problem}") from None
-        out.split_rows += len(items) > 1
-        for item in items:
-            if reason := fits(item):
-                out.dropped[reason] = out.dropped.get(reason, 0) + 1
-            else:
-                out.items.append(item)
-    if not out.items:
+@dataclass
+class Encoded:
+    items: Sequence | EncodedStream
+    rows: Rows | Stream
+    encoder: Encoder
+
+    def summary(self) -> str:
+        text = f"read {'; '.join(self.rows.read)}"
+        if self.rows.skipped:
+            text += f"; left out {len(self.rows.skipped):,} that teach nothing (first: {self.rows.skipped[0]})"
+        return text + self.encoder.remarks()
+
+
+class EncodedStream:
+    """The items of a stream, encoded as they are read. epoch(n) is a pure function of (data.seed, n)."""
+
+    def __init__(self, stream: Stream, encoder: Encoder):
+        self.stream, self.encoder = stream, encoder
+
+    def epoch(self, number: int) -> Iterator:
+        any_item = False
+        for row, place in self.stream.epoch(number):
+            for item in self.encoder(row, 0, _where(place)):
+                any_item = True
+                yield item
+            if self.encoder.total > 200:
+                self.encoder.refuse_too_many()
+        if not any_item:
+            raise UserError(f"{', '.join(self.stream.names)}: nothing is left to train on{self.encoder.remarks()}")
+
+
+def _where(place: Place) -> str:
+    return "{}, row {}".format(*place)
+
+
+def _encode(rows: Rows | Stream, encoder: Encoder) -> Encoded:
+    """Encode every row now, or, of a stream, each when it is read."""
+    if isinstance(rows, Stream):
+        return Encoded(EncodedStream(rows, encoder), rows, encoder)
+    items = [item for i, row in enumerate(rows.rows) for item in encoder(row, i, rows.where(i))]
+    out = Encoded(items, rows, encoder)
+    if not items:
         raise UserError(f"{out.summary()}: nothing is left to train on")
+    encoder.refuse_too_many()
     return out
 
 
-def sft_examples(rows: Rows, tokenizer, max_length: int) -> Encoded:
+def sft_examples(rows: Rows | Stream, tokenizer, max_length: int, data) -> Encoded:
     def encode_row(row: dict, index: int) -> list[Example]:
-        examples = (
-            [chat.text_example(tokenizer, row["text"])]
-            if "text" in row
-            else chat.conversation_examples(tokenizer, row["messages"])
+        if "text" in row:
+            return [chat.text_example(tokenizer, row["text"])]
+        examples = chat.conversation_examples(
+            tokenizer, row["messages"], learn_from=row.get("learn_from", 0), last_only=data.train_on == "last"
         )
         if not any(e.num_active for e in examples):
             raise ValueError("no supervised token: the chat template shows nothing of the assistant's turns")
         return examples
 
-    return _encode(rows, encode_row, lambda e: _too_long(len(e), max_length))
+    return _encode(rows, Encoder(encode_row, max_length, _too_long(max_length), data.overlong))
 
 
-def pairs(rows: Rows, tokenizer, max_length: int) -> Encoded:
+def pairs(rows: Rows | Stream, tokenizer, max_length: int, data) -> Encoded:
     def encode_row(row: dict, index: int) -> list[Pair]:
         prompt = chat.prompt_ids(tokenizer, row["prompt"])
         sides = [
@@ -106,32 +175,29 @@ def pairs(rows: Rows, tokenizer, max_length: int) -> Encoded:
             raise ValueError("chosen and rejected become the same tokens: no preference to learn")
         return [Pair(*sides, index=index)]
 
-    return _encode(rows, encode_row, lambda pair: _too_long(len(pair), max_length))
+    return _encode(rows, Encoder(encode_row, max_length, _too_long(max_length), data.overlong))
 
 
-def prompts(rows: Rows, tokenizer, max_length: int, max_new_tokens: int) -> Encoded:
+def prompts(rows: Rows | Stream, tokenizer, max_length: int, max_new_tokens: int, data) -> Encoded:
     room = max_length - max_new_tokens
     if room < 1:
         raise UserError(
             f"grpo.max_new_tokens = {max_new_tokens} leaves no room for a prompt in data.max_length = {max_length}: lower one or raise the other"
         )
+    what = f"with a prompt over {room} tokens (data.max_length {max_length} − {max_new_tokens} new ones)"
 
-    def fits(prompt: Prompt) -> str | None:
-        return (
-            f"with a prompt over {room} tokens (data.max_length {max_length} − {max_new_tokens} new ones)"
-            if len(prompt) > room
-            else None
-        )
+    def encode_row(row: dict, index: int) -> list[Prompt]:
+        return [Prompt(chat.prompt_ids(tokenizer, row["prompt"]), row)]
 
-    return _encode(rows, lambda row, index: [Prompt(chat.prompt_ids(tokenizer, row["prompt"]), row)], fits)
+    return _encode(rows, Encoder(encode_row, room, what, data.overlong))
 
 
-def _too_long(length: int, max_length: int) -> str | None:
-    return f"longer than data.max_length = {max_length} tokens" if length > max_length else None
+def _too_long(max_length: int) -> str:
+    return f"longer than data.max_length = {max_length} tokens"
 
 
-def hold_out(items: list, share: float, seed: int) -> tuple[list, list]:
-    """(training, validation): data.validation_split of the rows, drawn by the seed, in their order."""
+def hold_out(items: Any, share: float, seed: int) -> tuple[Any, list]:
+    """(training, validation): data.validation_split of the rows, drawn by data.seed, in their order."""
     if share == 0:
         return items, []
     count = max(1, round(share * len(items)))

@@ -1,4 +1,6 @@
-"""Every key a run understands, with its meaning, default and range: the pydantic models behind config.py and --help."""
+"""The keys that all methods share, with their meaning, default and range: the pydantic models behind config.py and --help.
+
+Each method's own keys stand in methods.py."""
 
 from __future__ import annotations
 
@@ -57,48 +59,91 @@ class Model(Section):
         "none", description="none trains every weight; lora trains a small adapter (learning rate about x 10)"
     )
     lora: Lora = Field(default_factory=Lora, description="used with adapter: lora")
+    adapter_path: str | None = Field(
+        None,
+        description="go on training this saved LoRA adapter (a folder or hub id) on top of model.name; its own rank and alpha hold",
+    )
+    quantization: Literal["none", "8bit", "4bit"] = Field(
+        "none",
+        description="store the frozen base in 8 or 4 bits (bitsandbytes; 4bit is nf4 with double quantisation, QLoRA); needs adapter: lora",
+    )
     gradient_checkpointing: bool = Field(
         False,
         description="keep fewer activations, compute them again in the backward pass: less memory, same gradients",
     )
-
-
-class ModelWithReference(Model):
-    reference: str = Field(
-        "auto",
-        description="the frozen reference: copy (of the policy at step 0), adapter_off (the policy without its fresh adapter: no second "
-        "copy in memory), a model name or folder, or auto (adapter_off with a fresh adapter, else copy)",
+    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = Field(
+        "auto", description="how attention is computed; auto: what transformers picks for the model (sdpa for most)"
+    )
+    revision: str | None = Field(None, description="branch, tag or commit of a hub model; default its main branch")
+    trust_remote_code: bool = Field(
+        False, description="run Python code that comes with a hub model; read it first, it can do anything you can"
     )
 
     @model_validator(mode="after")
-    def _adapter_off_needs_an_adapter(self):
-        if self.reference == "adapter_off" and self.adapter != "lora":
+    def _adapters_fit(self):
+        if self.quantization != "none" and self.adapter != "lora":
             raise ValueError(
-                "reference: adapter_off needs adapter: lora (without an adapter there is nothing to switch off; use copy)"
+                f"quantization: {self.quantization} needs adapter: lora (quantised weights cannot be trained, an adapter on them can)"
             )
+        if self.adapter_path is not None and self.adapter != "lora":
+            raise ValueError("adapter_path needs adapter: lora (the saved adapter is what is trained)")
         return self
 
 
 class Data(Section):
-    name: str | None = Field(
+    name: str | list[str] | None = Field(
         None,
-        description="a .jsonl, .json, .csv or .parquet file, a hub data set, or tiny-sft | tiny-identity | tiny-math",
+        description="a .jsonl, .json, .csv or .parquet file, a folder of these, a hub data set, tiny-sft | tiny-identity | tiny-math, or a list of several",
     )
+    weights: list[float] | None = Field(
+        None,
+        description="with several names: the share of each in the mix, drawn until one runs out, none twice; default: all rows of all",
+    )
+    subset: str | None = Field(None, description="configuration of a hub data set, e.g. main for openai/gsm8k")
     split: str = Field(
         "train", description="which split of it; the embedded sets have train and test, divided by content"
     )
-    max_samples: int | None = Field(None, ge=1, description="use only the first rows")
+    streaming: bool = Field(
+        False,
+        description="read the rows while training instead of all at once, for sets that do not fit in memory; needs training.max_steps",
+    )
+    max_samples: int | None = Field(
+        None, ge=1, description="use only the first rows (of several sources: of each its share)"
+    )
     validation_split: float = Field(
         0.0, ge=0, lt=1, description="share of the rows kept out of training for evaluation (training.eval_every)"
+    )
+    seed: int = Field(
+        0, ge=0, le=2**32 - 1, description="which rows are kept out for validation or drawn into a mix; not their order"
     )
     max_length: int | None = Field(
         None,
         ge=2,
-        description="longest row in tokens, prompt and completion; default min(1024, what the model can read). Longer rows are dropped and counted",
+        description="longest row in tokens, prompt and completion; default min(1024, what the model can read)",
+    )
+    overlong: Literal["drop", "truncate_prompt", "error"] = Field(
+        "drop",
+        description="longer rows: drop and count them (above 5 %, and more than one, is an error), cut the prompt's beginning, or stop",
     )
     system_prompt: str | None = Field(
         None, description="put before every conversation that has no system message of its own"
     )
+
+    @model_validator(mode="after")
+    def _names_and_weights(self):
+        names = [self.name] if isinstance(self.name, str) else self.name
+        if names is not None and not names:
+            raise ValueError("name is an empty list: give at least one file or data set")
+        if names is not None and len(set(names)) < len(names):
+            raise ValueError("name lists a source twice: give each once, and weights for its share")
+        if self.weights is not None:
+            if len(self.weights) != len(names or []):
+                raise ValueError(f"weights has {len(self.weights)} entries for {len(names or [])} names")
+            if min(self.weights) <= 0:
+                raise ValueError("every entry of weights must be above 0: leave a source out rather than weigh it 0")
+        if self.streaming and self.validation_split:
+            raise ValueError("validation_split needs all rows at once: leave it out with streaming: true")
+        return self
 
 
 class Training(Section):
@@ -154,6 +199,8 @@ class Config(Section):
     def _evaluation_needs_rows(self):
         if (self.training.eval_every is not None) != (self.data.validation_split > 0):
             raise ValueError("training.eval_every and data.validation_split belong together: set both or neither")
+        if self.data.streaming and self.training.max_steps is None:
+            raise ValueError("data.streaming needs training.max_steps: how long a stream is, nobody knows beforehand")
         return self
 
     @property
@@ -162,166 +209,5 @@ class Config(Section):
 
     @property
     def method(self) -> str:
-        return next(name for name, kind in METHODS.items() if isinstance(self, kind))
-
-
-class Sft(Section):
-    length_weighting: Literal["token", "sequence"] = Field(
-        "token", description="token: every token counts the same; sequence: every row does"
-    )
-
-
-class SftConfig(Config):
-    sft: Sft = Field(default_factory=Sft)
-
-
-class Dpo(Section):
-    beta: float = Field(
-        0.1, gt=0, description="how dearly the policy pays for leaving the reference; smaller moves further"
-    )
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="assumed share of wrong labels (conservative DPO)")
-    sft_weight: float = Field(
-        0.0,
-        ge=0,
-        description="times the token-mean NLL of the chosen completions, added to the loss: keeps their probability from falling",
-    )
-    precompute: bool = Field(
-        False, description="compute the reference's log-probs once before training, then free the reference"
-    )
-
-
-class DpoConfig(Config):
-    model: ModelWithReference
-    dpo: Dpo = Field(default_factory=Dpo)
-
-
-class GrpoTraining(Training):
-    batch_size: int | None = Field(  # type: ignore[assignment]
-        None,
-        ge=1,
-        description="completions per optimiser step; follows from grpo (prompts_per_step x group_size / minibatches), refused if it says otherwise",
-    )
-
-
-class Grpo(Section):
-    prompts_per_step: int = Field(8, ge=1, description="prompts per rollout, all processes together")
-    group_size: int = Field(
-        8, ge=2, description="answers sampled to each prompt (G); 1 has nothing to be compared with"
-    )
-    max_new_tokens: int = Field(
-        256, ge=1, description="longest answer; one that has not ended by then is truncated and flagged"
-    )
-    temperature: float = Field(
-        1.0, gt=0, description="of sampling; policy, old and reference log-probs are all taken at it"
-    )
-    minibatches: int = Field(
-        1, ge=1, description="optimiser steps per pass over a rollout, each with its own token total"
-    )
-    inner_epochs: int = Field(
-        1, ge=1, description="passes over a rollout; above 1 the ratio leaves 1 and clipping begins to act"
-    )
-    clip_low: float = Field(0.2, ge=0, le=1, description="the ratio is clipped at 1 - clip_low")
-    clip_high: float = Field(0.2, ge=0, description="and at 1 + clip_high (DAPO: 0.28, lets rare tokens grow)")
-    kl_coef: float = Field(0.04, ge=0, description="weight of the KL penalty to the reference; 0: no reference is kept")
-    kl_estimator: Literal["k3_is", "k3", "k2"] = Field(
-        "k3_is", description="k3_is has the gradient of KL(policy||reference); k3 is the paper's (losses/kl.py)"
-    )
-    advantage: Literal["group", "leave_one_out"] = Field(
-        "group", description="baseline: the group's mean, or the mean of the other answers"
-    )
-    advantage_scale: Literal["std", "none"] = Field(
-        "std", description="divide by the group's standard deviation (GRPO) or not (Dr. GRPO)"
-    )
-    length_weighting: Literal["token", "sequence", "constant"] = Field(
-        "token",
-        description="token: DAPO; sequence: GRPO's 1/|o_i|; constant: Dr. GRPO's 1/max_new_tokens (losses/weights.py)",
-    )
-    mask_truncated: bool = Field(
-        False, description="leave truncated answers out of the loss (they keep their reward in the group's mean)"
-    )
-    reward: str | list[str] = Field(
-        "answer",
-        description="answer (the number after ####, or boxed, equals the row's `answer`), or package.module:function, or a list of these",
-    )
-    reward_weights: list[float] | None = Field(None, description="one weight per reward function; default 1 each")
-
-
-class GrpoConfig(Config):
-    model: ModelWithReference
-    training: GrpoTraining = Field(default_factory=GrpoTraining)
-    grpo: Grpo = Field(default_factory=Grpo)
-
-    @model_validator(mode="after")
-    def _sizes_fit(self):
-        g, t = self.grpo, self.training
-        rows = g.prompts_per_step * g.group_size
-        if rows % g.minibatches:
-            raise ValueError(f"grpo.minibatches = {g.minibatches} does not divide the {rows} completions of a rollout")
-        if t.batch_size not in (None, rows // g.minibatches):
-            raise ValueError(
-                f"training.batch_size = {t.batch_size}, but grpo gives {g.prompts_per_step} prompts x {g.group_size} answers / "
-                f"{g.minibatches} minibatches = {rows // g.minibatches} completions per optimiser step: leave batch_size out, or change grpo"
-            )
-        if g.advantage == "leave_one_out" and g.advantage_scale != "none":
-            raise ValueError(
-                "grpo.advantage: leave_one_out is not divided by a standard deviation: set advantage_scale: none as well"
-            )
-        names = [g.reward] if isinstance(g.reward, str) else g.reward
-        if not names:
-            raise ValueError("grpo.reward names no reward function")
-        if g.reward_weights is not None and len(g.reward_weights) != len(names):
-            raise ValueError(
-                f"grpo.reward_weights has {len(g.reward_weights)} entries for {len(names)} reward functions"
-            )
-        return self
-
-
-class Stage(Section):
-    config: str = Field(description="the stage's own config file, beside this one")
-    overrides: dict[str, Any] = Field(
-        default_factory=dict, description="keys of that file to change, e.g. training.max_steps: 20"
-    )
-
-
-class Ladder(Section):
-    base: str = Field(
-        "tiny-base",
-        description="the model at the foot: tiny-base, or a folder made by python -m posttrain.tiny --seed N --out FOLDER",
-    )
-    seed: int = Field(0, ge=0, le=2**32 - 1, description="training.seed of every stage")
-    sft: Stage = Field(default_factory=lambda: Stage(config="sft_tiny.yaml"), description="stage 1")
-    dpo: Stage = Field(
-        default_factory=lambda: Stage(config="dpo_tiny.yaml"), description="stage 2, from stage 1's model"
-    )
-    grpo: Stage = Field(
-        default_factory=lambda: Stage(config="grpo_tiny.yaml"),
-        description="stage 3, from stage 2's model, its adapter merged",
-    )
-    problems: int = Field(300, ge=1, le=400, description="held-out word problems to evaluate each stage on")
-    identity: int = Field(100, ge=1, le=100, description="held-out identity questions")
-    pass_at: int = Field(8, ge=1, description="samples per problem for pass@k and the KL column")
-
-
-class LadderConfig(Section):
-    ladder: Ladder = Field(default_factory=Ladder)
-    output: Output = Field(default_factory=Output)
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.output.dir or "outputs/ladder")
-
-    @property
-    def method(self) -> str:
-        return "ladder"
-
-
-METHODS: dict[str, type[Section]] = {"sft": SftConfig, "dpo": DpoConfig, "grpo": GrpoConfig, "ladder": LadderConfig}
-
-_TRUNCATED = (
-    "is refused in RL: a token sampled from a cut-off distribution has another log-probability than the trainer computes, "
-    "so ratio and KL would be biased; use temperature alone"
-)
-REFUSED = {
-    name: _TRUNCATED
-    for name in ("top_p", "top_k", "min_p", "typical_p", "repetition_penalty", "frequency_penalty", "presence_penalty")
-}
+        """The name of the group that is the method's own: sft, dpo, grpo."""
+        return next(name for name in type(self).model_fields if name not in Config.model_fields)

@@ -4,9 +4,10 @@ A reward function takes lists, one entry per completion, and returns a list of f
 
     def reward(completions, **columns) -> list[float]
 
-`completions` are the answers as text; it may also ask, by parameter name, for `prompts` (the messages), `completion_ids`,
-`finished` (did the model end its turn?), and any column of the data. It is called with what its signature names, or with
-everything if it takes **kwargs. Name it in the config (`grpo.reward: my_module:my_reward`) or pass it: train(config, reward=f).
+`completions` are the answers: text, or lists of one message where the data's prompts are lists of messages. It may also
+ask, by parameter name, for `prompts`, `completion_ids`, `finished` (did the model end its turn?), and any column of the
+data. It is called with what its signature names, or with everything if it takes **kwargs. So reward functions written for
+TRL's GRPO run unchanged. Name one in the config (`grpo.reward: my_module:my_reward`) or pass it: train(config, reward=f).
 """
 
 from __future__ import annotations
@@ -53,13 +54,19 @@ def extract_answer(text: str) -> Decimal | None:
     return None
 
 
-def answer(completions: list[str], answer: list, finished: list[bool]) -> list[float]:
+def text_of(completion: str | list[dict]) -> str:
+    return completion if isinstance(completion, str) else completion[-1]["content"]
+
+
+def answer(completions: list, answer: list, finished: list[bool]) -> list[float]:
     """1 where the extracted answer equals the row's `answer` and the model ended its turn, else 0.
 
     The row's answer may be a number ("72") or a worked solution that ends in "#### 72" (GSM8K as shipped)."""
     return [
         float(ended and said is not None and said == wanted)
-        for said, wanted, ended in zip(map(extract_answer, completions), map(target, answer), finished, strict=True)
+        for said, wanted, ended in zip(
+            (extract_answer(text_of(c)) for c in completions), map(target, answer), finished, strict=True
+        )
     ]
 
 
@@ -100,6 +107,22 @@ def find(given: str | Callable | Sequence[str | Callable], weights: Sequence[flo
     if weights is not None and len(weights) != len(found):
         raise UserError(f"grpo.reward_weights has {len(weights)} entries for {len(found)} reward functions")
     return found
+
+
+def offer(rows: list[dict], texts: list[str], rollout) -> dict[str, list]:
+    """What reward functions may ask for, one entry per completion. A prompt that the data gave as messages gets its
+    completion as messages, [{"role": "assistant", "content": text}]; a string prompt gets a string."""
+    names = dict.fromkeys(name for row in rows for name in row["columns"])
+    asked = [row["asked"] for row in rows]
+    return {name: [row["columns"].get(name) for row in rows] for name in names} | {
+        "prompts": asked,
+        "completions": [
+            [{"role": "assistant", "content": text}] if isinstance(prompt, list) else text
+            for prompt, text in zip(asked, texts, strict=True)
+        ],
+        "completion_ids": rollout.completion_ids,
+        "finished": rollout.finished,
+    }
 
 
 def score(functions: Sequence[Callable], weights: Sequence[float] | None, available: dict[str, list]) -> list[float]:

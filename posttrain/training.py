@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from posttrain import config as configs
-from posttrain import models, report
+from posttrain import models, report, windows
+from posttrain.batch import Packed, pack
 from posttrain.errors import NonFiniteError, UserError
 
 
@@ -57,6 +58,9 @@ class Run:
         except ValueError as problem:
             raise UserError(f"Accelerate cannot start (WORLD_SIZE={os.environ.get('WORLD_SIZE')}): {problem}") from None
         self.device = self.accelerator.device
+        # How far two computations of the same log-prob may differ: 8-bit products depend on the rows beside them.
+        exact = self.compute == torch.float32 and config.model.quantization != "8bit"
+        self.tolerance = 1e-4 if exact else 0.05
         if int(os.environ.get("WORLD_SIZE", 1)) != self.accelerator.num_processes:
             raise UserError(
                 f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but Accelerate sees {self.accelerator.num_processes} process(es): "
@@ -82,9 +86,14 @@ class Run:
             )
         sources = {
             "model.name": self.config.model.name,
+            "model.adapter_path": self.config.model.adapter_path,
             "model.reference": getattr(self.config.model, "reference", None),
         }
-        for key, source in (sources | {"data.name": self.config.data.name}).items():
+        names = self.config.data.name
+        for key, source in [
+            *sources.items(),
+            *(("data.name", n) for n in ([names] if isinstance(names, str) else names or [])),
+        ]:
             if source and Path(source).exists() and Path(source).resolve().is_relative_to(self.folder.resolve()):
                 raise UserError(
                     f"{key} '{source}' lies in the run folder {self.folder}, which this run overwrites: give another --output.dir"
@@ -137,69 +146,62 @@ class Run:
 
     # ------------------------------------------------------------ one optimiser step = a list of micro-batches
 
-    def steps_for(self, rows: int) -> int:
+    def steps_for(self, items: Any) -> int:
         """training.max_steps, or the steps that `epochs` passes over the rows take (a short last window is a step)."""
-        return self.training.max_steps or self.training.epochs * math.ceil(rows / self.training.batch_size)
+        return self.training.max_steps or self.training.epochs * math.ceil(len(items) / self.training.batch_size)
 
-    def windows(self, items: Sequence) -> Iterator[list[list]]:
-        """One optimiser step after the other, each a list of this process's micro-batches.
+    def windows(self, items: Any, pack_to: int | None = None) -> Iterator[list[list]]:
+        """One optimiser step after the other, each a list of this process's micro-batches. A short last window is a step.
 
-        The order of an epoch is a pure function of (seed, epoch). A short last window is a step of its own."""
+        pack_to: lay each micro-batch's rows end to end in packed rows of that many tokens."""
         step, epoch = 0, 0
         while step < self.num_steps:
-            order = epoch_order(len(items), self.training.seed, epoch)
-            for start in range(0, len(items), self.training.batch_size):
+            for rows in windows.batched(windows.in_order(items, self.training.seed, epoch), self.training.batch_size):
                 if step == self.num_steps:
                     return
-                yield self.micro_batches([items[i] for i in order[start : start + self.training.batch_size]])
+                yield self.micro_batches(rows, pack_to)
                 step += 1
             epoch += 1
 
-    def micro_batches(self, rows: list) -> list[list]:
-        """The rows of one step (the same list on every process) -> this process's micro-batches.
-
-        Rows of like length go together, which saves padding and, the loss being a sum, changes nothing. Every process gets the
-        same number of micro-batches, at least one: one that has run out of rows gets a muted row, which adds exactly 0."""
-        processes = self.accelerator.num_processes
-        by_length = sorted(rows, key=len, reverse=True)
-        return self._cut(
-            by_length[self.accelerator.process_index :: processes], math.ceil(len(rows) / processes), rows[0]
-        )
-
-    def _cut(self, mine: list, most: int, filler: Any) -> list[list]:
-        """This process's rows -> micro-batches, as many as the process with the `most` rows has."""
-        size = self.training.micro_batch_size
-        count = math.ceil(most / size)
-        mine = sorted(mine, key=len, reverse=True)
-        mine += [filler.muted()] * max(0, (count - 1) * size + 1 - len(mine))
-        return [mine[i * size : (i + 1) * size] for i in range(count)]
+    def micro_batches(self, rows: list, pack_to: int | None = None) -> list[list]:
+        """The rows of one step (the same list on every process) -> this process's micro-batches."""
+        processes, size = self.accelerator.num_processes, self.training.micro_batch_size
+        shares, filler = windows.shares(rows, processes), rows[0]
+        if pack_to is not None:
+            shares, filler = [pack(share, pack_to) for share in shares], Packed((rows[0],))
+        return windows.cut(shares[self.accelerator.process_index], max(map(len, shares)), size, filler)
 
     # ------------------------------------------------------------ the same, for RL: prompts and minibatches of a rollout
 
-    def steps_for_prompts(self, prompts: int, grpo) -> int:
+    def steps_for_prompts(self, prompts: Any, grpo) -> int:
         """training.max_steps, or what `epochs` passes over the prompts take, in optimiser steps."""
-        rollouts = self.training.epochs * max(1, prompts // grpo.prompts_per_step)
-        return self.training.max_steps or rollouts * grpo.minibatches * grpo.inner_epochs
+        if self.training.max_steps:
+            return self.training.max_steps
+        rollouts = self.training.epochs * max(1, len(prompts) // grpo.prompts_per_step)
+        return rollouts * grpo.minibatches * grpo.inner_epochs
 
-    def prompt_windows(self, prompts: Sequence, per_step: int) -> Iterator[tuple[list, list[int]]]:
+    def prompt_windows(self, prompts: Any, per_step: int) -> Iterator[tuple[list, list[int]]]:
         """Until the last step: (the prompts of one rollout, which of them are this process's). A group stays on one process."""
         epoch, processes = 0, self.accelerator.num_processes
-        if min(per_step, len(prompts)) < processes:
-            raise UserError(
-                f"{min(per_step, len(prompts))} prompts per rollout for {processes} processes: give each at least one (grpo.prompts_per_step)"
-            )
-        if len(prompts) < per_step:
+        if isinstance(prompts, list) and len(prompts) < per_step:
             self.say(
                 f"only {len(prompts)} prompts: a rollout has {len(prompts)}, not grpo.prompts_per_step = {per_step}"
             )
-        usable = max(len(prompts) // per_step, 1) * per_step  # a short last rollout is left for the next epoch's order
+            per_step = len(prompts)
+        if per_step < processes:
+            raise UserError(
+                f"{per_step} prompts per rollout for {processes} processes: give each at least one (grpo.prompts_per_step)"
+            )
         while True:
-            order = epoch_order(len(prompts), self.training.seed, epoch)
-            for start in range(0, min(usable, len(prompts)), per_step):
+            rollouts = 0
+            for chosen in windows.batched(windows.in_order(prompts, self.training.seed, epoch), per_step):
                 if self.step >= self.num_steps:
                     return
-                chosen = [prompts[i] for i in order[start : start + per_step]]
-                yield chosen, list(range(self.accelerator.process_index, len(chosen), processes))
+                if len(chosen) == per_step:  # a short last rollout is left for the next epoch's order
+                    yield chosen, list(range(self.accelerator.process_index, per_step, processes))
+                    rollouts += 1
+            if not rollouts:
+                raise UserError(f"the stream has fewer prompts than grpo.prompts_per_step = {per_step}")
             epoch += 1
 
     def minibatches(self, answers: list, mine: list[int], num_prompts: int, grpo, rollout: int) -> Iterator[list[list]]:
@@ -213,15 +215,14 @@ class Run:
         }
         rows, processes = num_prompts * grpo.group_size, self.accelerator.num_processes
         for epoch in range(grpo.inner_epochs):
-            order = epoch_order(rows, self.training.seed + 1, rollout * grpo.inner_epochs + epoch)
-            size = math.ceil(rows / grpo.minibatches)
-            for start in range(0, rows, size):
+            order = windows.epoch_order(rows, self.training.seed + 1, rollout * grpo.inner_epochs + epoch)
+            for picked in windows.batched(iter(order), math.ceil(rows / grpo.minibatches)):
                 if self.step >= self.num_steps:
                     return
-                picked = order[start : start + size]
                 owners = [row // grpo.group_size % processes for row in picked]
                 most = max(owners.count(p) for p in range(processes))
-                yield self._cut([answers[place[row]] for row in picked if row in place], most, answers[0])
+                share = [answers[place[row]] for row in picked if row in place]
+                yield windows.cut(share, most, self.training.micro_batch_size, answers[0])
 
     def slices(self, items: list, label: str | None = None) -> Iterator[list]:
         """Micro-batches over all items once (evaluation, the reference's log-probs), with a bar if labelled."""
@@ -335,10 +336,6 @@ def compute_dtype(asked: str, on_cpu: bool) -> torch.dtype:
         native = not on_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if native else torch.float32
     return getattr(torch, asked)
-
-
-def epoch_order(rows: int, seed: int, epoch: int) -> list[int]:
-    return torch.randperm(rows, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
 
 
 def schedule(step: int, num_steps: int, warmup: int, how: str) -> float:

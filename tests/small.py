@@ -32,6 +32,17 @@ FORGETFUL = (
     "{% if m['role'] == 'assistant' and loop.last %}<think></think>{% endif %}{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# Qwen2.5: a default system prompt where the conversation brings none
+INJECTS = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# Trims every message, the assistant's too
+TRIMS = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 SEAM = "{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]{% else %} {{ m['content'] }}</s>{% endif %}{% endfor %}"
 
 
@@ -74,8 +85,12 @@ def sentencepiece_tokenizer(template: str = SEAM):
 SIZES = {
     "llama": dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4),
     "qwen2": dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2),
+    "qwen3": dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                  head_dim=8),
     "gpt2": dict(n_embd=32, n_layer=2, n_head=4, n_positions=256, resid_pdrop=0.1, embd_pdrop=0.1, attn_pdrop=0.1),
     "opt": dict(hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=32, dropout=0.1),
+    "gemma": dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                  head_dim=8),
     "gemma2": dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
                    head_dim=8, final_logit_softcapping=2.0),
 }  # fmt: skip
@@ -97,6 +112,21 @@ def model(kind: str = "llama", vocab_size: int = 411, seed: int = 0, **changes):
         if p.ndim >= 2:
             torch.nn.init.normal_(p, std=0.15)
     return made
+
+
+# Each architecture with its own kind of template, turn end and bos: what its users bring
+FAMILIES = {
+    "llama": dict(template=LLAMA3, bos="<s>", eos="<|eot_id|>"),
+    "qwen2": dict(template=INJECTS, eos="<|im_end|>"),
+    "qwen3": dict(template=FORGETFUL, eos="<|im_end|>"),
+    "opt": dict(template=None, bos="</s>", eos="</s>", pad=None),
+    "gpt2": dict(template=TRIMS, eos="<|endoftext|>", pad=None),
+    "gemma": dict(template=GEMMA, bos="<s>", eos="<end_of_turn>"),
+}
+
+
+def family(path: Path, kind: str, **changes) -> str:
+    return folder(path, kind, bytelevel_tokenizer(**FAMILIES[kind]), **changes)
 
 
 def folder(path: Path, kind: str = "llama", tokenizer=None, **changes) -> str:

@@ -13,9 +13,11 @@ from losses.kl import k1, k3, k3_is
 from losses.logprobs import sequence_logps, token_logps
 from losses.sft import completion_cross_entropy
 from losses.weights import token_weights
-from posttrain import chat, models
+from posttrain import chat, lora, models
 from posttrain.batch import Example, collate
-from posttrain.keys import Lora, ModelWithReference
+from posttrain.keys import Lora
+from posttrain.methods import ModelWithReference
+from posttrain.reference import frozen_reference
 
 PI, REF = torch.tensor([[0.5, 0.3, 0.2]]), torch.tensor([[0.2, 0.3, 0.5]])  # three actions, every expectation a sum
 
@@ -186,7 +188,7 @@ def test_decoding_and_tokenising_again_gives_other_tokens():
 
 def test_lora_adapter_off_after_an_sft_adapter_is_the_base(tmp_path):
     base = folder(tmp_path / "base")
-    sft = models.add_lora(models.load(base)[0], Lora(rank=4), base)
+    sft = lora.add(models.load(base)[0], Lora(rank=4), base)
     g = torch.Generator().manual_seed(0)
     for name, p in sft.named_parameters():
         if "lora_B" in name:  # as if SFT had trained it
@@ -203,8 +205,8 @@ def test_lora_adapter_off_after_an_sft_adapter_is_the_base(tmp_path):
     wrong = models.CompletionLogps(sft)
     assert abs(step_0(wrong, museum.adapter_off_after_an_sft_adapter(wrong, batch)) - 0.693147) > 0.01
     # the right way: the SFT adapter is merged on loading, DPO gets a fresh one, and "off" is the SFT model
-    right = models.CompletionLogps(models.add_lora(models.load(str(tmp_path / "sft"))[0], Lora(rank=4), base))
-    reference = models.frozen_reference(right, ModelWithReference(name="sft", adapter="lora"), torch.float32)
+    right = models.CompletionLogps(lora.add(models.load(str(tmp_path / "sft"))[0], Lora(rank=4), base))
+    reference = frozen_reference(right, ModelWithReference(name="sft", adapter="lora"), torch.float32)
     with torch.no_grad():
         assert step_0(right, reference(batch)[0]) == pytest.approx(0.693147, abs=1e-6)
     theirs = sequence_logps(token_logps(sft(batch.input_ids).logits, batch.input_ids), batch.active)

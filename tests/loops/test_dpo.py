@@ -82,7 +82,7 @@ def test_dropout_in_the_models_config_does_not_move_the_first_step(tmp_path):
 
 
 def test_preflight_refuses_a_reference_that_is_not_the_starting_policy(tmp_path, llama, monkeypatch):
-    real = models.frozen_reference
+    real = dpo.frozen_reference
 
     def moved(policy, config, compute):
         reference = real(policy, config, compute)
@@ -90,7 +90,7 @@ def test_preflight_refuses_a_reference_that_is_not_the_starting_policy(tmp_path,
             p.add_(0.01 * torch.randn_like(p))
         return reference
 
-    monkeypatch.setattr(models, "frozen_reference", torch.no_grad()(moved))
+    monkeypatch.setattr(dpo, "frozen_reference", torch.no_grad()(moved))
     with pytest.raises(UserError, match=r"preflight: the DPO term of the first step is .* not ln 2"):
         dpo.train(config(tmp_path, llama), rows=ROWS)
 
@@ -116,13 +116,13 @@ def sft_adapter(tmp_path_factory, llama):
 def test_after_an_sft_adapter_the_reference_is_the_sft_model(tmp_path, sft_adapter, llama, mode, monkeypatch):
     """Not the base. Its log-probs equal the SFT model's in every mode, and it does not move in 10 steps."""
     captured = {}
-    real = models.frozen_reference
+    real = dpo.frozen_reference
 
     def spy(policy, config, compute):
         captured["reference"], captured["policy"] = real(policy, config, compute), policy
         return captured["reference"]
 
-    monkeypatch.setattr(models, "frozen_reference", spy)
+    monkeypatch.setattr(dpo, "frozen_reference", spy)
     name = str(sft_adapter.folder / "model")
     result = dpo.train(
         config(tmp_path, name, training__max_steps=10, training__learning_rate=5e-3, **MODES[mode]), rows=ROWS
@@ -130,7 +130,12 @@ def test_after_an_sft_adapter_the_reference_is_the_sft_model(tmp_path, sft_adapt
     assert metric(result, "dpo_loss")[0] == pytest.approx(LN2, abs=1e-5)
 
     tokenizer = result.tokenizer
-    items = pairs(load_rows(load(ROOT / "configs/dpo_tiny.yaml").data, "dpo", ROWS), tokenizer, 200).items
+    items = pairs(
+        load_rows(load(ROOT / "configs/dpo_tiny.yaml").data, "dpo", ROWS),
+        tokenizer,
+        200,
+        load(ROOT / "configs/dpo_tiny.yaml").data,
+    ).items
     from posttrain.batch import collate
 
     batch = collate([p.chosen for p in items], tokenizer.pad_token_id)
@@ -147,14 +152,14 @@ def test_after_an_sft_adapter_the_reference_is_the_sft_model(tmp_path, sft_adapt
 
 def test_a_frozen_copy_is_bit_identical_after_ten_steps(tmp_path, llama, monkeypatch):
     kept = {}
-    real = models.frozen_reference
+    real = dpo.frozen_reference
 
     def spy(policy, config, compute):
         kept["reference"] = real(policy, config, compute)
         kept["before"] = copy.deepcopy(kept["reference"].state_dict())
         return kept["reference"]
 
-    monkeypatch.setattr(models, "frozen_reference", spy)
+    monkeypatch.setattr(dpo, "frozen_reference", spy)
     dpo.train(config(tmp_path, llama, training__max_steps=10), rows=ROWS)
     assert all(torch.equal(v, kept["before"][k]) for k, v in kept["reference"].state_dict().items())
 

@@ -144,7 +144,7 @@ def test_rewards_get_their_rows_columns_and_the_parse_failures_are_counted(tmp_p
     answers, prompts = seen[0]
     for i in range(0, 8, 4):  # groups of four share their row
         assert len(set(answers[i : i + 4])) == 1
-        assert prompts[i][0]["content"].startswith(f"Question {answers[i]}?")
+        assert prompts[i].startswith(f"Question {answers[i]}?")
     result = grpo.train(config(tmp_path, llama, training__max_steps=1), rows=ROWS)
     assert metric(result, "parse_failures") == [1.0]  # a random model never writes ####
 

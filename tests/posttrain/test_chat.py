@@ -1,5 +1,5 @@
 import pytest
-from small import CHATML, FORGETFUL, GEMMA, LLAMA3, SEAM, bytelevel_tokenizer, sentencepiece_tokenizer
+from small import CHATML, FAMILIES, FORGETFUL, GEMMA, LLAMA3, SEAM, bytelevel_tokenizer, sentencepiece_tokenizer
 
 from posttrain import chat
 
@@ -45,6 +45,35 @@ def test_the_row_begins_with_the_prompt_and_ends_with_the_turn_end(name):
     assert example.input_ids == whole and whole[: len(first)] == first
     assert whole[-1] == tokenizer.convert_tokens_to_ids(end)
     assert set(chat.stop_ids(tokenizer)) == {tokenizer.convert_tokens_to_ids(end), tokenizer.eos_token_id}
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_two_turn_chat_on_every_architectures_own_kind_of_template(kind):
+    """Llama-3 style, a default system prompt that is injected, earlier turns rewritten, none at all (ChatML is given), one
+    that trims, no system role: the supervised text is exactly the assistant's turns with their end tokens."""
+    tokenizer = bytelevel_tokenizer(**FAMILIES[kind])
+    chat.prepare_tokenizer(tokenizer)
+    end = {"llama": "<|eot_id|>", "gemma": "<end_of_turn>"}.get(kind, "<|im_end|>")
+    rows = chat.conversation_examples(tokenizer, TWO_TURNS)
+    thought = "<think></think>" if kind == "qwen3" else ""
+    assert [supervised(tokenizer, r) for r in rows] == (
+        [f"{thought}A1{end}", f"{thought}A2{end}"] if kind == "qwen3" else [f"A1{end}A2{end}"]
+    )
+    for row, upto in zip(reversed(rows), (3, 1), strict=False):
+        prompt = list(tokenizer.apply_chat_template(TWO_TURNS[:upto], add_generation_prompt=True, return_dict=False))
+        assert row.input_ids[: len(prompt)] == prompt == chat.prompt_ids(tokenizer, TWO_TURNS[:upto])
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_only_what_is_asked_for_is_supervised(kind):
+    tokenizer = bytelevel_tokenizer(**FAMILIES[kind])
+    end, thought = ("<|eot_id|>", "") if kind == "llama" else ("<|im_end|>", "<think></think>")
+    (last,) = chat.conversation_examples(tokenizer, TWO_TURNS, last_only=True)
+    (tail,) = chat.conversation_examples(tokenizer, TWO_TURNS, learn_from=2)
+    assert supervised(tokenizer, last) == supervised(tokenizer, tail) == f"{thought}A2{end}" and last == tail
+    assert "A1" in tokenizer.decode(last.input_ids)  # seen, not learned
+    with pytest.raises(ValueError, match="nothing to learn from"):
+        chat.conversation_examples(tokenizer, TWO_TURNS, learn_from=4)
 
 
 def test_exactly_one_bos():

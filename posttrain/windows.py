@@ -1,0 +1,45 @@
+"""Which rows make an optimiser step, and which micro-batches make it up: pure functions of (rows, seed, epoch, process).
+
+Rows of like length go together in a micro-batch, which saves padding and, the loss being a sum, changes nothing. Every
+process gets the same number of micro-batches, at least one: one that has run out of rows gets a muted row, which adds exactly 0.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+
+def in_order(items: Any, seed: int, epoch: int) -> Iterator:
+    """The items of an epoch: a list permuted by (seed, epoch), a stream as it shuffles itself."""
+    if isinstance(items, list):
+        return (items[i] for i in epoch_order(len(items), seed, epoch))
+    return items.epoch(epoch)
+
+
+def batched(items: Iterator, size: int) -> Iterator[list]:
+    """Lists of `size` items, the last one perhaps shorter (itertools.batched comes with Python 3.12)."""
+    while chunk := list(itertools.islice(items, size)):
+        yield chunk
+
+
+def epoch_order(rows: int, seed: int, epoch: int) -> list[int]:
+    return torch.randperm(rows, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
+
+
+def shares(rows: list, processes: int) -> list[list]:
+    """Each process's rows of one step, longest first: dealt out in turn, so that all get about as many tokens."""
+    by_length = sorted(rows, key=len, reverse=True)
+    return [by_length[p::processes] for p in range(processes)]
+
+
+def cut(mine: list, most: int, size: int, filler: Any) -> list[list]:
+    """This process's rows -> micro-batches of `size`, as many as the process with the `most` rows has."""
+    count = math.ceil(most / size)
+    mine = sorted(mine, key=len, reverse=True)
+    mine += [filler.muted()] * max(0, (count - 1) * size + 1 - len(mine))
+    return [mine[i * size : (i + 1) * size] for i in range(count)]

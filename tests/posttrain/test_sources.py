@@ -1,0 +1,113 @@
+"""Where rows come from, and what is said when they do not come."""
+
+import json
+
+import pytest
+
+from posttrain.data import load_rows
+from posttrain.errors import UserError
+from posttrain.methods import SftData as Data
+from posttrain.sources import iterate, local_files, read, read_file
+
+ROWS = [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}]
+
+
+def write(path, rows=ROWS):
+    if path.suffix == ".jsonl":
+        path.write_text("\n".join(json.dumps(r) for r in rows))
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    elif path.suffix == ".csv":
+        path.write_text("prompt,completion\n" + "\n".join(f"{r['prompt']},{r['completion']}" for r in rows))
+    else:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    return str(path)
+
+
+def load(name, **data):
+    return load_rows(Data(name=str(name), **data), "sft")
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl", "csv", "parquet"])
+def test_files_whole_and_one_by_one(tmp_path, kind):
+    name = write(tmp_path / f"rows.{kind}")
+    assert list(read(name)) == list(iterate(name)) == ROWS
+    assert len(load(name, max_samples=1)) == 1
+
+
+def test_folders(tmp_path):
+    write(tmp_path / "one.jsonl")
+    write(tmp_path / "two.parquet")
+    (tmp_path / "notes.txt").write_text("not data")
+    assert list(read(str(tmp_path))) == ROWS * 2 == list(iterate(str(tmp_path)))
+    write(tmp_path / "test.csv", ROWS[:1])
+    assert list(read(str(tmp_path))) == ROWS * 2  # what is called test is not for training
+    assert list(read(str(tmp_path), split="test")) == ROWS[:1]
+    with pytest.raises(
+        UserError, match=r"no file in .* begins with 'validation'; found one.jsonl, test.csv, two.parquet"
+    ):
+        local_files(tmp_path, "validation")
+
+
+def test_folders_that_the_datasets_library_saved(tmp_path):
+    from datasets import Dataset, DatasetDict
+
+    Dataset.from_list(ROWS).save_to_disk(tmp_path / "plain")
+    DatasetDict(train=Dataset.from_list(ROWS), test=Dataset.from_list(ROWS[:1])).save_to_disk(tmp_path / "splits")
+    assert list(read(str(tmp_path / "plain"))) == list(read(str(tmp_path / "splits"))) == ROWS
+    assert list(read(str(tmp_path / "splits"), split="test")) == ROWS[:1]
+    with pytest.raises(UserError, match="has the splits train, test, got 'dev'"):
+        read(str(tmp_path / "splits"), split="dev")
+    assert len(load(tmp_path / "plain")) == 2
+
+
+def test_u2028_inside_a_json_string(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(
+        '{"prompt": "a\u2028b", "completion": "c"}\n\n{"prompt": "d", "completion": "e"}\n', encoding="utf-8"
+    )
+    assert len(read_file(tmp_path / "rows.jsonl")) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("missing.jsonl", None, "missing.jsonl: no such data file"),
+        ("latin.jsonl", '{"text": "é"}'.encode("latin-1"), "latin.jsonl: not UTF-8 text"),
+        ("broken.jsonl", b'{"prompt": "a", "completion": "b"}\n{"prompt": \n', "broken.jsonl, line 2: not valid JSON"),
+        ("bad.json", b'[\n{"a": 1},\n{"b" 2}]', "bad.json, line 3: not valid JSON"),
+        ("one.json", b'{"a": 1}', "expected a list of rows, found one dict"),
+        ("list.jsonl", b'{"text": "a"}\n3', "row 2: expected an object with named columns, found int"),
+        ("bad.parquet", b"no parquet", "bad.parquet: cannot be read as parquet"),
+        ("rows.txt", b"text", "rows.txt: expected a .jsonl, .json, .csv, .parquet file"),
+        ("empty.jsonl", b"", "empty.jsonl: no rows"),
+    ],
+)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_bad_files(tmp_path, name, content, message, streaming):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError) as error:
+        rows = load(tmp_path / name, streaming=streaming)
+        if streaming:
+            list(rows.epoch(0))
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_bad_names(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"no .jsonl, .json, .csv, .parquet file in this folder"):
+        load(tmp_path / "empty")
+    with pytest.raises(UserError, match="a file has no split 'test'"):
+        load(write(tmp_path / "rows.jsonl"), split="test")
+    with pytest.raises(UserError, match="splits train and test"):
+        load("tiny-sft", split="validation")
+    for streaming in (False, True):
+        with pytest.raises(
+            UserError, match=r"data.name 'nobody/nothing': no such file, not an embedded set.*the hub says"
+        ):
+            load("nobody/nothing", streaming=streaming)
+    with pytest.raises(UserError, match=r"data.name is missing"):
+        load_rows(Data(), "sft")
