@@ -102,7 +102,8 @@ def train(
 
         # ---- 2. Rewards and advantages, over whole groups ---------------------------------------------------------
         texts = rollout.texts(tokenizer)
-        scores = torch.tensor(reward_of(functions, grpo, rollout, texts, [chosen[i] for i in mine]))
+        total_rewards, parts = reward_of(functions, grpo, rollout, texts, [chosen[i] for i in mine])
+        scores = torch.tensor(total_rewards)
         advantages = (
             group_relative_advantages(scores, grpo.group_size, scale=grpo.advantage_scale)
             if grpo.advantage == "group"
@@ -114,7 +115,7 @@ def train(
                 rollout.examples(), advantages.tolist(), rollout.logps, rollout.finished, strict=True
             )
         ]
-        rollout_metrics = describe(scores, rollout, texts, grpo, functions)
+        rollout_metrics = parts | describe(scores, rollout, texts, grpo, functions)
 
         # ---- 3. Old and reference log-probs, before anything moves ------------------------------------------------
         if reference is not None:
@@ -182,8 +183,10 @@ def train(
     return run.finish(model, tokenizer, showcase.compare(before, showcase.answers(model)))
 
 
-def reward_of(functions: list, grpo, rollout: Rollout, texts: list[str], asked: list[Prompt]) -> list[float]:
-    """One reward per completion. The functions are offered the columns of each completion's own row."""
+def reward_of(
+    functions: list, grpo, rollout: Rollout, texts: list[str], asked: list[Prompt]
+) -> tuple[list[float], dict]:
+    """One reward per completion, and each function's own mean. They are offered the columns of each completion's own row."""
     rows = [prompt.row for prompt in asked for _ in range(len(texts) // len(asked))]
     return rewards.score(functions, grpo.reward_weights, rewards.offer(rows, texts, rollout))
 
@@ -249,7 +252,7 @@ def evaluate(model, validation: list[Prompt], functions: list, grpo, tokenizer, 
     if mine:  # more processes than prompts: some have nothing to ask, and add 0
         with run.accelerator.autocast():
             rollout = ask(model, tokenizer, [p.ids for p in mine], max_new_tokens=grpo.max_new_tokens)
-        scores = reward_of(functions, grpo, rollout, rollout.texts(tokenizer), mine)
+        scores, _ = reward_of(functions, grpo, rollout, rollout.texts(tokenizer), mine)
     return run.sum_over_processes(sum(scores)) / len(validation)
 
 

@@ -125,27 +125,35 @@ def offer(rows: list[dict], texts: list[str], rollout) -> dict[str, list]:
     }
 
 
-def score(functions: Sequence[Callable], weights: Sequence[float] | None, available: dict[str, list]) -> list[float]:
-    """The weighted sum of the functions' rewards, one per completion.
+def score(
+    functions: Sequence[Callable], weights: Sequence[float] | None, available: dict[str, list]
+) -> tuple[list[float], dict[str, tuple[float, int]]]:
+    """The weighted sum of the functions' rewards, one per completion; and, of several functions, each one's own (sum,
+    count), unweighted, under "reward/NAME".
 
     A function may return None for a completion: it abstains there. A completion on which all abstain is an error."""
     n = len(available["completions"])
     totals: list[float | None] = [None] * n
+    parts: dict[str, tuple[float, int]] = {}
     for function, weight in zip(functions, weights or [1.0] * len(functions), strict=True):
-        rewards = call(function, available)
+        rewards, name = call(function, available), getattr(function, "__name__", str(function))
         for i, reward in enumerate(rewards):
             if reward is not None and not (isinstance(reward, SupportsFloat) and math.isfinite(float(reward))):
-                name, text = getattr(function, "__name__", str(function)), available["completions"][i]
                 raise UserError(
-                    f"reward function '{name}' returned {reward!r:.40} for completion {i}, expected a number: {text!r:.80}"
+                    f"reward function '{name}' returned {reward!r:.40} for completion {i}, expected a number: "
+                    f"{text_of(available['completions'][i])!r:.80}"
                 )
             if reward is not None:
                 totals[i] = (totals[i] or 0.0) + weight * float(reward)
+        given = [float(reward) for reward in rewards if reward is not None]
+        key = f"reward/{name}" if f"reward/{name}" not in parts else f"reward/{name}_{len(parts) + 1}"
+        parts[key] = (sum(given), len(given))
     if None in totals:
+        first = totals.index(None)
         raise UserError(
-            f"every reward function returned None for completion {totals.index(None)}: {available['completions'][totals.index(None)]!r:.80}"
+            f"every reward function returned None for completion {first}: {text_of(available['completions'][first])!r:.80}"
         )
-    return totals
+    return totals, parts if len(functions) > 1 else {}
 
 
 def call(function: Callable, available: dict[str, list]) -> list[float | None]:

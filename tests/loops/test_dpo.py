@@ -252,3 +252,29 @@ def test_a_short_context_is_not_overrun_by_the_samples(tmp_path):
     rows = [*ROWS, {"prompt": "long " * 200, "chosen": "a", "rejected": "b"}]
     result = dpo.train(config(tmp_path, name, output__samples=6, training__max_steps=1), rows=rows)
     assert (result.folder / "samples.md").read_text().count("before:") == 5  # the row that does not fit is not shown
+
+
+def test_a_stream_of_pairs(tmp_path, llama):
+    stream = {
+        "data__name": str(ROOT / "tests/data/hh.jsonl"),
+        "data__streaming": True,
+        "training__max_steps": 4,
+        "training__epochs": 1,
+    }
+    result = dpo.train(config(tmp_path, llama, **stream))
+    assert len(result.metrics) == 4 and metric(result, "dpo_loss")[0] == pytest.approx(LN2, abs=1e-5)
+    with pytest.raises(UserError, match=r"dpo.precompute goes through all rows beforehand"):
+        config(tmp_path, llama, dpo__precompute=True, **stream)
+
+
+def test_truncating_keeps_the_prompt_ids_of_both_sides_the_same(llama):
+    tokenizer = models.load(llama)[1]
+    row = {"prompt": "word " * 40 + "why?", "chosen": "Because of this and that and more.", "rejected": "No."}
+    data = load(ROOT / "configs/dpo_tiny.yaml", {"data.overlong": "truncate_prompt"}).data
+    (pair,) = pairs(load_rows(data, "dpo", [row]), tokenizer, 60, data).items
+    prompts = [
+        [t for t, m in zip(side.input_ids, side.completion_mask, strict=True) if not m]
+        for side in (pair.chosen, pair.rejected)
+    ]
+    assert prompts[0] == prompts[1] and len(pair.chosen) == 60 > len(pair.rejected)
+    assert tokenizer.decode(prompts[0]).endswith("why?<|im_end|>\n<|im_start|>assistant\n")

@@ -213,3 +213,67 @@ def test_refusals(tmp_path, llama):
         run(tmp_path, llama, reward=lambda completions, level: [])
     with pytest.raises(UserError, match="asks for answer"):
         grpo.train(config(tmp_path, llama), rows=[{"prompt": "x"}])
+
+
+def test_a_reward_written_for_trl_gets_what_trl_gives(tmp_path, llama):
+    """Conversational prompts give completions as message lists, string prompts strings; columns come by name."""
+    seen = []
+
+    def conversational(prompts, completions, answer, **columns):
+        seen.append((prompts, completions, answer, columns))
+        return [0.0 if len(c[0]["content"]) % 2 else 1.0 for c in completions]
+
+    rows = [{"prompt": [{"role": "user", "content": f"Question {i}?"}], "answer": str(i), "level": i} for i in range(4)]
+    grpo.train(config(tmp_path, llama, training__max_steps=1), rows=rows, reward=conversational)
+    prompts, completions, answer, columns = seen[0]
+    assert all(set(c[0]) == {"role", "content"} and c[0]["role"] == "assistant" for c in completions)
+    assert prompts[0] == [{"role": "user", "content": f"Question {answer[0]}?"}] and columns["level"][0] == int(
+        answer[0]
+    )
+    assert len(columns["completion_ids"]) == len(completions)
+
+    strings = []
+    grpo.train(
+        config(tmp_path, llama, training__max_steps=1),
+        rows=[{"prompt": f"Question {i}?"} for i in range(4)],
+        reward=lambda prompts, completions: (
+            strings.extend([*prompts, *completions]) or [float(i) for i in range(len(completions))]
+        ),
+    )
+    assert all(isinstance(s, str) for s in strings) and strings[0].startswith("Question")
+
+
+def test_several_rewards_by_import_path_with_weights_and_abstentions(tmp_path, llama, monkeypatch):
+    (tmp_path / "my_rewards.py").write_text(
+        "def length(completions, **columns):\n    return [float(len(c)) for c in completions]\n\n"
+        "def shy(completions, level, **columns):\n    return [1.0 if l else None for l in level]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    rows = [{"prompt": f"Question {i}?", "level": i % 2} for i in range(4)]
+    both = {
+        "grpo__reward": ["my_rewards:length", "my_rewards:shy"],
+        "training__max_steps": 1,
+        "grpo__prompts_per_step": 4,
+    }
+    plain = grpo.train(config(tmp_path, llama, **both | {"grpo__reward": "my_rewards:length"}), rows=rows)
+    weighted = grpo.train(config(tmp_path, llama, grpo__reward_weights=[1.0, 4.0], **both), rows=rows)
+    # half of the rows get 4 × 1, the others nothing: 2 more on average
+    assert metric(weighted, "reward")[0] == pytest.approx(metric(plain, "reward")[0] + 2.0, abs=1e-5)
+    assert (
+        metric(weighted, "reward/length")[0] == pytest.approx(metric(plain, "reward")[0])
+        and metric(weighted, "reward/shy")[0] == 1.0
+    )
+    with pytest.raises(UserError, match="every reward function returned None"):
+        grpo.train(config(tmp_path, llama, **both | {"grpo__reward": "my_rewards:shy"}), rows=rows)
+
+
+def test_a_stream_of_prompts(tmp_path, llama):
+    stream = {
+        "data__name": str(ROOT / "tests/data/word_problems.jsonl"),
+        "data__streaming": True,
+        "training__max_steps": 7,
+    }
+    result = grpo.train(config(tmp_path, llama, **stream), reward=even_tokens)
+    assert len(result.metrics) == 7  # 12 prompts, 2 a rollout: over the end of the stream and on
+    with pytest.raises(UserError, match=r"fewer prompts than grpo.prompts_per_step = 20"):
+        grpo.train(config(tmp_path, llama, **stream, grpo__prompts_per_step=20), reward=even_tokens)

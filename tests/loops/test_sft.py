@@ -10,7 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from loops import sft
 from posttrain.config import load
+from posttrain.data import load_rows
 from posttrain.errors import NonFiniteError, UserError
+from posttrain.examples import sft_examples
 from posttrain.models import load as load_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -181,6 +183,112 @@ def test_checkpointing_gives_the_same_gradients(tmp_path, kind, adapter):
     )
     for a, b in zip(off, on, strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("micro", [1, 4])
+def test_packing_changes_the_layout_and_nothing_else(tmp_path, llama, micro):
+    apart, grads = run_with_gradients(config(tmp_path, llama))
+    packed, packed_grads = run_with_gradients(
+        config(tmp_path, llama, training__packing=True, data__max_length=120, training__micro_batch_size=micro)
+    )
+    assert [m["loss"] for m in packed.metrics] == pytest.approx([m["loss"] for m in apart.metrics], abs=1e-5)
+    for a, b in zip(grads[0], packed_grads[0], strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def test_packed_rows_are_not_rows(tmp_path, llama):
+    with pytest.raises(UserError, match=r"sft.length_weighting: sequence needs them apart"):
+        config(tmp_path, llama, training__packing=True, sft__length_weighting="sequence")
+
+
+# ---------------------------------------------------------------- rows that are too long
+
+
+LONG = {"prompt": "word " * 40, "completion": "yes"}
+
+
+def test_more_than_a_few_long_rows_are_an_error_and_nothing_is_written(tmp_path, llama):
+    rows = [*ROWS, LONG, LONG]
+    with pytest.raises(
+        UserError, match=r"2 of 7 rows \(28.6%\) are longer than data.max_length = 80 tokens: raise it, or set"
+    ):
+        sft.train(config(tmp_path, llama, data__max_length=80), rows=rows)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match=r"rows, row 6: longer than data.max_length = 80 tokens \(\d+\): raise it"):
+        sft.train(config(tmp_path, llama, data__max_length=80, data__overlong="error"), rows=rows)
+
+
+def test_truncating_the_prompt_keeps_the_answer_and_the_first_token(tmp_path, llama, capfd):
+    tokenizer = bytelevel_tokenizer()
+    data = load_rows(config(tmp_path, llama).data, "sft", [LONG])
+    encoder = config(tmp_path, llama, data__overlong="truncate_prompt").data
+    (whole,), (cut,) = (sft_examples(data, tokenizer, n, encoder).items for n in (500, 50))
+    assert len(cut) == 50 < len(whole) and cut.num_active == whole.num_active
+    assert cut.input_ids == [whole.input_ids[0], *whole.input_ids[-49:]]
+    with pytest.raises(UserError, match="nothing is left to train on"):  # no room for a prompt beside the answer
+        sft_examples(data, tokenizer, whole.num_active, encoder)
+    sft.train(config(tmp_path, llama, data__max_length=80, data__overlong="truncate_prompt"), rows=[*ROWS, LONG, LONG])
+    assert "cut the beginning of 2 prompts that were longer than data.max_length = 80" in capfd.readouterr().err
+
+
+# ---------------------------------------------------------------- more of the data keys, through the loop
+
+
+def test_only_the_last_answer(tmp_path, llama):
+    chat = [
+        {"role": r, "content": c}
+        for r, c in zip(["user", "assistant"] * 2, ["Hello.", "A1", "Name?", "A2"], strict=True)
+    ]
+    every, last = (
+        sft.train(config(tmp_path, llama, data__train_on=on), rows=[{"messages": chat}] * 4).metrics[0]["loss"]
+        for on in ("all", "last")
+    )
+    alone = sft.train(config(tmp_path, llama), rows=[{"prompt": chat[:3], "completion": "A2"}] * 4).metrics[0]["loss"]
+    assert last == pytest.approx(alone, abs=1e-6) and every != pytest.approx(last, abs=1e-3)
+
+
+def test_a_stream_trains_and_needs_to_know_when_to_stop(tmp_path, llama):
+    data = {
+        "data__name": str(ROOT / "tests/data/chats.jsonl"),
+        "data__streaming": True,
+        "data__overlong": "truncate_prompt",
+    }
+    result = sft.train(config(tmp_path, llama, training__max_steps=5, output__samples=2, **data))
+    assert len(result.metrics) == 5  # 10 rows, 4 a step: 2½ passes
+    assert "What is a" in (result.folder / "samples.md").read_text()
+    again = sft.train(config(tmp_path, llama, training__max_steps=5, **data))
+    assert [m["loss"] for m in again.metrics] == [m["loss"] for m in result.metrics]
+    with pytest.raises(UserError, match=r"data.streaming needs training.max_steps"):
+        config(tmp_path, llama, **data)
+
+
+def test_a_mix_of_sources_says_what_it_read(tmp_path, llama, capfd):
+    names = [str(ROOT / "tests/data" / n) for n in ("chats.jsonl", "sharegpt.json", "alpaca.jsonl")]
+    sft.train(config(tmp_path, llama, data__name=names, data__weights=[2, 1, 1], training__max_steps=1))
+    err = capfd.readouterr().err
+    # 10 chats are the 2 of 2 : 1 : 1, so 5 each of the others
+    assert all(
+        f"{n} rows as {what} from" in err
+        for n, what in ((10, "conversations (messages)"), (5, "ShareGPT conversations"), (5, "instructions (Alpaca)"))
+    )
+
+
+# ---------------------------------------------------------------- new tokens
+
+
+def test_new_tokens_get_rows_in_full_fine_tuning_and_are_refused_under_lora(tmp_path, capfd):
+    for kind, tied in (("llama", False), ("gpt2", True)):
+        tokenizer = bytelevel_tokenizer()
+        name = folder(tmp_path / kind, kind, tokenizer)
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<|new|>", "<|newer|>"]})
+        tokenizer.save_pretrained(name)
+        result = sft.train(config(tmp_path, name), rows=ROWS)
+        assert "2 tokens of the tokenizer had no embedding" in capfd.readouterr().err
+        saved = AutoModelForCausalLM.from_pretrained(result.folder / "model")
+        assert saved.get_input_embeddings().weight.shape[0] == len(tokenizer)
+        with pytest.raises(UserError, match="LoRA freezes the embeddings") as error:
+            sft.train(config(tmp_path, name, model__adapter="lora"), rows=ROWS)
+        assert ("tied to the output head" in str(error.value)) == tied
 
 
 def test_validation_loss_is_a_mean_over_tokens(tmp_path, llama):

@@ -71,12 +71,16 @@ AVAILABLE = {
 
 
 def test_functions_are_called_with_what_they_ask_for_and_weighted():
-    assert rewards.score([brevity], None, AVAILABLE) == [-2.0, -1.0]
-    assert rewards.score([brevity, trl_style], [0.5, 2.0], AVAILABLE) == [-1.0 + 2.0, -0.5]
+    assert rewards.score([brevity], None, AVAILABLE) == ([-2.0, -1.0], {})
+    # the weighted sum, and each function's own sum and count without its weight
+    parts = {"reward/brevity": (-3.0, 2), "reward/trl_style": (1.0, 2)}
+    assert rewards.score([brevity, trl_style], [0.5, 2.0], AVAILABLE) == ([-1.0 + 2.0, -0.5], parts)
+    assert set(rewards.score([brevity, brevity], None, AVAILABLE)[1]) == {"reward/brevity", "reward/brevity_2"}
 
 
 def test_none_abstains_and_all_abstaining_is_an_error():
-    assert rewards.score([shy, brevity], None, AVAILABLE) == [-1.0, -1.0]
+    totals, parts = rewards.score([shy, brevity], None, AVAILABLE)
+    assert totals == [-1.0, -1.0] and parts["reward/shy"][1] == 1
     with pytest.raises(UserError, match="returned None for completion 1"):
         rewards.score([shy], None, AVAILABLE)
 

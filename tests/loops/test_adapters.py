@@ -1,0 +1,150 @@
+"""A policy that starts from a saved adapter: it is trained on, and the reference is the policy as it was at step 0."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from small import folder
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from loops import dpo, grpo, sft
+from losses.logprobs import sequence_logps, token_logps
+from posttrain import chat, lora, models
+from posttrain.batch import collate
+from posttrain.config import load
+from posttrain.data import load_rows
+from posttrain.errors import UserError
+from posttrain.examples import pairs
+from posttrain.merge import merge
+
+ROOT = Path(__file__).resolve().parents[2]
+LN2 = 0.693147
+ROWS = [
+    {"prompt": f"Question {i}?", "chosen": f"Yes, {i}." + " Sure." * (i % 3), "rejected": f"No, {i}."}
+    for i in range(1, 6)
+]
+DATA = load(ROOT / "configs/dpo_tiny.yaml").data
+
+
+@pytest.fixture(scope="module", params=["none", "4bit"])
+def start(request, tmp_path_factory):
+    """(quantization, base folder, what SFT with LoRA made of it)"""
+    path, bits = tmp_path_factory.mktemp("start"), request.param
+    base = folder(path / "base", hidden_size=64, intermediate_size=128)
+    fixed = {
+        "model.name": base, "model.adapter": "lora", "model.quantization": bits, "model.lora.rank": 4, "training.learning_rate": 1e-2,
+        "training.epochs": 4, "output.dir": str(path / "run"), "output.samples": 0,
+    }  # fmt: skip
+    return (
+        bits,
+        base,
+        sft.train(
+            load(ROOT / "configs/sft_tiny.yaml", fixed), rows=[{"prompt": "Question 1?", "completion": "Maybe."}] * 8
+        ),
+    )
+
+
+def config(tmp_path, start, name="dpo_tiny", **overrides):
+    bits, base, result = start
+    fixed = {
+        "model.name": base, "model.adapter": "lora", "model.adapter_path": str(result.folder / "model"), "model.quantization": bits,
+        "output.dir": str(tmp_path / "run"), "output.overwrite": True, "training.learning_rate": 1e-2, "training.max_steps": 10,
+        "output.samples": 0,
+    }  # fmt: skip
+    return load(ROOT / f"configs/{name}.yaml", fixed | {k.replace("__", "."): v for k, v in overrides.items()})
+
+
+MODES = {"auto": {}, "copy": {"model__reference": "copy"}, "precomputed": {"dpo__precompute": True}}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_dpo_from_an_adapter_starts_at_ln_2_of_the_sft_model(tmp_path, start, mode, monkeypatch):
+    kept, real = {}, dpo.frozen_reference
+
+    def spy(policy, model_config, compute):
+        kept["reference"], kept["policy"] = real(policy, model_config, compute), policy
+        kept["start"] = copy.deepcopy(kept["reference"].start)
+        return kept["reference"]
+
+    monkeypatch.setattr(dpo, "frozen_reference", spy)
+    result = dpo.train(config(tmp_path, start, dpo__sft_weight=0.0, training__batch_size=4, **MODES[mode]), rows=ROWS)
+    assert result.metrics[0]["dpo_loss"] == pytest.approx(LN2, abs=1e-5)
+    assert result.metrics[-1]["dpo_loss"] < LN2 - 0.05
+
+    # the reference after 10 steps: its weights bit-identical, its log-probs those of the SFT model, not of the base
+    assert all(torch.equal(w, kept["start"][n]) for n, w in kept["reference"].start.items()) and kept["start"]
+    items = pairs(load_rows(DATA, "dpo", ROWS), result.tokenizer, 200, DATA).items
+    batch = collate([p.chosen for p in items], result.tokenizer.pad_token_id)
+    with torch.no_grad():
+        got = sequence_logps(kept["reference"](batch)[0], batch.active)
+        now = sequence_logps(kept["policy"](batch)[0], batch.active)
+        sft_model = start[2].model.eval()
+        theirs = sequence_logps(token_logps(sft_model(batch.input_ids).logits, batch.input_ids), batch.active)
+        with sft_model.disable_adapter():
+            base = sequence_logps(token_logps(sft_model(batch.input_ids).logits, batch.input_ids), batch.active)
+    torch.testing.assert_close(got, theirs, atol=1e-4, rtol=1e-6)
+    assert (theirs - base).abs().min() > 1e-2 and (now - theirs).abs().max() > 1e-2
+    assert json.loads((result.folder / "model" / "adapter_config.json").read_text())["r"] == 4  # the SFT run's
+
+
+def test_sft_then_dpo_then_merge_answers_like_the_adapter_model(tmp_path, start):
+    bits, base, _ = start
+    result = dpo.train(config(tmp_path, start), rows=ROWS)
+    merge(str(result.folder / "model"), str(tmp_path / "merged"))
+    merged, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / "merged"),
+        AutoTokenizer.from_pretrained(tmp_path / "merged"),
+    )
+    asked = torch.tensor([chat.prompt_ids(tokenizer, [{"role": "user", "content": "Question 3?"}])])
+    ours = result.model.eval()
+    torch.testing.assert_close(merged(asked).logits, ours(input_ids=asked).logits, atol=1e-4, rtol=0)
+    answers = [m.generate(input_ids=asked, max_new_tokens=12, do_sample=False) for m in (merged, ours)]
+    assert torch.equal(*answers)
+    assert lora.base_of(result.folder / "model") == (base, bits)
+
+
+def test_grpo_from_an_adapter_keeps_it_as_the_reference(tmp_path, start):
+    result = grpo.train(
+        config(tmp_path, start, "grpo_tiny", training__max_steps=2, grpo__prompts_per_step=2, grpo__max_new_tokens=6),
+        rows=[{"prompt": f"Question {i}?"} for i in range(4)],
+        reward=lambda completions: [float(len(c)) for c in completions],
+    )
+    kl = [m["kl"] for m in result.metrics]
+    assert kl[0] == pytest.approx(0, abs=1e-6) and kl[1] > 1e-5
+
+
+def test_what_a_continued_adapter_says(tmp_path, start, capfd):
+    if start[0] != "none":
+        pytest.skip("once is enough")
+    dpo.train(config(tmp_path, start, training__max_steps=1), rows=ROWS)
+    assert (
+        "going on with the adapter" in (err := capfd.readouterr().err)
+        and "rank 4, alpha 16" not in err
+        and "warning" not in err
+    )
+    other = folder(tmp_path / "other", hidden_size=64, intermediate_size=128)
+    dpo.train(config(tmp_path, start, training__max_steps=1, model__name=other, model__quantization="4bit"), rows=ROWS)
+    err = capfd.readouterr().err
+    assert "trained on a base with quantization none, this one has 4bit" in err and "not on" in err
+    with pytest.raises(UserError, match=r"model.adapter_path 'nowhere': cannot be loaded onto"):
+        dpo.train(config(tmp_path, start, model__adapter_path="nowhere"), rows=ROWS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model__adapter": "none", "model__quantization": "4bit", "model__adapter_path": None}, "quantization: 4bit needs adapter: lora"),
+        ({"model__adapter": "none", "model__quantization": "none"}, "adapter_path needs adapter: lora"),
+        ({"model__reference": "adapter_off"}, "without its adapter the policy is not what it was at step 0"),
+    ],
+)  # fmt: skip
+def test_keys_that_cannot_be_together(tmp_path, start, changes, message):
+    with pytest.raises(UserError, match=message):
+        config(tmp_path, start, **changes)
+
+
+def test_a_base_that_is_an_adapter_is_not_quantised(tmp_path, start):
+    with pytest.raises(UserError, match=r"give its base as model.name and the adapter as model.adapter_path"):
+        models.load(str(start[2].folder / "model"), quantization="4bit")
