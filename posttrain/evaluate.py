@@ -5,7 +5,10 @@ from __future__ import annotations
 import functools
 import math
 import operator
+import sys
 from dataclasses import dataclass
+
+from tqdm import tqdm
 
 from posttrain import chat
 from posttrain.data import Rows, Stream
@@ -31,21 +34,27 @@ class Score:
 
 def ask(
     model, tokenizer, prompt_ids: list[list[int]], *, max_new_tokens: int, group_size: int = 1, temperature: float = 0.0,
-    seed: int = 0, batch_size: int = 64,
+    seed: int = 0, batch_size: int = 64, label: str | None = None,
 ) -> Rollout:  # fmt: skip
-    """Answers to many prompts, greedy by default, `batch_size` prompts at a time. The result does not depend on batch_size."""
+    """Answers to many prompts, greedy by default, `batch_size` prompts at a time. The result does not depend on batch_size.
+
+    label: show a progress bar of this name (on a terminal)."""
     stops, rows = chat.stop_ids(tokenizer), len(prompt_ids) * group_size
     uniforms = draw_uniforms(rows, max_new_tokens, seed=seed, step=0) if temperature > 0 else None
     parts = []
+    bar = tqdm(total=rows, desc=label, unit="answer", disable=label is None or not sys.stderr.isatty())
     for start in range(0, len(prompt_ids), batch_size):
+        before = start * group_size
         chunk = prompt_ids[start : start + batch_size]
         mine = slice(start * group_size, (start + len(chunk)) * group_size)
         parts.append(
             sample(
                 model, chunk, max_new_tokens=max_new_tokens, stop_ids=stops, pad_id=tokenizer.pad_token_id, group_size=group_size,
                 temperature=temperature, uniforms=None if uniforms is None else uniforms[mine],
+                progress=lambda ended, before=before: bar.update(before + ended - bar.n),
             )
         )  # fmt: skip
+    bar.close()
     return Rollout(
         *(
             functools.reduce(operator.iadd, (getattr(p, name) for p in parts), [])

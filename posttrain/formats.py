@@ -114,7 +114,7 @@ def _from_text(row: dict) -> dict:
 
 
 def _from_pair(row: dict, column: str) -> dict:
-    chosen, rejected = _unwrap(row["chosen"]), _unwrap(row["rejected"])
+    chosen, rejected = as_messages(row["chosen"]), as_messages(row["rejected"])
     if any(
         isinstance(side, list) and len(side) > 1 for side in (chosen, rejected)
     ):  # whole conversations beside the prompt
@@ -128,7 +128,9 @@ def _from_pair(row: dict, column: str) -> dict:
 
 def _from_sharegpt_pair(row: dict) -> dict:
     prompt = _as_prompt(_sharegpt(row["conversations"]))
-    return _pair(prompt, _as_answer(_unwrap(row["chosen"]), "chosen"), _as_answer(_unwrap(row["rejected"]), "rejected"))
+    return _pair(
+        prompt, _as_answer(as_messages(row["chosen"]), "chosen"), _as_answer(as_messages(row["rejected"]), "rejected")
+    )
 
 
 def _from_hh_pair(row: dict) -> dict:
@@ -196,7 +198,7 @@ def _as_prompt(value: Any) -> Messages:
     return messages
 
 
-def _unwrap(value: Any) -> Any:
+def as_messages(value: Any) -> Any:
     """One message alone, {from, value} or {role, content} -> a list of it; ShareGPT lists -> messages."""
     value = [value] if isinstance(value, dict) else value
     if isinstance(value, list) and value and isinstance(value[0], dict) and "from" in value[0]:

@@ -1,0 +1,247 @@
+"""Recipes that make or mend training data.
+
+    python -m posttrain.curate identity --model tiny-sft --from Robin --name Nova --questions tiny-identity --out pairs.jsonl
+    python -m posttrain.curate clean rows.jsonl --exact --near 0.8 --quality --out clean.jsonl
+
+identity   preference pairs for a new name: identity questions are put to a model, its own answer is the rejected side, the
+           same answer with the old name replaced the chosen one. So the two sides differ in the name and nothing else.
+clean      leave out duplicates, rows too short or too long, rows that match a pattern, and text that went wrong. Says how
+           many went and why; --dropped keeps them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+QUESTIONS = [
+    "Who are you?", "What is your name?", "What should I call you?", "Can you introduce yourself?", "Tell me about yourself.",
+    "Which model are you?", "What are you called?", "Hi! Who am I talking to?", "Are you a person or a program? What is your name?",
+    "Please state your name.", "Who made you?", "Who developed you?", "What kind of assistant are you?", "Do you have a name?",
+    "What language model is this?", "Introduce yourself in one sentence.", "How would you describe yourself to a friend?",
+    "I forgot your name. What was it?", "Write a short greeting that mentions your name.", "Before we start: who are you?",
+]  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m posttrain.curate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    recipes = parser.add_subparsers(dest="recipe", required=True)
+
+    one = recipes.add_parser("identity", help="preference pairs for a new name")
+    one.add_argument("--model", required=True, help="whose answers: a hub id, a folder, or an embedded name")
+    one.add_argument(
+        "--from", dest="old", required=True, nargs="+", metavar="NAME", help="the name(s) it calls itself now"
+    )
+    one.add_argument("--name", required=True, help="the name it is to learn")
+    one.add_argument("--questions", help="a data file or set with prompts; default: 20 built-in questions")
+    one.add_argument("--max-questions", type=int, help="use only the first ones")
+    one.add_argument("--samples", type=int, default=1, help="answers to each question (above 1: with --temperature)")
+    one.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+    one.add_argument("--max-new-tokens", type=int, default=128)
+    one.add_argument("--system-prompt", help="put before every question, and kept in the pairs")
+    one.add_argument("--seed", type=int, default=0)
+    one.add_argument("--out", required=True, metavar="FILE.jsonl")
+
+    two = recipes.add_parser("clean", help="leave out duplicates, broken rows and what you name")
+    two.add_argument("files", nargs="+", help="data files, folders or sets")
+    two.add_argument("--out", required=True, metavar="FILE.jsonl")
+    two.add_argument("--dropped", metavar="FILE.jsonl", help="write what was left out here, each row with its reason")
+    two.add_argument("--exact", action="store_true", help="leave out exact duplicates (but for case and white space)")
+    two.add_argument("--near", type=float, metavar="SHARE", help="leave out near duplicates, e.g. 0.8")
+    two.add_argument("--min-chars", type=int)
+    two.add_argument("--max-chars", type=int)
+    two.add_argument("--quality", action="store_true", help="leave out broken characters, repetition, mostly symbols")
+    two.add_argument("--drop", action="append", default=[], metavar="REGEX", help="leave out rows that match")
+    two.add_argument("--keep", action="append", default=[], metavar="REGEX", help="leave out rows that do not match")
+    two.add_argument(
+        "--for", dest="method", choices=["sft", "dpo", "grpo"], help="leave out rows this loop would refuse"
+    )
+
+    options = vars(parser.parse_args(arguments))
+    recipe = {"identity": identity, "clean": clean}[options.pop("recipe")]
+
+    from posttrain.errors import clear_exit
+
+    with clear_exit():
+        print(recipe(**options))
+
+
+# ---------------------------------------------------------------- identity
+
+
+def identity(
+    model: str,
+    old: list[str],
+    name: str,
+    out: str,
+    *,
+    questions: str | None = None,
+    max_questions: int | None = None,
+    samples: int = 1,
+    temperature: float = 0.0,
+    max_new_tokens: int = 128,
+    system_prompt: str | None = None,
+    seed: int = 0,
+) -> str:
+    """Write {prompt, chosen, rejected} rows to `out`; returns what to say."""
+    from posttrain.errors import UserError
+
+    if samples > 1 and temperature == 0:
+        raise UserError(
+            f"--samples {samples} with --temperature 0 are {samples} times the same answer: give a temperature"
+        )
+    if samples < 1 or temperature < 0:
+        raise UserError("--samples must be at least 1 and --temperature at least 0")
+    asked = (QUESTIONS if questions is None else _questions(questions))[:max_questions]
+    prompts = [
+        ([{"role": "system", "content": system_prompt}] if system_prompt else []) + [{"role": "user", "content": q}]
+        for q in asked
+    ]
+    answers = _answers(model, prompts, samples, temperature, max_new_tokens, seed)
+    pairs, left_out = [], collections.Counter()
+    seen: set[tuple[str, str]] = set()
+    for prompt, question, text, finished in answers:
+        chosen = replace_name(text, old, name)
+        if not finished:
+            left_out[f"did not end within {max_new_tokens} tokens"] += 1
+        elif chosen == text:
+            left_out[f"do not say {' or '.join(old)}"] += 1
+        elif (question, text) in seen:
+            left_out["came twice"] += 1
+        else:
+            seen.add((question, text))
+            pairs.append({"prompt": prompt if system_prompt else question, "chosen": chosen, "rejected": text})
+    why = "; ".join(f"{n} {reason}" for reason, n in left_out.most_common())
+    if not pairs:
+        first = answers[0][2] if answers else ""
+        raise UserError(f"no pair: of {len(answers)} answers {why}. The first was: {first!r:.120}")
+    _write(out, pairs)
+    return f"{len(answers)} answers to {len(asked)} questions; left out: {why or 'none'}\nwrote {len(pairs)} pairs to {out}"
+
+
+def replace_name(text: str, old: list[str], new: str) -> str:
+    """Every old name that does not stand inside a longer word ("Robin", not "Robinson"; "Qwen2.5" counts) -> new.
+
+    >>> replace_name("I am Qwen2.5, not Robinson.", ["Qwen", "Robin"], "Deep Qwen")
+    'I am Deep Qwen2.5, not Robinson.'
+    """
+    names = "|".join(map(re.escape, sorted(old, key=len, reverse=True)))
+    return re.sub(rf"(?<![^\W\d_])(?:{names})(?![^\W\d_])", lambda match: new, text)
+
+
+def _questions(name: str) -> list[str]:
+    """The first user message of each row, from any format."""
+    from posttrain import formats, sources
+    from posttrain.errors import UserError
+
+    found = []
+    for number, row in enumerate(sources.read(name), start=1):
+        for column in ("prompt", "question", "instruction", "messages", "conversations"):
+            if isinstance(row, dict) and row.get(column):
+                value = row[column]
+                break
+        else:
+            raise UserError(f"{name}, row {number}: expected prompt, question, instruction, messages or conversations")
+        if not isinstance(value, str):
+            messages = formats.as_messages(value)
+            value = next((m["content"] for m in messages if m.get("role") == "user"), None)
+        if not isinstance(value, str):
+            raise UserError(f"{name}, row {number}: no user message to ask")
+        found.append(value)
+    return list(dict.fromkeys(found))  # each question once
+
+
+def _answers(
+    model: str, prompts: list, samples: int, temperature: float, max_new_tokens: int, seed: int
+) -> list[tuple[list, str, str, bool]]:
+    """(prompt, question, answer, did it end) for each answer."""
+    import torch
+
+    from posttrain import chat, models
+    from posttrain.evaluate import ask
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    loaded, tokenizer, lines = models.load(model, device=device, key="--model")
+    for line in lines:
+        print(line, file=sys.stderr)
+    rollout = ask(
+        loaded,
+        tokenizer,
+        [chat.prompt_ids(tokenizer, prompt) for prompt in prompts],
+        max_new_tokens=max_new_tokens,
+        group_size=samples,
+        temperature=temperature,
+        seed=seed,
+        label="answers",
+    )
+    repeated = [prompt for prompt in prompts for _ in range(samples)]
+    texts = rollout.texts(tokenizer)
+    return [
+        (prompt, prompt[-1]["content"], text.strip(), finished)
+        for prompt, text, finished in zip(repeated, texts, rollout.finished, strict=True)
+    ]
+
+
+# ---------------------------------------------------------------- clean
+
+
+def clean(
+    files: list[str],
+    out: str,
+    *,
+    dropped: str | None = None,
+    exact: bool = False,
+    near: float | None = None,
+    min_chars: int | None = None,
+    max_chars: int | None = None,
+    quality: bool = False,
+    drop: list[str] | tuple[str, ...] = (),
+    keep: list[str] | tuple[str, ...] = (),
+    method: str | None = None,
+) -> str:
+    """Write the rows that pass to `out`, unchanged and in order; returns what to say."""
+    from posttrain import filters, sources
+    from posttrain.errors import UserError
+
+    chosen: list[filters.Filter] = []
+    if near is not None and not 0 < near <= 1:
+        raise UserError(f"--near {near:g}: expected a share above 0, at most 1")
+    chosen += [filters.readable(method)] if method else []
+    chosen += [filters.length(min_chars, max_chars)] if (min_chars, max_chars) != (None, None) else []
+    chosen += [filters.pattern(regex, keep=True) for regex in keep]
+    chosen += [filters.pattern(regex, keep=False) for regex in drop]
+    chosen += [filters.quality] if quality else []
+    chosen += [filters.exact_duplicates()] if exact else []
+    chosen += [filters.near_duplicates(near)] if near is not None else []
+    if not chosen:
+        raise UserError(
+            "nothing to do: give --exact, --near, --min-chars, --max-chars, --quality, --drop, --keep or --for"
+        )
+    rows = [row for name in files for row in sources.read(name)]
+    if not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{', '.join(files)}: expected rows with named columns")
+    kept, gone = filters.clean(rows, chosen)
+    _write(out, kept)
+    if dropped is not None:
+        _write(dropped, [row | {"dropped": reason} for row, reason in gone])
+    counts = collections.Counter(reason for _, reason in gone)
+    lines = [f"read {len(rows):,} rows from {', '.join(files)}"]
+    lines += [f"  dropped {n:,} ({n / len(rows):.1%}): {reason}" for reason, n in counts.most_common()]
+    return "\n".join([*lines, f"wrote {len(kept):,} rows to {out}"])
+
+
+def _write(path: str, rows: list[dict[str, Any]]) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+if __name__ == "__main__":
+    main()
