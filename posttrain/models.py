@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from losses.logprobs import chunked_token_logps, token_entropy, token_logps
-from posttrain import chat, lora, quantize, tiny
+from posttrain import chat, hub, lora, quantize, tiny
 from posttrain.batch import Batch, block_mask
 from posttrain.errors import UserError
 
@@ -46,6 +46,8 @@ def load(
     if (name.count("/") > 1 or name.startswith((".", "/", "~"))) and not Path(path).expanduser().is_dir():
         raise UserError(f"{key} '{name}': cannot be loaded: no such folder")
     path = str(Path(path).expanduser()) if name.startswith("~") else path
+    if not Path(path).exists():
+        hub.use_cache_if_unreachable()
     adapter = lora.is_adapter(path)
     if adapter and quantization != "none":
         raise UserError(

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from posttrain import hub
 from posttrain.errors import UserError
 
 FILE_KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -151,6 +152,7 @@ def _saved_to_disk(path: Path, split: str) -> Any:
 def _from_library(name: str, subset: str | None, split: str, *, streaming: bool) -> Any:
     import datasets
 
+    hub.use_cache_if_unreachable()
     try:
         return datasets.load_dataset(name, subset, split=split, streaming=streaming)
     except Exception as error:

@@ -56,8 +56,10 @@ def test_sft(tmp_path):
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("method", "adapter"), [("sft", "lora"), ("dpo", "none"), ("dpo", "lora"), ("grpo", "none"), ("grpo", "lora")]
-)
+    ("method", "adapter"),
+    [("sft", "lora"), ("dpo", "none"), ("dpo", "lora"), ("grpo", "none"), ("grpo", "lora"), ("packed", "none"), ("stream", "none"),
+     ("dpo", "4bit")],
+)  # fmt: skip
 def test_all_loops(tmp_path, method, adapter):
     assert_same(tmp_path, method, adapter)
 

@@ -23,8 +23,9 @@ def even_tokens(completion_ids):
 
 
 def main(method: str, model: str, out: str, adapter: str) -> None:
+    bits, adapter = (adapter, "lora") if adapter == "4bit" else ("none", adapter)
     fixed = {
-        "model.name": model, "model.adapter": adapter, "output.dir": f"{out}/run", "output.overwrite": True, "output.samples": 0,
+        "model.name": model, "model.adapter": adapter, "model.quantization": bits, "output.dir": f"{out}/run", "output.overwrite": True, "output.samples": 0,
         "training.micro_batch_size": 2, "training.learning_rate": 1e-3, "training.max_steps": 4, "training.schedule": "constant",
         "training.warmup_steps": 0,
     }  # fmt: skip
@@ -34,6 +35,25 @@ def main(method: str, model: str, out: str, adapter: str) -> None:
             fixed | {"training.batch_size": 5, "data.validation_split": 0.2, "training.eval_every": 2},
         )
         result = sft.train(config, rows=SFT)
+    elif method == "packed":  # packed rows of 90 tokens: 2 or 3 conversations each
+        config = load(
+            ROOT / "configs/sft_tiny.yaml",
+            fixed
+            | {
+                "training.batch_size": 5,
+                "training.packing": True,
+                "data.max_length": 90,
+                "training.micro_batch_size": 1,
+            },
+        )
+        result = sft.train(config, rows=SFT)
+    elif method == "stream":
+        config = load(
+            ROOT / "configs/sft_tiny.yaml",
+            fixed
+            | {"training.batch_size": 3, "data.name": str(ROOT / "tests/data/chats.jsonl"), "data.streaming": True},
+        )
+        result = sft.train(config)
     elif method == "dpo":
         config = load(
             ROOT / "configs/dpo_tiny.yaml", fixed | {"training.batch_size": 5, "dpo.precompute": adapter == "none"}
