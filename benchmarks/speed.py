@@ -1,12 +1,14 @@
 """Speed and memory beside what one would otherwise write. Ratios within one run are what counts; machines are noisy.
 
-    python -m benchmarks.speed                         everything, about three minutes on two CPU cores
+    python -m benchmarks.speed                         everything, about five minutes on two CPU cores
     python -m benchmarks.speed step memory sampler     only some of it
     python -m benchmarks.speed step --data rows.jsonl  on rows of one's own (question + answer, as GSM8K ships them)
 
 step      an optimiser step of loops.sft and loops.dpo against a bare forward + backward + AdamW on the same tokens
 memory    peak memory of one SFT step with 49,152 vocabulary entries against full logits + cross_entropy
 sampler   tokens per second of posttrain.rollout against generate(num_return_sequences=8)
+packing   an SFT step with training.packing against the same rows padded (sorted by length within the step, as always)
+qlora     a LoRA step on a base stored in 4 bits against float32, and the bytes of the base
 """
 
 import argparse
@@ -210,18 +212,75 @@ def sampler(rows: list[dict]) -> None:
             print(f"  {label}: {a:,.0f} against {b:,.0f} tokens/s: {a / b:.2f} x")
 
 
+def seconds_per_step(configs: dict[str, object], rows: list[dict]) -> dict[str, float]:
+    """Median over alternating rounds, so that a slow minute of the machine hits all."""
+    seconds: dict[str, list[float]] = {name: [] for name in configs}
+    for _ in range(ROUNDS):
+        for name, config in configs.items():
+            marks = [m["seconds"] for m in sft.train(config, rows=rows).metrics]
+            seconds[name] += [b - a for a, b in zip(marks[WARM - 1 :], marks[WARM:], strict=False)]
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def packing(rows: list[dict]) -> None:
+    """Lengths as chat data have them: half of the rows a short exchange, half a worked problem."""
+    mixed = [r if i % 2 else {"question": "Who are you?", "answer": "A small model."} for i, r in enumerate(rows)]
+    with tempfile.TemporaryDirectory() as scratch:
+        fixed = {
+            "model.name": five_million(Path(scratch) / "model"), "training.batch_size": 16, "training.max_steps": STEPS,
+            "output.samples": 0, "output.overwrite": True, "training.cpu_threads": 2, "training.learning_rate": 1e-5, "data.max_length": 1024,
+        }  # fmt: skip
+        ways = {
+            "padded, 16 at once": (16, False),
+            "padded, 4 at once": (4, False),
+            "packed, 1 row of 1,024 at once": (1, True),
+        }
+        configs = {
+            way: load("configs/sft_tiny.yaml", fixed | {"training.micro_batch_size": size, "training.packing": packed,
+                                                        "output.dir": f"{scratch}/{size}{packed}"})
+            for way, (size, packed) in ways.items()
+        }  # fmt: skip
+        print("SFT step of 16 rows, half of them short, 5M-parameter Llama, 2 threads")
+        found = seconds_per_step(configs, mixed)
+        for way, value in found.items():
+            print(
+                f"  {way}: {value:.3f} s a step, {value / found['packed, 1 row of 1,024 at once']:.2f} x the packed one"
+            )
+
+
+def qlora(rows: list[dict]) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        fixed = {
+            "model.name": five_million(Path(scratch) / "model"), "model.adapter": "lora", "training.batch_size": 8, "training.max_steps": STEPS,
+            "training.micro_batch_size": 8, "output.samples": 0, "output.overwrite": True, "training.cpu_threads": 2,
+        }  # fmt: skip
+        configs = {
+            bits: load("configs/sft_tiny.yaml", fixed | {"model.quantization": bits, "output.dir": f"{scratch}/{bits}"})
+            for bits in ("none", "8bit", "4bit")
+        }
+        print("LoRA step on a frozen base, 5M-parameter Llama, batch 8, 2 threads")
+        found = seconds_per_step(configs, rows)
+        for bits, value in found.items():
+            base = models.load(fixed["model.name"], quantization=bits)[0]
+            size = sum(p.numel() * p.element_size() for p in base.model.layers.parameters())
+            print(f"  {bits}: {value:.3f} s a step ({value / found['none']:.2f} x), layers {size / 1e6:.1f} MB")
+
+
 def main() -> None:
     if sys.argv[1:2] == ["--one-step"]:
         return one_step(*sys.argv[2:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", choices=["step", "memory", "sampler", []], help="default: all three")
+    parser.add_argument("what", nargs="*", choices=[*PARTS, []], help="default: all")
     parser.add_argument("--data", type=Path, help="a .jsonl file with question and answer; default: made here")
     arguments = parser.parse_args()
     rows = (
         [json.loads(line) for line in arguments.data.read_text().splitlines()][:200] if arguments.data else made_rows()
     )
-    for name in arguments.what or ["step", "memory", "sampler"]:
-        {"step": step, "memory": memory, "sampler": sampler}[name](rows)
+    for name in arguments.what or PARTS:
+        PARTS[name](rows)
+
+
+PARTS = {"step": step, "memory": memory, "sampler": sampler, "packing": packing, "qlora": qlora}
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from small import folder
+from small import family, folder
+
+from posttrain.config import load
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = "tests/data/word_problems.jsonl"
@@ -54,6 +56,55 @@ def test_a_model_folder_and_a_data_file_of_ones_own(tmp_path, llama, loop, data,
         "samples.md",
         "model",
     }
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("how", ["none", "lora", "4bit"])
+@pytest.mark.parametrize(
+    ("config", "data", "kind"),
+    [("sft", WORDS, "llama"), ("sft", "tests/data/sharegpt.json", "llama"), ("sft_qlora", "tests/data/alpaca.jsonl", "qwen2"),
+     ("dpo", "tests/data/hh.jsonl", "llama"), ("grpo", WORDS, "llama")],
+)  # fmt: skip
+def test_the_configs_of_hub_models_with_model_and_data_of_ones_own(tmp_path, config, data, kind, how):
+    """As a user would point them elsewhere: a small instance of the same architecture, a file, two steps."""
+    more = {
+        "none": [],
+        "lora": ["--model.adapter", "lora"],
+        "4bit": ["--model.adapter", "lora", "--model.quantization", "4bit"],
+    }[how]
+    small = ["--grpo.max_new_tokens", "8", "--grpo.prompts_per_step", "2"] if config == "grpo" else []
+    out = command(
+        f"loops.{config.split('_')[0]}", "--config", f"configs/{config}.yaml", "--model.name", family(tmp_path / "m", kind), "--data.name", data,
+        "--training.max_steps", 2, "--data.max_samples", 8, "--output.dir", tmp_path / "run", "--data.max_length", 250,
+        "--data.overlong", "truncate_prompt", *small, *more,
+    )  # fmt: skip
+    assert out.returncode == 0, out.stderr
+    assert "Warning" not in out.stderr and "warnings.warn" not in out.stderr and "MatMul8bitLt" not in out.stderr
+    assert (tmp_path / "run" / "model").is_dir()
+
+
+def test_every_shipped_config_validates():
+    for path in sorted((ROOT / "configs").glob("*.yaml")):
+        config = load(path)
+        assert config.method == path.stem.split("_")[0] and str(config.folder).startswith("outputs/"), path
+
+
+def test_merge_and_curate_as_commands(tmp_path, llama):
+    done = command(
+        "loops.sft", "--config", "configs/sft.yaml", "--model.name", llama, "--model.adapter", "lora", "--data.name", "tests/data/chats.jsonl",
+        "--training.max_steps", 1, "--output.dir", tmp_path / "run", "--data.overlong", "truncate_prompt",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    out = command("posttrain.merge", "--adapter", tmp_path / "run" / "model", "--out", tmp_path / "merged")
+    assert out.returncode == 0 and "argmax agreement 100.0%" in out.stdout, out.stderr
+    again = command("posttrain.merge", "--adapter", tmp_path / "run" / "model", "--out", tmp_path / "merged")
+    assert again.returncode == 1 and "already exists" in again.stderr and "Traceback" not in again.stderr
+    out = command(
+        "posttrain.curate", "clean", "tests/data/hh.jsonl", "--out", tmp_path / "o.jsonl", "--exact", "--for", "dpo"
+    )
+    assert out.returncode == 0 and "wrote 10 rows" in out.stdout
+    out = command("posttrain.curate", "clean", tmp_path / "none.jsonl", "--out", tmp_path / "p.jsonl", "--exact")
+    assert out.returncode == 1 and "no such data file" in out.stderr and "Traceback" not in out.stderr
 
 
 @pytest.mark.parametrize(
