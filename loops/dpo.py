@@ -47,9 +47,8 @@ def train(config: DpoConfig, *, rows: list[dict] | None = None) -> Result:
     model, tokenizer, notes = models.load_policy(config.model, run)
     limit = models.max_length(model, config.data.max_length)
     encoded = pairs(data, tokenizer, limit, config.data)
-    examples, validation = hold_out(encoded.items, config.data.validation_split, config.data.seed)
-    for line in [*notes, encoded.summary()]:
-        run.say(line)
+    examples, validation = hold_out(encoded, config.data.validation_split, config.data.seed)
+    run.introduce(notes, encoded)
 
     models.no_dropout(model)  # or policy != reference at step 0
     policy = models.CompletionLogps(model.train())

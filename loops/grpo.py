@@ -65,14 +65,14 @@ def train(
     """Run it; `rows` (prompt and columns for the reward) replaces config.data.name, `reward` replaces config.grpo.reward."""
     data = load_rows(config.data, "grpo", rows)
     functions = rewards.find(config.grpo.reward if reward is None else reward, config.grpo.reward_weights)
+    rewards.refuse_bad_targets(functions, data)
     run, grpo = Run(config), config.grpo
     accelerator, max_grad_norm = run.accelerator, config.training.max_grad_norm
     model, tokenizer, notes = models.load_policy(config.model, run)
     limit = models.max_length(model, config.data.max_length)
     encoded = prompts(data, tokenizer, limit, grpo.max_new_tokens, config.data)
-    items, validation = hold_out(encoded.items, config.data.validation_split, config.data.seed)
-    for line in [*notes, encoded.summary()]:
-        run.say(line)
+    items, validation = hold_out(encoded, config.data.validation_split, config.data.seed)
+    run.introduce(notes, encoded)
 
     models.no_dropout(model)  # or sampler, policy and reference would disagree
     policy = models.CompletionLogps(model.train())

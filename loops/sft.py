@@ -42,9 +42,8 @@ def train(config: SftConfig, *, rows: list[dict] | None = None) -> Result:
     model, tokenizer, notes = models.load_policy(config.model, run)
     limit = models.max_length(model, config.data.max_length)
     encoded = sft_examples(data, tokenizer, limit, config.data)
-    examples, validation = hold_out(encoded.items, config.data.validation_split, config.data.seed)
-    for line in [*notes, encoded.summary()]:
-        run.say(line)
+    examples, validation = hold_out(encoded, config.data.validation_split, config.data.seed)
+    run.introduce(notes, encoded)
 
     policy = models.CompletionLogps(model.train())
     pack_to, to_batch = None, collate

@@ -114,7 +114,10 @@ def conversation_examples(
 
 def text_example(tokenizer, text: str) -> Example:
     """Plain text, trained whole: what the tokenizer makes of it (its own bos included), and eos."""
-    ids = list(tokenizer(text)["input_ids"])
+    has_bos = bool(tokenizer.bos_token) and text.startswith(
+        tokenizer.bos_token
+    )  # written out, as some sets do: not twice
+    ids = list(tokenizer(text, add_special_tokens=not has_bos)["input_ids"])
     if not ids or ids[-1] != tokenizer.eos_token_id:
         ids.append(tokenizer.eos_token_id)
     return Example(ids, [True] * len(ids))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import collections
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -97,9 +98,12 @@ def identity(
         raise UserError(
             f"--samples {samples} with --temperature 0 are {samples} times the same answer: give a temperature"
         )
-    if samples < 1 or temperature < 0:
-        raise UserError("--samples must be at least 1 and --temperature at least 0")
+    if min(samples, max_new_tokens, max_questions or 1) < 1 or temperature < 0:
+        raise UserError("--samples, --max-questions and --max-new-tokens must be at least 1, --temperature at least 0")
+    _refuse_out(out)
     asked = (QUESTIONS if questions is None else _questions(questions))[:max_questions]
+    if not asked:
+        raise UserError(f"--questions {questions}: no rows")
     prompts = [
         ([{"role": "system", "content": system_prompt}] if system_prompt else []) + [{"role": "user", "content": q}]
         for q in asked
@@ -149,11 +153,11 @@ def _questions(name: str) -> list[str]:
                 break
         else:
             raise UserError(f"{name}, row {number}: expected prompt, question, instruction, messages or conversations")
-        if not isinstance(value, str):
-            messages = formats.as_messages(value)
-            value = next((m["content"] for m in messages if m.get("role") == "user"), None)
-        if not isinstance(value, str):
-            raise UserError(f"{name}, row {number}: no user message to ask")
+        try:
+            messages = [] if isinstance(value, str) else formats.as_messages(value)
+            value = value if isinstance(value, str) else next(m["content"] for m in messages if m["role"] == "user")
+        except (ValueError, TypeError, KeyError, StopIteration):
+            raise UserError(f"{name}, row {number}: no user message to ask") from None
         found.append(value)
     return list(dict.fromkeys(found))  # each question once
 
@@ -211,6 +215,7 @@ def clean(
     from posttrain.errors import UserError
 
     chosen: list[filters.Filter] = []
+    _refuse_out(out, dropped)
     if near is not None and not 0 < near <= 1:
         raise UserError(f"--near {near:g}: expected a share above 0, at most 1")
     chosen += [filters.readable(method)] if method else []
@@ -224,7 +229,7 @@ def clean(
         raise UserError(
             "nothing to do: give --exact, --near, --min-chars, --max-chars, --quality, --drop, --keep or --for"
         )
-    rows = [row for name in files for row in sources.read(name)]
+    rows = [row for name in files for row in sources.read(name)]  # a Shards or Dataset is read row by row
     if not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{', '.join(files)}: expected rows with named columns")
     kept, gone = filters.clean(rows, chosen)
@@ -237,10 +242,34 @@ def clean(
     return "\n".join([*lines, f"wrote {len(kept):,} rows to {out}"])
 
 
+def _refuse_out(*paths: str | None) -> None:
+    """Before any work: is there a place to write to?"""
+    from posttrain.errors import UserError
+
+    for path in paths:
+        if path is not None and (Path(path).suffix != ".jsonl" or Path(path).is_dir()):
+            raise UserError(f"'{path}': expected the name of a .jsonl file to write to")
+
+
 def _write(path: str, rows: list[dict[str, Any]]) -> None:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    """Whole or not at all: an older file of this name (it may be the one that was read) stays until all rows are written."""
+    from posttrain.errors import UserError
+
+    lines = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            lines.append(json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n")
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"row {number} cannot be written as JSON: {error}; --quality leaves broken text out"
+            ) from None
+    part = Path(f"{path}.part")
+    try:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(b"".join(lines))
+        os.replace(part, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 if __name__ == "__main__":

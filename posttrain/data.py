@@ -16,6 +16,7 @@ from posttrain.errors import UserError
 from posttrain.formats import NothingToLearn, recognise
 
 MOST_SKIPPED = 0.05  # share of rows that may be left out and counted; above it the data is refused
+LOOK = 100  # rows among which the first with filled columns shows the format
 SHUFFLE_BUFFER = 1_000  # rows of a stream among which the next one is drawn
 Place = tuple[str, int]  # (source, row number from 1)
 
@@ -25,13 +26,13 @@ class Rows:
     rows: list[dict]
     places: list[Place]
     read: list[str]  # "400 rows as ShareGPT conversations from chats.json", one per source
-    skipped: list[str]  # "row 87: 'chosen' is empty …": rows that teach nothing, left out
+    skipped: list[str]  # "pairs.jsonl, row 87: 'chosen' is empty …": rows that teach nothing, left out
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def where(self, index: int) -> str:
-        return "{}, row {}".format(*self.places[index])
+        return where(self.places[index])
 
 
 def load_rows(data, method: str, rows: list[dict] | None = None) -> Rows | Stream:
@@ -53,60 +54,82 @@ def load_rows(data, method: str, rows: list[dict] | None = None) -> Rows | Strea
     weights = data.weights if rows is None else None
     chosen = mix([len(raw) for raw in parts.values()], weights, data.max_samples, data.seed)
     for (source, raw), indices in zip(parts.items(), chosen, strict=True):
-        reader = Reader(raw[0], method, source, data.system_prompt)
+        reader = Reader([raw[i] for i in range(min(LOOK, len(raw)))], method, source, data.system_prompt)
         for index in indices:
+            place = raw.place(index) if isinstance(raw, sources.Shards) else (source, index + 1)
             try:
-                out.append(reader(raw[index], index + 1))
+                out.append(reader(raw[index], place))
             except NothingToLearn as problem:
-                skipped.append(f"row {index + 1}: {problem}")
+                skipped.append(f"{where(place)}: {problem}")
                 continue
-            places.append((source, index + 1))
+            places.append(place)
         read.append(f"{len(indices):,} rows as {reader.format} from {source}")
+        if isinstance(raw, sources.Shards):
+            read[-1] += f" ({', '.join(file.name for file in raw.files[:4])}{', …' if len(raw.files) > 4 else ''})"
         if data.subset is not None and rows is None and sources.is_local(source):
             read[-1] += f" (data.subset {data.subset} means a part of a hub set: not used here)"
-    refuse_too_many_skipped(skipped, sum(map(len, chosen)), " and ".join(parts))
+    refuse_too_many_skipped(skipped, sum(map(len, chosen)))
     return Rows(out, places, read, skipped)
+
+
+def where(place: Place) -> str:
+    return "{}, row {}".format(*place)
 
 
 class Reader:
     """Raw row -> canonical row, for one source. NothingToLearn passes through, everything else is told with its row."""
 
-    def __init__(self, first: object, method: str, source: str, system_prompt: str | None):
-        self.source, self.method, self.system_prompt = source, method, system_prompt
-        self._refuse_other_than_columns(first, 1)
-        self.convert, self.format = recognise(first, method, source)
+    def __init__(self, first: list, method: str, source: str, system_prompt: str | None):
+        """first: the first rows; the format is that of the first whose columns are not empty."""
+        self.method, self.system_prompt = method, system_prompt
+        problems = []
+        for number, row in enumerate(first, start=1):
+            _refuse_other_than_columns(row, (source, number))
+            try:
+                self.convert, self.format = recognise(row, method, source)
+                return
+            except UserError as problem:
+                problems.append(problem)
+        raise problems[0]
 
-    def __call__(self, row: dict, number: int) -> dict:
-        self._refuse_other_than_columns(row, number)
+    def __call__(self, row: dict, place: Place) -> dict:
+        _refuse_other_than_columns(row, place)
         try:
             if row.get("tools") and self.method != "grpo":
                 raise ValueError("the column 'tools' is not supported: nothing here would show the tools to the model")
-            row = self.convert(row)
+            canonical = self.convert(row)
         except NothingToLearn:
             raise
         except KeyError as missing:
             found = ", ".join(map(str, row))
-            raise UserError(f"{self.source}, row {number}: column {missing} is missing; found {found}") from None
+            raise UserError(f"{where(place)}: column {missing} is missing; found {found}") from None
         except ValueError as problem:
-            raise UserError(f"{self.source}, row {number}: {problem}") from None
-        if self.system_prompt:
-            for key in ("messages", "prompt"):
-                if key in row and row[key][0]["role"] != "system":
-                    row[key] = [{"role": "system", "content": self.system_prompt}, *row[key]]
-                    row |= {"learn_from": row["learn_from"] + 1} if "learn_from" in row else {}
-        return row
-
-    def _refuse_other_than_columns(self, row: object, number: int) -> None:
-        if not isinstance(row, dict):
-            raise UserError(
-                f"{self.source}, row {number}: expected an object with named columns, found {type(row).__name__}"
-            )
+            advice = f"mend it, or leave such rows out with python -m posttrain.curate clean … --for {self.method}"
+            raise UserError(f"{where(place)}: {problem} ({advice})") from None
+        own = next(
+            (row[c] for c in ("system", "system_prompt") if isinstance(row.get(c), str) and row[c].strip()), None
+        )
+        return _with_system(canonical, own or self.system_prompt)
 
 
-def refuse_too_many_skipped(skipped: list[str], total: int, source: str) -> None:
+def _with_system(row: dict, system: str | None) -> dict:
+    """Put before a conversation that has no system message of its own: the row's system column, else data.system_prompt."""
+    for key in ("messages", "prompt"):
+        if system and key in row and row[key][0]["role"] != "system":
+            row[key] = [{"role": "system", "content": system}, *row[key]]
+            row |= {"learn_from": row["learn_from"] + 1} if "learn_from" in row else {}
+    return row
+
+
+def _refuse_other_than_columns(row: object, place: Place) -> None:
+    if not isinstance(row, dict):
+        raise UserError(f"{where(place)}: expected an object with named columns, found {type(row).__name__}")
+
+
+def refuse_too_many_skipped(skipped: list[str], total: int) -> None:
     if len(skipped) > MOST_SKIPPED * total:
         more = f" ({len(skipped)} such rows of {total}; up to {MOST_SKIPPED:.0%} would be left out and counted)"
-        raise UserError(f"{source}, {skipped[0]}{more if total > 1 else ''}")
+        raise UserError(f"{skipped[0]}{more if total > 1 else ''}")
 
 
 # ---------------------------------------------------------------- several sources
@@ -147,26 +170,28 @@ class Stream:
 
     def __init__(self, data, names: list[str], method: str):
         self.data, self.names, self.method = data, names, method
-        self.skipped: list[str] = []
-        self.seen = 0
+        self.skipped: list[str] = []  # so far
         self.readers = {}
         for name in names:
-            first = next(iter(self._raw(name)), None)
-            if first is None:
+            first = [row for row, _ in itertools.islice(self._raw(name), LOOK)]
+            if not first:
                 raise UserError(f"{name}: no rows")
             self.readers[name] = Reader(first, method, name, data.system_prompt)
         self.read = [f"a stream of {reader.format} from {name}" for name, reader in self.readers.items()]
 
-    def _raw(self, name: str) -> Iterator[dict]:
+    def _raw(self, name: str) -> Iterator[tuple[dict, Place]]:
         return sources.iterate(name, subset=self.data.subset, split=self.data.split)
 
     def head(self, count: int) -> Rows:
-        """The first few rows, for looking at."""
-        rows, places = [], []
-        for row, place in itertools.islice(self._canonical(0), count):
-            rows.append(row)
-            places.append(place)
-        return Rows(rows, places, self.read, [])
+        """The first rows, for looking at."""
+        rows, places, skipped = [], [], []
+        for name, raw, place in itertools.islice(self._mixed(0), min(count, self.data.max_samples or count)):
+            try:
+                rows.append(self.readers[name](raw, place))
+                places.append(place)
+            except NothingToLearn as problem:
+                skipped.append(f"{where(place)}: {problem}")
+        return Rows(rows, places, self.read, skipped)
 
     def epoch(self, number: int) -> Iterator[tuple[dict, Place]]:
         rng, buffer = random.Random(f"{self.data.seed} {number}"), []
@@ -180,19 +205,16 @@ class Stream:
         yield from buffer
 
     def _canonical(self, number: int) -> Iterator[tuple[dict, Place]]:
-        for name, index, raw in itertools.islice(self._mixed(number), self.data.max_samples):
-            self.seen += 1
+        for name, raw, place in itertools.islice(self._mixed(number), self.data.max_samples):
             try:
-                yield self.readers[name](raw, index), (name, index)
+                yield self.readers[name](raw, place), place
             except NothingToLearn as problem:
-                self.skipped.append(f"row {index}: {problem}")
-                if self.seen > 200:
-                    refuse_too_many_skipped(self.skipped, self.seen, name)
+                self.skipped.append(f"{where(place)}: {problem}")
 
-    def _mixed(self, number: int) -> Iterator[tuple[str, int, dict]]:
+    def _mixed(self, number: int) -> Iterator[tuple[str, dict, Place]]:
         """With weights: each next row from a source drawn by them, until one runs out. Without: in turn, until all have."""
         rng = random.Random(f"mix {self.data.seed} {number}")
-        open_ = {name: enumerate(self._raw(name), start=1) for name in self.names}
+        open_ = {name: self._raw(name) for name in self.names}
         while open_:
             turn = rng.choices(self.names, self.data.weights) if self.data.weights else list(open_)
             for name in turn:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from posttrain import chat
 from posttrain.batch import Example
-from posttrain.data import MOST_SKIPPED, Place, Rows, Stream
+from posttrain.data import MOST_SKIPPED, Rows, Stream, refuse_too_many_skipped, where
 from posttrain.errors import UserError
 
 
@@ -56,7 +56,7 @@ class Encoder:
     limit: int  # longest item in tokens
     what: str  # "longer than data.max_length = 512 tokens"
     overlong: str  # data.overlong
-    total: int = 0
+    total: int = 0  # items seen: rows, or supervised turns where a template splits a row
     dropped: int = 0
     cut: int = 0
     split_rows: int = 0
@@ -66,7 +66,7 @@ class Encoder:
             items = self.encode_row(row, index)
         except ValueError as problem:
             raise UserError(f"{where}: {problem}") from None
-        self.total += 1
+        self.total += len(items)
         self.split_rows += len(items) > 1
         return [fitting for item in items if (fitting := self._fit(item, where)) is not None]
 
@@ -81,6 +81,9 @@ class Encoder:
             return shorter
         self.dropped += 1
         return None
+
+    def forget(self) -> None:
+        self.total = self.dropped = self.cut = self.split_rows = 0
 
     def refuse_too_many(self) -> None:
         """One row may go from the smallest set; beyond that, a share above 5 % is a setting to change, not noise."""
@@ -106,9 +109,10 @@ class Encoder:
 
 @dataclass
 class Encoded:
-    items: Sequence | EncodedStream
+    items: list | EncodedStream
     rows: Rows | Stream
     encoder: Encoder
+    row_of: list[int]  # of each item: the row it was made from (of a stream: empty)
 
     def summary(self) -> str:
         text = f"read {'; '.join(self.rows.read)}"
@@ -120,31 +124,31 @@ class Encoded:
 class EncodedStream:
     """The items of a stream, encoded as they are read. epoch(n) is a pure function of (data.seed, n)."""
 
+    FIRST = 200  # rows on which it is decided, before training, whether too many must go; later they are only counted
+
     def __init__(self, stream: Stream, encoder: Encoder):
         self.stream, self.encoder = stream, encoder
+        rows = stream.head(self.FIRST)
+        for row, place in zip(rows.rows, rows.places, strict=True):
+            encoder(row, 0, where(place))
+        encoder.refuse_too_many()
+        refuse_too_many_skipped(rows.skipped, len(rows) + len(rows.skipped))
+        if encoder.dropped == encoder.total:
+            raise UserError(f"{', '.join(stream.names)}: nothing is left to train on{encoder.remarks()}")
+        encoder.forget()
 
     def epoch(self, number: int) -> Iterator:
-        any_item = False
         for row, place in self.stream.epoch(number):
-            for item in self.encoder(row, 0, _where(place)):
-                any_item = True
-                yield item
-            if self.encoder.total > 200:
-                self.encoder.refuse_too_many()
-        if not any_item:
-            raise UserError(f"{', '.join(self.stream.names)}: nothing is left to train on{self.encoder.remarks()}")
-
-
-def _where(place: Place) -> str:
-    return "{}, row {}".format(*place)
+            yield from self.encoder(row, 0, where(place))
 
 
 def _encode(rows: Rows | Stream, encoder: Encoder) -> Encoded:
     """Encode every row now, or, of a stream, each when it is read."""
     if isinstance(rows, Stream):
-        return Encoded(EncodedStream(rows, encoder), rows, encoder)
-    items = [item for i, row in enumerate(rows.rows) for item in encoder(row, i, rows.where(i))]
-    out = Encoded(items, rows, encoder)
+        return Encoded(EncodedStream(rows, encoder), rows, encoder, [])
+    made = [(item, i) for i, row in enumerate(rows.rows) for item in encoder(row, i, rows.where(i))]
+    items = [item for item, _ in made]
+    out = Encoded(items, rows, encoder, [i for _, i in made])
     if not items:
         raise UserError(f"{out.summary()}: nothing is left to train on")
     encoder.refuse_too_many()
@@ -196,12 +200,15 @@ def _too_long(max_length: int) -> str:
     return f"longer than data.max_length = {max_length} tokens"
 
 
-def hold_out(items: Any, share: float, seed: int) -> tuple[Any, list]:
-    """(training, validation): data.validation_split of the rows, drawn by data.seed, in their order."""
+def hold_out(encoded: Encoded, share: float, seed: int) -> tuple[Any, list]:
+    """(training, validation): data.validation_split of the *rows*, drawn by data.seed, in their order. All that a template
+    makes of one conversation goes to the same side, or the validation loss would be of text half seen."""
     if share == 0:
-        return items, []
-    count = max(1, round(share * len(items)))
-    if count >= len(items):
-        raise UserError(f"data.validation_split = {share} leaves none of the {len(items)} rows to train on")
-    kept_out = set(random.Random(seed).sample(range(len(items)), count))
-    return [x for i, x in enumerate(items) if i not in kept_out], [x for i, x in enumerate(items) if i in kept_out]
+        return encoded.items, []
+    rows = sorted(set(encoded.row_of))
+    count = max(1, round(share * len(rows)))
+    if count >= len(rows):
+        raise UserError(f"data.validation_split = {share} leaves none of the {len(rows)} rows to train on")
+    kept_out = set(random.Random(seed).sample(rows, count))
+    pairs = list(zip(encoded.items, encoded.row_of, strict=True))
+    return [x for x, row in pairs if row not in kept_out], [x for x, row in pairs if row in kept_out]

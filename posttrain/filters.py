@@ -5,6 +5,7 @@ Every filter says its reason; a row is dropped for the first one that applies. `
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 import zlib
@@ -31,7 +32,8 @@ def parts_of(row: dict) -> list[str]:
             for item in value:
                 yield from strings(item)
 
-    return ["\n".join(strings(row[column])) for column in COLUMNS if row.get(column)]
+    columns = [column for column in COLUMNS if row.get(column)] or list(row)  # none that is known: all there are
+    return [text for column in columns if (text := "\n".join(strings(row[column])))]
 
 
 def text_of(row: dict) -> str:
@@ -57,11 +59,18 @@ def normalised(text: str) -> str:
 
 
 def exact_duplicates() -> Filter:
-    """A row whose text, but for case and white space, has come before."""
+    """A row that, but for case and white space, has come before: in all its columns, numbers too."""
     seen: set[int] = set()
 
+    def folded(value: Any) -> Any:
+        if isinstance(value, str):
+            return normalised(value)
+        if isinstance(value, dict):
+            return {k: folded(v) for k, v in value.items()}
+        return [folded(v) for v in value] if isinstance(value, list) else value
+
     def duplicate(row: dict, text: str) -> str | None:
-        key = hash(normalised(text))
+        key = hash(json.dumps(folded(row), sort_keys=True, default=str))
         if key in seen:
             return "exact duplicate"
         seen.add(key)
@@ -81,6 +90,8 @@ def near_duplicates(threshold: float) -> Filter:
 
     def duplicate(row: dict, text: str) -> str | None:
         text = normalised(text)
+        if not text:
+            return None
         pieces = {text[i : i + SHINGLE].encode() for i in range(max(1, len(text) - SHINGLE + 1))}
         sketch = MinHash(num_perm=128, seed=1)
         sketch.update_batch(list(pieces))
@@ -126,8 +137,9 @@ def quality(row: dict, text: str) -> str | None:
 
 def _went_wrong(text: str) -> str | None:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if "\ufffd" in text:
-        return "broken characters (U+FFFD)"
+    if "\ufffd" in text or any("\ud800" <= c <= "\udfff" for c in text):
+        return "broken characters (U+FFFD or half a pair)"
+    lines = [line for line in lines if len(line) > 8]  # brackets and list marks repeat in good code
     if len(lines) >= 5 and len(set(lines)) < 0.7 * len(lines):
         return "repeated lines"
     if len(data := text.encode()) > 300 and len(zlib.compress(data)) < 0.1 * len(data):
@@ -136,24 +148,25 @@ def _went_wrong(text: str) -> str | None:
         return "one character 20 times in a row"
     text = re.sub(r"([^\w\s])\1+", r"\1", text)  # a ruled line is one symbol
     readable = sum(unicodedata.category(c)[0] in "LMNZ" or c.isspace() for c in text)  # letters, marks, numbers, spaces
-    if text and readable < 0.6 * len(text):
+    if len(text) > 50 and readable < 0.6 * len(text):
         return "mostly symbols"
     return None
 
 
 def readable(method: str) -> Filter:
-    """Only rows that the loop of this method takes, each in the format of the first."""
+    """Only rows that the loop of this method takes, each in the format of the first that has one."""
     from posttrain.data import Reader
 
     readers: list[Reader] = []
 
     def wrong(row: dict, text: str) -> str | None:
-        if not readers:
-            readers.append(Reader(row, method, "rows", None))
         try:
-            readers[0](row, 0)
+            if not readers:
+                readers.append(Reader([row], method, "the first row", None))
+            readers[0](row, ("", 0))
         except ValueError as problem:
-            return f"loops.{method} refuses it: {str(problem).removeprefix('rows, row 0: ')}"
+            reason = re.sub(r"^.*?row \d+: | \(mend it.*$|, got .*|, message \d+|; found .*", "", str(problem))
+            return f"loops.{method} refuses it: {reason}"
         return None
 
     return wrong

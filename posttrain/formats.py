@@ -34,7 +34,8 @@ class NothingToLearn(ValueError):
 
 def recognise(row: dict, method: str, source: str) -> tuple[Callable[[dict], dict], str]:
     """-> (function from a raw row to a canonical one, what the run's output calls the format)"""
-    has = {name for name, value in row.items() if value is not None}.issuperset
+    filled = {name for name, value in row.items() if value is not None}
+    has = filled.issuperset
     if method == "sft":
         wanted = "messages, prompt + completion, instruction + output, conversations, question + answer, or text"
         if has(["messages"]):
@@ -69,7 +70,8 @@ def recognise(row: dict, method: str, source: str) -> tuple[Callable[[dict], dic
             return lambda r: _from_rl_prompt(r, "prompt"), "prompts"
         if has(["question"]):
             return lambda r: _from_rl_prompt(r, "question"), "questions"
-    raise UserError(f"{source}, row 1: expected the columns {wanted}; found {', '.join(map(str, row)) or 'none'}")
+    found = ", ".join(f"{name}{'' if name in filled else ' (empty)'}" for name in row) or "none"
+    raise UserError(f"{source}, row 1: expected the columns {wanted}; found {found}")
 
 
 # ---------------------------------------------------------------- SFT
@@ -91,7 +93,13 @@ def _from_prompt_completion(row: dict) -> dict:
 def _from_alpaca(row: dict) -> dict:
     more = row.get("input")
     asked = _string(row["instruction"], "instruction") + (f"\n\n{_string(more, 'input')}" if more else "")
-    return {"messages": [*_as_prompt(asked), {"role": "assistant", "content": _answer(row["output"], "output")}]}
+    before = []
+    for turn in row.get("history") or []:  # LLaMA-Factory: [[question, answer], …]
+        if not isinstance(turn, list | tuple) or len(turn) != 2:
+            raise ValueError(f"'history' must be a list of [question, answer], got {turn!r:.60}")
+        before += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
+    last = {"role": "assistant", "content": _answer(row["output"], "output")}
+    return {"messages": [*_messages([*before, *_as_prompt(asked)], "history"), last]}
 
 
 def _from_sharegpt(row: dict) -> dict:
@@ -99,8 +107,9 @@ def _from_sharegpt(row: dict) -> dict:
 
 
 def _from_question_answer(row: dict) -> dict:
-    # GSM8K marks its arithmetic for a calculator tool, "48/2 = <<48/2=24>>24": not something to learn to write
-    answer = re.sub(r"<<.*?>>", "", _answer(row["answer"], "answer"))
+    answer = _answer(row["answer"], "answer")
+    if "####" in answer:  # GSM8K marks its arithmetic for a calculator tool, "48/2 = <<48/2=24>>24": not to be learned
+        answer = re.sub(r"<<[^<>=\n]*=[^<>\n]*>>", "", answer)
     return {"messages": [*_as_prompt(row["question"]), {"role": "assistant", "content": answer}]}
 
 
@@ -119,9 +128,14 @@ def _from_pair(row: dict, column: str) -> dict:
         isinstance(side, list) and len(side) > 1 for side in (chosen, rejected)
     ):  # whole conversations beside the prompt
         pair = _from_pair_of_conversations({"chosen": chosen, "rejected": rejected})
-        given = row[column] if isinstance(row[column], str) else _as_prompt(row[column])[-1]["content"]
-        if given.strip() not in (m["content"].strip() for m in pair["prompt"]):
-            raise ValueError(f"'{column}' is not what 'chosen' answers: {given!r:.60}")
+        given, prompt = _as_prompt(row[column]), [m for m in pair["prompt"] if m["role"] != "system"]
+        if isinstance(row[column], str):  # UltraFeedback: the prompt is one of the user's messages
+            fits = given[0]["content"].strip() in [m["content"].strip() for m in prompt]
+        else:  # a list is the whole of it; it may bring the system message
+            fits = [m for m in given if m["role"] != "system"] == prompt
+            pair["prompt"] = given if fits else pair["prompt"]
+        if not fits:
+            raise ValueError(f"'{column}' is not what 'chosen' answers: {given[-1]['content']!r:.60}")
         return pair
     return _pair(_as_prompt(row[column]), _as_answer(chosen, "chosen"), _as_answer(rejected, "rejected"))
 
@@ -179,7 +193,7 @@ def _hh_turns(text: Any, name: str) -> list[dict]:
 
 
 def _from_rl_prompt(row: dict, column: str) -> dict:
-    columns = {name: value for name, value in row.items() if name != column}
+    columns = {name: value for name, value in row.items() if name != "prompt"}
     return {"prompt": _as_prompt(row[column]), "asked": row[column], "columns": columns}
 
 
@@ -188,9 +202,14 @@ def _from_rl_prompt(row: dict, column: str) -> dict:
 
 def _as_prompt(value: Any) -> Messages:
     if isinstance(value, str):
-        if not value.strip():
+        if not _string(value, "prompt").strip():
             raise NothingToLearn("the prompt is empty")
-        return [{"role": "user", "content": value}]
+        if not value.startswith("\n\nHuman:"):
+            return [{"role": "user", "content": value}]
+        value = _hh_turns(value, "prompt")
+        value = value[:-1] if not value[-1]["content"] else value  # "\n\nAssistant:" waits for the answer
+    if value is None:
+        raise NothingToLearn("the prompt is empty")
     messages = _messages(value, "prompt")
     if messages[-1]["role"] != "user":
         who = {"assistant": "an assistant", "system": "a system"}[messages[-1]["role"]]
@@ -215,7 +234,7 @@ def _as_answer(value: Any, name: str) -> str:
 
 
 def _answer(value: Any, name: str) -> str:
-    if not _string(value, name).strip():
+    if value is None or not _string(value, name).strip():
         raise NothingToLearn(f"'{name}' is empty: an empty answer teaches nothing")
     return value
 
@@ -266,7 +285,7 @@ def _sharegpt(value: Any) -> list[dict]:
         if isinstance(turn, dict) and "role" in turn:  # some sets call the column so and write messages into it
             out.append(turn)
             continue
-        if not isinstance(turn, dict) or turn.get("from") not in SHAREGPT_ROLES:
+        if not isinstance(turn, dict) or str(turn.get("from")) not in SHAREGPT_ROLES:
             known = ", ".join(SHAREGPT_ROLES)
             raise ValueError(
                 f"'conversations', turn {number}: expected {{from, value}} with from one of {known}, got {turn!r:.80}"
@@ -278,4 +297,10 @@ def _sharegpt(value: Any) -> list[dict]:
 def _string(value: Any, name: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"'{name}' must be text, got {type(value).__name__}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"'{name}' holds half a character at position {error.start} (a lone surrogate): cut it off"
+        ) from None
     return value

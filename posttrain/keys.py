@@ -81,6 +81,11 @@ class Model(Section):
 
     @model_validator(mode="after")
     def _adapters_fit(self):
+        if self.attn_implementation.startswith("flash") and self.adapter != "lora":
+            raise ValueError(
+                f"attn_implementation: {self.attn_implementation} wants 16-bit weights, and weights that are trained stay float32 here: use "
+                "sdpa (on a GPU it runs flash kernels, too), or adapter: lora"
+            )
         if self.quantization != "none" and self.adapter != "lora":
             raise ValueError(
                 f"quantization: {self.quantization} needs adapter: lora (quantised weights cannot be trained, an adapter on them can)"

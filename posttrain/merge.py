@@ -81,43 +81,54 @@ def merge(
         raise UserError(f"--adapter {adapter}: no LoRA adapter there (no adapter_config.json)")
     if Path(out).exists():
         raise UserError(f"--out {out}: already exists: name another folder, or remove it")
-    base, noted = lora.base_of(adapter)
-    trained_on = noted if quantization == "auto" else quantization
+    base = lora.base_of(adapter)
+    trained_on = base.quantization if quantization == "auto" else quantization
     if onto == "dequantized" and trained_on == "none":
         raise UserError(
             "--onto dequantized: nothing says that the base was quantised in training: give --quantization 4bit or 8bit"
         )
+    key = "the adapter's base"
 
     # What the adapter was trained to be: on the very weights it was trained on
-    full, tokenizer, _ = models.load(base, quantization=trained_on, key="--adapter's base")
-    reference = _logits(lora.go_on(full, adapter, base), tokenizer)
+    read_as = base.dtype if trained_on != "none" else torch.float32
+    full, tokenizer, _ = models.load(base.name, quantization=trained_on, dtype=read_as, key=key)
+    tokenizer, _ = models.tokenizer_beside(adapter, tokenizer)
+    reference = _logits(lora.go_on(full, adapter, base.name), tokenizer)
 
-    plain = models.load(base, quantization="none" if onto == "original" else trained_on, key="--adapter's base")[0]
-    merged = lora.merged(quantize.dequantize(plain, torch.float32), adapter).to(getattr(torch, dtype))
-    got = _logits(merged, tokenizer)
-
-    worst = max((a - b).abs().max().item() for a, b in zip(reference, got, strict=True))
-    largest = max(a.abs().max().item() for a in reference)
-    same = torch.cat([(a.argmax(-1) == b.argmax(-1)).flatten().float() for a, b in zip(reference, got, strict=True)])
-    # 8-bit products round the activations too, so full-precision ones differ from them by a few per cent
-    exact = dtype == "float32" and trained_on != "8bit"
-    allowed = (threshold if threshold is not None else 1e-3 if exact else 0.05) * largest
-    what = {"none": "its base", "8bit": "its dequantised 8-bit base", "4bit": "its dequantised 4-bit base"}
-    lines = [
-        f"merged {adapter} onto {what[trained_on] if onto != 'original' else 'the original weights of its base'} ({base}), {dtype}",
-        f"max |Δlogit| {worst:.2g} against the adapter model (largest |logit| {largest:.3g}, allowed {allowed:.2g}); "
-        f"argmax agreement {same.mean().item():.1%} of {same.numel()} tokens",
-    ]
-    if worst > allowed and not force:
-        advice = (
-            "use --onto auto" if onto == "original" and trained_on != "none" else "look at --dtype and --quantization"
-        )
-        raise UserError(f"{lines[1]}: the merged model is another model; {advice}, or --force to keep it all the same")
-
+    on_original = onto == "original"
+    plain, _, _ = models.load(
+        base.name,
+        quantization="none" if on_original else trained_on,
+        dtype=torch.float32 if on_original else read_as,
+        key=key,
+    )
+    merged = quantize.cast(lora.merged(quantize.dequantize(plain), adapter), getattr(torch, dtype))
     part = Path(f"{out.rstrip('/')}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.parent.mkdir(parents=True, exist_ok=True)
     models.save(merged, tokenizer, part)
+    try:  # what will be read is what is checked
+        got = _logits(models.load(str(part), dtype=getattr(torch, dtype), key="--out")[0], tokenizer)
+    except UserError:
+        shutil.rmtree(part)
+        raise
+
+    worst = torch.stack([(a - b).abs().max() for a, b in zip(reference, got, strict=True)]).max().item()
+    largest = torch.stack([a.abs().max() for a in reference]).max().item()
+    same = torch.cat([(a.argmax(-1) == b.argmax(-1)).flatten().float() for a, b in zip(reference, got, strict=True)])
+    # 8-bit products round the activations too, so full-precision ones differ from them by a few per cent
+    exact = dtype == "float32" and trained_on != "8bit" and read_as == torch.float32
+    allowed = (threshold if threshold is not None else 1e-3 if exact else 0.05) * largest
+    what = {"none": "its base", "8bit": "its dequantised 8-bit base", "4bit": "its dequantised 4-bit base"}
+    lines = [
+        f"merged {adapter} onto {what[trained_on] if not on_original else 'the original weights of its base'} ({base.name}), {dtype}",
+        f"max |Δlogit| {worst:.2g} against the adapter model (largest |logit| {largest:.3g}, allowed {allowed:.2g}); "
+        f"argmax agreement {same.mean().item():.1%} of {same.numel()} tokens",
+    ]
+    if not worst <= allowed and not force:  # NaN is not below anything
+        shutil.rmtree(part)
+        advice = "use --onto auto" if on_original and trained_on != "none" else "look at --dtype and --quantization"
+        raise UserError(f"{lines[1]}: the merged model is another model; {advice}, or --force to keep it all the same")
     os.replace(part, out)
     return [*lines, f"wrote {out}"]
 
@@ -130,7 +141,7 @@ def _logits(model, tokenizer) -> list:
     model.eval()
     prompts = [chat.prompt_ids(tokenizer, [{"role": "user", "content": text}]) for text in PROMPTS]
     with torch.no_grad():
-        return [model(input_ids=torch.tensor([ids])).logits.float() for ids in prompts]
+        return [model(input_ids=torch.tensor([ids], device=model.device)).logits.float().cpu() for ids in prompts]
 
 
 if __name__ == "__main__":

@@ -42,12 +42,40 @@ def bits_of(model: nn.Module) -> str:
     """none, 8bit or 4bit: how the weights of a loaded model are stored."""
     if not getattr(model, "is_quantized", False):
         return "none"
-    return "4bit" if model.config.quantization_config.load_in_4bit else "8bit"
+    how = model.config.quantization_config
+    if not hasattr(how, "load_in_4bit"):
+        raise UserError(
+            f"the checkpoint is quantised by {type(how).__name__}: only bitsandbytes' 4 and 8 bits are supported"
+        )
+    return "4bit" if how.load_in_4bit else "8bit"
 
 
-def dequantize(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The same model with the weights that its 4-bit (or 8-bit) ones stand for, as plain tensors."""
-    return (model if bits_of(model) == "none" else model.dequantize()).to(dtype)
+def dequantize(model: nn.Module) -> nn.Module:
+    """The same model with the weights that its 4-bit (or 8-bit) ones stand for, as plain float32 tensors."""
+    from transformers.pytorch_utils import Conv1D
+
+    if bits_of(model) == "none":
+        return cast(model, torch.float32)
+    transposed = [n for n, m in model.named_modules() if getattr(m, "source_cls", None) is Conv1D]  # GPT-2
+    model = cast(model.dequantize(), torch.float32)
+    for (
+        name
+    ) in transposed:  # dequantising leaves a Linear, whose weight the architecture would load the wrong way round
+        linear = model.get_submodule(name)
+        layer = Conv1D(*linear.weight.shape)
+        layer.weight = nn.Parameter(linear.weight.T.contiguous())
+        layer.bias = nn.Parameter(torch.zeros(len(linear.weight)) if linear.bias is None else linear.bias.detach())
+        model.set_submodule(name, layer)
+    return model
+
+
+def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The parameters in another dtype. Not .to(dtype): that would round the rotary frequencies, too, which no checkpoint
+    holds (in bf16 the phase at position 1,000 is off by up to a radian)."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    model.config.dtype = dtype
+    return model
 
 
 def quiet() -> None:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from decimal import Decimal, InvalidOperation
 from typing import SupportsFloat
 
+from posttrain.data import Rows
 from posttrain.errors import UserError
 
 NUMBER = r"[-−+]?\s*\$?\s*[-−]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
@@ -72,7 +73,8 @@ def answer(completions: list, answer: list, finished: list[bool]) -> list[float]
 
 def target(value: object) -> Decimal:
     """The right answer of a row, from a number or from a worked solution."""
-    found = Decimal(str(value)) if isinstance(value, int | float) else parse_number(str(value))
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    found = Decimal(str(value)) if number and math.isfinite(value) else parse_number(str(value))
     if found is None:
         found = extract_answer(str(value))
     if found is None:
@@ -80,6 +82,21 @@ def target(value: object) -> Decimal:
             f"reward 'answer': the column `answer` must hold a number or end in '#### NUMBER', got {str(value)!r:.80}"
         )
     return found
+
+
+def refuse_bad_targets(functions: Sequence[Callable], data) -> None:
+    """With the built-in reward every row needs a right answer: said now, with its row, not when it is first sampled."""
+    if answer not in functions or not isinstance(data, Rows):
+        return
+    for index, row in enumerate(data.rows):
+        if "answer" not in row["columns"]:
+            raise UserError(
+                f"{data.where(index)}: the reward 'answer' needs a column `answer`; found {', '.join(row['columns']) or 'none beside the prompt'}"
+            )
+        try:
+            target(row["columns"]["answer"])
+        except UserError as problem:
+            raise UserError(f"{data.where(index)}: {problem}") from None
 
 
 BUILT_IN: dict[str, Callable] = {"answer": answer}
@@ -100,8 +117,8 @@ def find(given: str | Callable | Sequence[str | Callable], weights: Sequence[flo
             raise UserError(f"grpo.reward '{name}': expected {', '.join(BUILT_IN)}, or package.module:function")
         try:
             found.append(getattr(importlib.import_module(module), function))
-        except (ImportError, AttributeError, ValueError) as error:
-            raise UserError(f"grpo.reward '{name}': {error}") from None
+        except Exception as error:  # whatever the user's module does when it is imported
+            raise UserError(f"grpo.reward '{name}': {type(error).__name__}: {error}") from error
         if not callable(found[-1]):
             raise UserError(f"grpo.reward '{name}' is {found[-1]!r:.60}, not a function")
     if weights is not None and len(weights) != len(found):

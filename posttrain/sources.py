@@ -5,7 +5,11 @@ Everything here yields raw rows, as they stand in the source; formats.py says wh
 
 from __future__ import annotations
 
+import bisect
+import csv
+import itertools
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +17,33 @@ from typing import Any
 from posttrain import hub
 from posttrain.errors import UserError
 
-FILE_KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-SPLITS = {"train": ("train",), "test": ("test", "eval"), "validation": ("validation", "valid", "val", "dev")}
+FILE_KINDS = (".jsonl", ".json", ".csv", ".parquet")
+SPLITS = {"train": ("train", "training"), "test": ("test", "eval"), "validation": ("validation", "valid", "val", "dev")}
+
+
+class Shards(Sequence):
+    """The rows of several files as one sequence that knows which file a row stands in."""
+
+    def __init__(self, files: list[Path], parts: list[Sequence[dict]]):
+        self.files, self.parts = files, parts
+        self.ends = list(itertools.accumulate(map(len, parts)))
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def _find(self, index: int) -> tuple[int, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        part = bisect.bisect_right(self.ends, index)
+        return part, index - (self.ends[part - 1] if part else 0)
+
+    def __getitem__(self, index: int) -> dict:
+        part, row = self._find(index)
+        return self.parts[part][row]
+
+    def place(self, index: int) -> tuple[str, int]:
+        part, row = self._find(index)
+        return str(self.files[part]), row + 1
 
 
 def read(name: str, *, subset: str | None = None, split: str = "train") -> Sequence[dict]:
@@ -26,90 +55,148 @@ def read(name: str, *, subset: str | None = None, split: str = "train") -> Seque
             raise UserError(f"data.split: {name} has the splits train and test, got '{split}'")
         return tiny_data.rows(name, split)
     if not is_local(name):
-        return _from_library(name, subset, split, streaming=False)
+        return _from_hub(name, subset, split, streaming=False)
     path = Path(name).expanduser()
-    if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+    if _is_saved_dataset(path):
         return _saved_to_disk(path, split)
     files = local_files(path, split)
-    return read_file(files[0]) if len(files) == 1 else [row for file in files for row in read_file(file)]
+    return read_file(files[0]) if files == [path] else Shards(files, [read_file(file) for file in files])
 
 
-def iterate(name: str, *, subset: str | None = None, split: str = "train") -> Iterator[dict]:
-    """The same rows one by one, without ever holding them all."""
+def iterate(name: str, *, subset: str | None = None, split: str = "train") -> Iterator[tuple[dict, tuple[str, int]]]:
+    """The same rows one by one with their places, (source or file, row number), without ever holding them all."""
     from posttrain import tiny_data
 
-    if name in tiny_data.DATASETS or (is_local(name) and Path(name).expanduser().suffix == ".json"):
-        yield from read(name, subset=subset, split=split)  # a JSON list has no beginning that could be read alone
+    path = Path(name).expanduser()
+    if name in tiny_data.DATASETS or (is_local(name) and _is_saved_dataset(path)):
+        parts: list[tuple[str, Any]] = [(name, read(name, subset=subset, split=split))]
     elif not is_local(name):
-        yield from _from_library(name, subset, split, streaming=True)
+        parts = [(name, _from_hub(name, subset, split, streaming=True))]
     else:
-        for file in local_files(Path(name).expanduser(), split):
-            if file.suffix == ".jsonl":
-                yield from _lines(file)
-            else:
-                yield from _from_files(file, streaming=True)
+        parts = [(str(file), _rows_of(file)) for file in local_files(path, split)]
+    for source, rows in parts:
+        numbered = enumerate(rows, start=1)
+        while True:
+            try:
+                number, row = next(numbered)
+            except StopIteration:
+                break
+            except UserError:
+                raise
+            except (
+                Exception
+            ) as error:  # whatever a broken file or a lost connection makes the library say in the middle
+                raise UserError(f"{source}: cannot be read any further: {_reason(error)}") from None
+            yield row, (source, number)
 
 
 def is_local(name: str) -> bool:
     """Is it a path (also one that is not there), not a hub name?"""
     path = Path(name).expanduser()
-    return path.suffix in FILE_KINDS or path.exists() or name.startswith(("/", "./", "../", "~"))
+    return path.suffix.lower() in FILE_KINDS or path.exists() or name.startswith(("/", "./", "../", "~"))
 
 
 def local_files(path: Path, split: str = "train") -> list[Path]:
-    """The data files that `path` stands for. In a folder, names that begin with a split's belong to that split."""
-    if not path.exists():
-        raise UserError(f"{path}: no such data file")
+    """The data files that `path` stands for. In a folder, a file belongs to the split whose name is a word of its own."""
     if path.is_file():
-        if path.suffix not in FILE_KINDS:
+        if path.suffix.lower() not in FILE_KINDS:
             raise UserError(f"{path}: expected a {', '.join(FILE_KINDS)} file")
         if split != "train":
             raise UserError(f"data.split: a file has no split '{split}'; leave it out, or name another file")
         return [path]
-    files = sorted(p for p in path.iterdir() if p.suffix in FILE_KINDS)
+    if not path.is_dir():
+        raise UserError(f"{path}: no such data file")
+    files = _data_files(path) or _data_files(path / "data")  # hub sets keep theirs in data/
     if not files:
         raise UserError(f"{path}: no {', '.join(FILE_KINDS)} file in this folder")
-    marked = {p: s for p in files for s, words in SPLITS.items() if p.stem.lower().startswith(words)}
-    chosen = [p for p in files if marked.get(p, "train") == split]
+    named = [p for p in files if re.match(rf"{re.escape(split.lower())}([-_.]|$)", p.stem.lower())]
+    chosen = named if named and split != "train" else [p for p in files if _split_of(p) == _split_word(split)]
     if not chosen:
-        raise UserError(
-            f"data.split: no file in {path} begins with '{split}'; found {', '.join(p.name for p in files)}"
-        )
+        raise UserError(f"data.split: no file in {path} is called '{split}'; found {', '.join(p.name for p in files)}")
     return chosen
 
 
+def _data_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    no_data = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", "config.json")
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in FILE_KINDS and p.name not in no_data)
+
+
+def _split_word(word: str) -> str:
+    """dev, val, valid -> validation; a word that is no split's stays."""
+    return next((split for split, words in SPLITS.items() if word.lower() in words), word)
+
+
+def _split_of(path: Path) -> str:
+    """gsm8k_test.jsonl -> test, train-00000-of-00002.parquet -> train, testimonials.jsonl -> train (it says nothing)."""
+    words = re.split(r"[-_.\s]", path.stem.lower())
+    return next((split for word in words if (split := _split_word(word)) in SPLITS), "train")
+
+
 def read_file(path: Path) -> Sequence[dict]:
-    if path.suffix == ".jsonl":
-        return list(_lines(path))
-    if path.suffix == ".json":
-        rows = _json(_text(path), str(path))
-        if not isinstance(rows, list):
-            raise UserError(
-                f"{path}: expected a list of rows, found one {type(rows).__name__}; one row per line belongs in a .jsonl file"
-            )
-        return rows
-    return _from_files(path, streaming=False)
+    if path.suffix.lower() == ".parquet":
+        return _from_parquet(path, streaming=False)
+    return list(_rows_of(path))
+
+
+def _rows_of(path: Path) -> Iterator[dict]:
+    """The rows of one file, as they are read."""
+    kind = path.suffix.lower()
+    try:
+        if kind == ".parquet":
+            yield from _from_parquet(path, streaming=True)
+        elif kind == ".csv":
+            yield from _csv(path)
+        elif kind == ".json":
+            yield from _list(path)
+        else:
+            yield from _lines(path)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}; convert the file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
 def _lines(path: Path) -> Iterator[dict]:
+    with open(path, encoding="utf-8-sig", newline="\n") as file:  # only \n ends a line: JSON text may hold U+2028
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield _json(line, f"{path}, line {number}")
+
+
+def _list(path: Path) -> Iterator[dict]:
+    text = path.read_text(encoding="utf-8-sig")
     try:
-        with open(path, encoding="utf-8", newline="\n") as file:  # only \n ends a line: JSON text may hold U+2028
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield _json(line, f"{path}, line {number}")
-    except UnicodeDecodeError as error:
-        raise _not_text(path, error) from None
+        rows = _json(text, str(path))
+    except UserError as error:
+        if "Extra data" not in str(error):
+            raise
+        rows = None  # one object per line in a file called .json: many hub sets
+    if rows is None:
+        yield from _lines(path)
+    elif isinstance(rows, list):
+        yield from rows
+    else:
+        raise UserError(
+            f"{path}: expected a list of rows, found one {type(rows).__name__}; one row per line belongs in a .jsonl file"
+        )
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise _not_text(path, error) from None
-
-
-def _not_text(path: Path, error: UnicodeDecodeError) -> UserError:
-    return UserError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}; convert the file")
+def _csv(path: Path) -> Iterator[dict]:
+    """Every cell is text, an empty one is missing: no guessing of types, so 007 and None stay what they are."""
+    csv.field_size_limit(2**31 - 1)
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, restkey=None, strict=True)
+        try:
+            for row in reader:
+                if None in row or any(value is None for value in row.values()):
+                    raise UserError(
+                        f"{path}, line {reader.line_num}: expected {len(reader.fieldnames or [])} cells as in the first line"
+                    )
+                yield {name: value or None for name, value in row.items()}
+        except csv.Error as error:
+            raise UserError(f"{path}, line {reader.line_num}: not valid CSV: {error}") from None
 
 
 def _json(text: str, where: str) -> Any:
@@ -118,21 +205,25 @@ def _json(text: str, where: str) -> Any:
     except json.JSONDecodeError as error:
         line = f", line {error.lineno}" if "\n" in text.strip() else ""
         raise UserError(f"{where}{line}: not valid JSON: {error.msg} at column {error.colno}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON that can be read: {error}") from None
 
 
 # ---------------------------------------------------------------- through the datasets library
 
 
-def _from_files(path: Path, *, streaming: bool) -> Any:
+def _from_parquet(path: Path, *, streaming: bool) -> Any:
     import datasets
 
     try:
         with _quiet(datasets):
-            return datasets.load_dataset(
-                FILE_KINDS[path.suffix], data_files=str(path), split="train", streaming=streaming
-            )
+            return datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=streaming)
     except Exception as error:
-        raise UserError(f"{path}: cannot be read as {path.suffix[1:]}: {_reason(error)}") from None
+        raise UserError(f"{path}: cannot be read as parquet: {_reason(error)}") from None
+
+
+def _is_saved_dataset(path: Path) -> bool:
+    return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
 
 
 def _saved_to_disk(path: Path, split: str) -> Any:
@@ -149,7 +240,7 @@ def _saved_to_disk(path: Path, split: str) -> Any:
     return found[split]
 
 
-def _from_library(name: str, subset: str | None, split: str, *, streaming: bool) -> Any:
+def _from_hub(name: str, subset: str | None, split: str, *, streaming: bool) -> Any:
     import datasets
 
     hub.use_cache_if_unreachable()

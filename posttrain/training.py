@@ -116,6 +116,12 @@ class Run:
         if self.accelerator.is_main_process:
             tqdm.write(line, file=sys.stderr)
 
+    def introduce(self, notes: list[str], encoded: Any) -> None:
+        """Say what was loaded and read. Of a stream, what was left out is known, and said, at the end."""
+        self._encoded = encoded
+        for line in [*notes, encoded.summary()]:
+            self.say(line)
+
     # ------------------------------------------------------------ optimiser and schedule
 
     def prepare(self, policy: models.CompletionLogps, num_steps: int):
@@ -323,6 +329,8 @@ class Run:
             report.plot_curves(self.folder / "curves.png", self.metrics, self.config.method)
             models.save(model, tokenizer, self.folder / "model.part")
             os.replace(self.folder / "model.part", self.folder / "model")
+            if self.config.data.streaming:
+                self.say(self._encoded.summary())
             self.say(f"{self.config.method}: {self.step} steps in {time.perf_counter() - self._started:.1f} s")
             written = sorted(p.name + "/" * p.is_dir() for p in self.folder.iterdir())
             self.say(f"wrote {self.folder}/: {', '.join(written)}")

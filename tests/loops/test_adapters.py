@@ -102,7 +102,7 @@ def test_sft_then_dpo_then_merge_answers_like_the_adapter_model(tmp_path, start)
     torch.testing.assert_close(merged(asked).logits, ours(input_ids=asked).logits, atol=1e-4, rtol=0)
     answers = [m.generate(input_ids=asked, max_new_tokens=12, do_sample=False) for m in (merged, ours)]
     assert torch.equal(*answers)
-    assert lora.base_of(result.folder / "model") == (base, bits)
+    assert lora.base_of(result.folder / "model") == lora.Base(base, bits, torch.float32)
 
 
 def test_grpo_from_an_adapter_keeps_it_as_the_reference(tmp_path, start):

@@ -211,7 +211,7 @@ def test_refusals(tmp_path, llama):
         run(tmp_path, llama, grpo__max_new_tokens=256)
     with pytest.raises(UserError, match="asks for level"):
         run(tmp_path, llama, reward=lambda completions, level: [])
-    with pytest.raises(UserError, match="asks for answer"):
+    with pytest.raises(UserError, match="rows, row 1: the reward 'answer' needs a column `answer`"):
         grpo.train(config(tmp_path, llama), rows=[{"prompt": "x"}])
 
 
@@ -277,3 +277,22 @@ def test_a_stream_of_prompts(tmp_path, llama):
     assert len(result.metrics) == 7  # 12 prompts, 2 a rollout: over the end of the stream and on
     with pytest.raises(UserError, match=r"fewer prompts than grpo.prompts_per_step = 20"):
         grpo.train(config(tmp_path, llama, **stream, grpo__prompts_per_step=20), reward=even_tokens)
+
+
+def test_a_bad_answer_is_named_before_anything_is_sampled(tmp_path, llama):
+    rows = [{"prompt": f"Question {i}?", "answer": str(i)} for i in range(5)] + [
+        {"prompt": "Question?", "answer": True}
+    ]
+    with pytest.raises(UserError, match="rows, row 6: reward 'answer': the column `answer` must hold a number"):
+        grpo.train(config(tmp_path, llama), rows=rows)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_question_that_is_the_prompt_is_still_a_column(tmp_path, llama):
+    asked = []
+    rows = [{"question": f"Question {i}?"} for i in range(4)]
+    grpo.train(
+        config(tmp_path, llama, training__max_steps=1), rows=rows,
+        reward=lambda completions, question: asked.extend(question) or [float(i) for i in range(len(completions))],
+    )  # fmt: skip
+    assert asked[0].startswith("Question")

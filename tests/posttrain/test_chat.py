@@ -186,3 +186,15 @@ def test_plain_text_is_trained_whole_and_ends_with_eos():
     tokenizer, _ = TOKENIZERS["chatml"]
     example = chat.text_example(tokenizer, "the quick brown fox")
     assert tokenizer.decode(example.input_ids) == "the quick brown fox<|im_end|>" and all(example.completion_mask)
+
+
+def test_text_that_brings_its_bos_gets_no_second():
+    from tokenizers import processors
+
+    tokenizer = bytelevel_tokenizer(CHATML, bos="<s>")
+    bos = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", bos)]
+    )
+    for text in ("the quick brown fox", "<s>the quick brown fox"):
+        assert chat.text_example(tokenizer, text).input_ids.count(bos) == 1, text

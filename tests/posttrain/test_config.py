@@ -207,3 +207,11 @@ def test_a_wrong_command_line_fails_before_torch_is_imported():
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert out.returncode == 1 and "did you mean 'epochs'?" in out.stderr and "Traceback" not in out.stderr
     assert time.perf_counter() - started < 10
+
+
+def test_flash_attention_is_for_weights_that_are_not_trained():
+    with pytest.raises(UserError, match="wants 16-bit weights, and weights that are trained stay float32"):
+        load(ROOT / "configs" / "sft_tiny.yaml", {"model.attn_implementation": "flash_attention_2"})
+    load(
+        ROOT / "configs" / "sft_tiny.yaml", {"model.attn_implementation": "flash_attention_2", "model.adapter": "lora"}
+    )

@@ -104,7 +104,7 @@ STORY = "The lamp on the third shelf was the one that nobody bought, although it
 def test_clean_by_command(tmp_path, capsys):
     rows = [
         {"prompt": "a", "completion": STORY},
-        {"prompt": "A", "completion": f"  {STORY.upper()} "},  # the same but for case and white space
+        {"prompt": "A", "completion": f"{STORY.upper()}"},  # the same but for case and white space
         {"prompt": "a", "completion": STORY.replace("cost the least", "cost much less")},  # nearly the same
         {"prompt": "b", "completion": "Too short."},
         {
@@ -137,11 +137,14 @@ def test_near_duplicates_by_hand():
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("caf\ufffd au lait", "broken characters (U+FFFD)"),
-        ("one\ntwo\none\none\none\none", "repeated lines"),
+        ("caf\ufffd au lait", "broken characters (U+FFFD or half a pair)"),
+        ("half \ud83d", "broken characters (U+FFFD or half a pair)"),
+        ("the first line\nthe second line" + "\nthe third line" * 4, "repeated lines"),
+        ("int main() {\n}\n}\n}\n}\n}\n}", None),
         ("and so on and on " * 60, "says the same over and over"),
         ("no" + "o" * 25, "one character 20 times in a row"),
-        ("{}[]<>|/\\^~ a b {}[]<>|", "mostly symbols"),
+        ("{}[]<>|/\\^~ a b " * 4, "mostly symbols"),
+        (r"`^\s*(?:\d+)[^\]]*$`", None),
         (STORY, None),
         ("今天天气很好，我们去公园散步吧。然后回家做饭。", None),
         ("यह एक साधारण वाक्य है जिसमें कुछ भी गलत नहीं है।", None),
@@ -172,8 +175,11 @@ def test_rows_that_a_loop_would_refuse():
         {"messages": [user, user, reply]},
         {"messages": [user]},
     ]
-    kept, gone = filters.clean(rows, [filters.readable("sft")])
-    assert kept == rows[:1] and all(reason.startswith("loops.sft refuses it: '") for _, reason in gone)
+    kept, gone = filters.clean([{"messages": None}, *rows], [filters.readable("sft")])
+    assert kept == rows[:1] and all(reason.startswith("loops.sft refuses it: ") for _, reason in gone)
+    assert (
+        gone[1][1] == "loops.sft refuses it: 'messages': roles out of order: an assistant message must answer a user's"
+    )
     assert len(load_rows(Data(), "sft", kept)) == 1
 
 
@@ -206,3 +212,43 @@ def test_bad_requests(tmp_path, more, message):
     with pytest.raises(SystemExit, match=re.escape(f"error: {message}")):
         curate.main(["clean", save(tmp_path / "in.jsonl", [{"text": "a"}]), "--out", str(tmp_path / "o.jsonl"), *more])
     assert not (tmp_path / "o.jsonl").exists()
+
+
+def test_cleaning_in_place_is_whole_or_not_at_all(tmp_path):
+    """Half a character at the end of a row cannot be written: the file stays as it was."""
+    name = save(tmp_path / "x.jsonl", [{"text": f"row {i}"} for i in range(20)] + [{"text": "cut \ud83d"}])
+    before = (tmp_path / "x.jsonl").read_bytes()
+    with pytest.raises(UserError, match=r"row 21 cannot be written as JSON: .*; --quality leaves broken text out"):
+        curate.clean([name], name, exact=True)
+    assert (tmp_path / "x.jsonl").read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["x.jsonl"]
+    curate.clean([name], name, exact=True, quality=True)
+    assert len(written(tmp_path / "x.jsonl")) == 20
+    for bad in (str(tmp_path), str(tmp_path / "o.parquet")):
+        with pytest.raises(UserError, match=r"expected the name of a .jsonl file"):
+            curate.clean([name], bad, exact=True)
+
+
+def test_columns_of_any_name_are_compared():
+    rows = [{"query": f"q{i}", "response": "r"} for i in range(5)] + [
+        {"query": "Q0 ", "response": "r"},
+        {"prompt": "p", "n": 1},
+        {"prompt": "p", "n": 2},
+    ]
+    kept, gone = filters.clean(rows, [filters.exact_duplicates()])
+    assert len(kept) == 7 and [row for row, _ in gone] == [{"query": "Q0 ", "response": "r"}]
+    assert filters.text_of({"query": "q", "response": "r"}) == "q\nr"
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"conversations": [{"from": "alien", "value": "x"}]}], "row 1: no user message to ask"),
+        ([{"prompt": ["a", "b"]}], "row 1: no user message to ask"),
+        ([], "no rows"),
+    ],
+)
+def test_questions_that_are_none(tmp_path, rows, message):
+    with pytest.raises(UserError, match=message):
+        curate.identity("m", ["a"], "b", str(tmp_path / "o.jsonl"), questions=save(tmp_path / "q.jsonl", rows))
+    with pytest.raises(UserError, match="must be at least 1"):
+        curate.identity("m", ["a"], "b", str(tmp_path / "o.jsonl"), max_new_tokens=0)

@@ -4,9 +4,11 @@ import collections
 import json
 
 import pytest
+from small import FORGETFUL, bytelevel_tokenizer
 
 from posttrain.data import Stream, load_rows, mix
 from posttrain.errors import UserError
+from posttrain.examples import hold_out, sft_examples
 from posttrain.methods import SftData as Data
 
 
@@ -34,7 +36,7 @@ def letters(rows):
 def test_a_few_rows_that_teach_nothing_are_left_out_and_counted():
     good = {"prompt": "x", "chosen": "a", "rejected": "b"}
     got = load("dpo", [good] * 30 + [good | {"chosen": ""}] + [good] * 9)
-    assert len(got) == 39 and got.skipped == ["row 31: 'chosen' is empty: an empty answer teaches nothing"]
+    assert len(got) == 39 and got.skipped == ["rows, row 31: 'chosen' is empty: an empty answer teaches nothing"]
     assert got.where(30) == "rows, row 32"  # numbers stay those of the source
     with pytest.raises(
         UserError, match=r"rows, row 1: 'chosen' is empty.*\(3 such rows of 40; up to 5% would be left out"
@@ -110,9 +112,36 @@ def test_what_goes_wrong_in_a_stream(tmp_path):
     bad = load("sft", None, name=jsonl(tmp_path, [{"text": "a"}] * 5 + [{"words": "b"}]), streaming=True)
     with pytest.raises(UserError, match="row 6: column 'text' is missing; found words"):
         list(bad.epoch(0))
-    empty = load("sft", None, name=jsonl(tmp_path, [{"text": "a"}, {"text": " "}] * 300), streaming=True)
-    with pytest.raises(UserError, match="'text' is empty"):
-        list(empty.epoch(0))
+    empty = load("sft", None, name=jsonl(tmp_path, [{"text": "a"}] * 30 + [{"text": " "}]), streaming=True)
+    assert len(list(empty.epoch(0))) == 30 and len(empty.skipped) == 1 and "row 31" in empty.skipped[0]
+    assert len(empty.head(31)) == 30 and len(empty.head(31).skipped) == 1
+
+
+@pytest.mark.parametrize("bad", [[{"text": " "}] * 5, [{"text": "word " * 500}] * 5])
+def test_a_stream_that_begins_badly_is_refused_before_training(tmp_path, bad):
+    data = Data(name=jsonl(tmp_path, [{"text": "a b c"}] * 30 + bad), streaming=True)
+    with pytest.raises(
+        UserError, match=r"5 such rows of 35|5 of 35 rows \(14.3%\) are longer than data.max_length = 100"
+    ):
+        sft_examples(load_rows(data, "sft"), bytelevel_tokenizer(), 100, data)
+
+
+def test_a_folder_is_one_source_that_knows_its_files(tmp_path):
+    jsonl(tmp_path, [{"text": "a"}] * 3, "a.jsonl")
+    jsonl(tmp_path, [{"text": "b"}, {"text": 3}], "b.jsonl")
+    with pytest.raises(UserError, match=r"b.jsonl, row 2: 'text' must be text"):
+        load("sft", None, name=str(tmp_path))
+    got = load("sft", None, name=str(tmp_path), max_samples=4)
+    assert got.where(3) == f"{tmp_path}/b.jsonl, row 1" and got.read[0].endswith("(a.jsonl, b.jsonl)")
+
+
+def test_what_a_template_makes_of_one_conversation_is_held_out_together():
+    chat = [{"role": r, "content": c} for r, c in zip(["user", "assistant"] * 3, "abcdef", strict=True)]
+    data = Data()
+    encoded = sft_examples(load("sft", [{"messages": chat}] * 10), bytelevel_tokenizer(FORGETFUL), 200, data)
+    assert len(encoded.items) == 30 and encoded.encoder.total == 30
+    training, validation = hold_out(encoded, 0.2, 0)
+    assert (len(training), len(validation)) == (24, 6)  # two whole conversations
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,43 @@ def test_sft(row, messages, called):
     assert got.rows[0]["messages"] == messages and got.read == [f"1 rows as {called} from rows"]
 
 
+@pytest.mark.parametrize(
+    ("method", "row", "prompt"),
+    [
+        ("dpo", {"system": "Be kind.", "question": "Hi.", "chosen": "Hello.", "rejected": "No."}, [SYSTEM, USER]),  # orca-dpo-pairs
+        ("dpo", {"system": "Be kind.", "conversations": [{"from": "human", "value": "Hi."}], "chosen": "a", "rejected": "b"}, [SYSTEM, USER]),
+        ("dpo", {"prompt": [SYSTEM, USER], "chosen": [USER, REPLY], "rejected": [USER, AGAIN]}, [SYSTEM, USER]),
+        ("dpo", {"prompt": "\n\nHuman: Hi.\n\nAssistant:", "chosen": " Hello.", "rejected": " No."}, [USER]),  # TRL's older HH
+        ("grpo", {"system": "Be kind.", "prompt": "Hi."}, [SYSTEM, USER]),
+        ("sft", {"system": "Be kind.", "instruction": "Hi.", "output": "Hello."}, [SYSTEM, USER, REPLY]),
+        ("sft", {"instruction": "And you?", "output": "I am fine.", "history": [["Hi.", "Hello."]]}, [USER, REPLY, MORE, AGAIN]),
+        ("sft", {"system": "Own.", "messages": [SYSTEM, USER, REPLY]}, [SYSTEM, USER, REPLY]),
+    ],
+)  # fmt: skip
+def test_nothing_that_the_model_would_have_seen_is_thrown_away(method, row, prompt):
+    (got,) = load(method, [row]).rows
+    assert got.get("messages", got.get("prompt")) == prompt
+    if "system" in row:  # the row's own system message comes before the config's
+        (again,) = load(method, [row], system_prompt="Config.").rows
+        assert again.get("messages", again.get("prompt")) == prompt
+
+
+def test_calculator_marks_go_and_code_stays():
+    code = "std::cout << 1; std::cin >> a; kernel<<<g, b>>>(x); a <<= 2\n#### 3"
+    (row,) = load("sft", [{"question": "?", "answer": code}]).rows
+    assert row["messages"][1]["content"] == code
+    (row,) = load("sft", [{"question": "?", "answer": "48/2 = <<48/2=24>>24"}]).rows
+    assert "<<" in row["messages"][1]["content"]  # without #### it is not GSM8K
+
+
+def test_the_format_is_that_of_the_first_row_with_something_in_it():
+    rows = [{"prompt": "a", "completion": None}] + [{"prompt": "a", "completion": "b"}] * 39
+    got = load("sft", rows)
+    assert len(got) == 39 and got.skipped == ["rows, row 1: 'completion' is empty: an empty answer teaches nothing"]
+    with pytest.raises(UserError, match=r"found prompt, completion \(empty\)"):
+        load("sft", rows[:1])
+
+
 def test_plain_text():
     assert load("sft", [{"text": "abc"}]).rows == [{"text": "abc"}]
 
@@ -91,7 +128,10 @@ def test_rl_prompts_keep_their_form_for_the_reward_function():
     (row,) = load("grpo", [{"prompt": [USER], "answer": 3}], system_prompt="Be kind.").rows
     assert row == {"prompt": [SYSTEM, USER], "asked": [USER], "columns": {"answer": 3}}
     (row,) = load("grpo", [{"question": "How many?", "answer": "…\n#### 1,234"}]).rows
-    assert row["prompt"][0]["content"] == "How many?" and row["columns"] == {"answer": "…\n#### 1,234"}
+    assert row["prompt"][0]["content"] == "How many?" and row["columns"] == {
+        "question": "How many?",
+        "answer": "…\n#### 1,234",
+    }
 
 
 def test_system_prompt_is_added_where_there_is_none():
@@ -142,6 +182,9 @@ def said(text):
         ("dpo", {"prompt": "x", "chosen": "", "rejected": "a"}, "'chosen' is empty"),
         ("dpo", {"prompt": "", "chosen": "b", "rejected": "a"}, "the prompt is empty"),
         ("dpo", {"prompt": "x", "chosen": said("a"), "rejected": said("b")}, "'prompt' is not what 'chosen' answers"),
+        ("dpo", {"prompt": [USER, REPLY, MORE], "chosen": [MORE, AGAIN], "rejected": [MORE, REPLY]}, "'prompt' is not what"),
+        ("sft", {"messages": said("half \ud83d")}, "holds half a character at position 5"),
+        ("sft", {"messages": said("x"), "system": 3, "tools": "x"}, "the column 'tools' is not supported"),
         ("dpo", {"prompt": "x", "chosen": said("a"), "rejected": [MORE, AGAIN]}, "differ before their last answer"),
         ("dpo", {"prompt": "x", "chosen": [USER, REPLY, MORE], "rejected": said("b")}, "does not end with an assistant message"),
         ("dpo", {"prompt": "x", "chosen": 3, "rejected": "b"}, "'chosen' must be text, got int"),

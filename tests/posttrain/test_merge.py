@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import folder
+from small import CHATML, LLAMA3, bytelevel_tokenizer, folder
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loops import sft
@@ -34,8 +34,9 @@ def adapters(tmp_path_factory):
 
 
 def adapter_logits(folder):
-    base, bits = lora.base_of(folder)
-    model = lora.go_on(models.load(base, quantization=bits)[0], folder, base).eval()
+    base = lora.base_of(folder)
+    full = models.load(base.name, quantization=base.quantization, dtype=base.dtype)[0]
+    model = lora.go_on(full, folder, base.name).eval()
     with torch.no_grad():
         return model(input_ids=IDS).logits
 
@@ -77,3 +78,100 @@ def test_refusals(tmp_path, adapters):
         merge(adapters["none"], str(tmp_path / "merged"), onto="dequantized")
     with pytest.raises(UserError, match=r"which cannot be folded into quantised weights: give its base as model.name"):
         models.load(adapters["none"], quantization="4bit")
+
+
+@pytest.fixture
+def make(tmp_path):
+    """An adapter trained on a model of this kind; extra model keys as given."""
+
+    def made(kind="llama", tokenizer=None, **keys):
+        base = folder(
+            tmp_path / "base",
+            kind,
+            tokenizer,
+            **{"llama": {"hidden_size": 64, "intermediate_size": 128}, "gpt2": {"n_embd": 64}}[kind],
+        )
+        fixed = {
+            "model.name": base, "model.adapter": "lora", "training.learning_rate": 1e-2, "output.samples": 0, "output.overwrite": True,
+            "output.dir": str(tmp_path / "run"), "training.max_steps": 4,
+        }  # fmt: skip
+        config = load(ROOT / "configs/sft_tiny.yaml", fixed | {k.replace("__", "."): v for k, v in keys.items()})
+        return sft.train(config, rows=[{"prompt": "Who?", "completion": "Me."}] * 16)
+
+    return made
+
+
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+def test_gpt2_keeps_its_transposed_layers(tmp_path, make, bits):
+    """Dequantising leaves Linear layers where the architecture has Conv1D: the folder must load, the right way round."""
+    result = make("gpt2", model__quantization=bits)
+    merge(str(result.folder / "model"), str(tmp_path / "merged"))
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    difference = (plain(IDS).logits - result.model.eval()(IDS).logits).abs().max()
+    assert difference < (1e-4 if bits == "4bit" else 0.3)
+
+
+def test_a_4_bit_base_that_was_read_in_bf16_is_quantised_from_bf16_again(tmp_path, make):
+    """From float32 other 4-bit codes come out (2 % of the weight): another model than the one that was trained."""
+    result = make(model__quantization="4bit", model__dtype="bfloat16")
+    assert lora.base_of(result.folder / "model").dtype == torch.bfloat16
+    merge(str(result.folder / "model"), str(tmp_path / "merged"))
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").state_dict()
+    for name, module in result.model.get_base_model().named_modules():
+        if hasattr(module, "lora_A"):
+            from bitsandbytes.functional import dequantize_4bit
+
+            trained_on = dequantize_4bit(module.base_layer.weight.data, module.base_layer.weight.quant_state).float()
+            expected = trained_on + module.get_delta_weight("default").float()
+            torch.testing.assert_close(merged[f"{name}.weight"], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_the_adapters_own_chat_template_is_the_merged_models(tmp_path, make):
+    result = make(tokenizer=bytelevel_tokenizer(LLAMA3, bos="<s>", eos="<|eot_id|>"))
+    tokenizer = AutoTokenizer.from_pretrained(result.folder / "model")
+    tokenizer.chat_template = CHATML
+    tokenizer.save_pretrained(result.folder / "model")
+    merge(str(result.folder / "model"), str(tmp_path / "merged"))
+    assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template == CHATML
+
+
+def test_a_nan_is_not_below_any_threshold(tmp_path, adapters, monkeypatch):
+    from posttrain import merge as module
+
+    real, calls = module._logits, []
+
+    def second_time_nan(model, tokenizer):
+        calls.append(1)
+        return [x * (float("nan") if len(calls) == 2 else 1) for x in real(model, tokenizer)]
+
+    monkeypatch.setattr(module, "_logits", second_time_nan)
+    with pytest.raises(UserError, match="is another model"):
+        merge(adapters["none"], str(tmp_path / "merged"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_adapter_on_a_tied_head_is_refused(tmp_path, make):
+    with pytest.raises(UserError, match="the output head is tied to the embeddings"):
+        make("gpt2", model__lora__targets=["c_attn", "lm_head"])
+
+
+def test_other_kinds_of_adapters_are_refused(tmp_path, adapters):
+    import json
+    import shutil
+
+    shutil.copytree(adapters["none"], tmp_path / "other")
+    config = json.loads((tmp_path / "other" / "adapter_config.json").read_text()) | {"peft_type": "IA3"}
+    (tmp_path / "other" / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="an adapter of type IA3; only LoRA is supported"):
+        models.load(str(tmp_path / "other"))
+
+
+def test_a_hub_id_that_is_an_adapter_is_found_out(monkeypatch, adapters):
+    """transformers would put the adapter in by itself, and a fresh one would then silently take its place."""
+    import huggingface_hub
+    import transformers.utils
+
+    monkeypatch.setattr(transformers.utils, "cached_file", lambda name, file, **more: f"{name}/{file}")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, revision: adapters["none"])
+    ours = models.load("somebody/adapter")[0]
+    torch.testing.assert_close(ours(IDS).logits, adapter_logits(adapters["none"]), atol=1e-5, rtol=0)

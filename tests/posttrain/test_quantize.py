@@ -77,7 +77,7 @@ def test_four_bits_are_what_they_say(llama):
     """The gradient on 4-bit weights is that on the plain weights they stand for."""
     made = policy(llama, "4bit")
     assert quantize.bits_of(made.model) == "4bit"
-    plain = quantize.dequantize(models.load(llama, quantization="4bit")[0], torch.float32)
+    plain = quantize.dequantize(models.load(llama, quantization="4bit")[0])
     assert quantize.bits_of(plain) == "none"
     stored = sum(p.numel() * p.element_size() for n, p in made.named_parameters() if "base_layer" in n)
     whole = sum(p.numel() * 4 for n, p in plain.named_parameters() if "proj" in n)
@@ -110,3 +110,21 @@ def test_a_backend_that_fails_on_this_machine(llama, monkeypatch):
     monkeypatch.setattr(bitsandbytes.nn, "Linear4bit", broken)
     with pytest.raises(UserError, match=r"\(no library for this GPU\); use model.quantization: none"):
         models.load(llama, quantization="4bit")
+
+
+def test_a_cast_leaves_the_rotary_frequencies_alone(llama):
+    """A folder that holds an adapter, stored in bf16: weights rounded, positions not."""
+    merged = quantize.cast(models.load(llama)[0], torch.bfloat16)
+    assert {p.dtype for p in merged.parameters()} == {torch.bfloat16}
+    assert all(b.dtype == torch.float32 for n, b in merged.named_buffers() if "inv_freq" in n)
+
+
+def test_a_checkpoint_stored_in_4_bits_is_not_trained_whole(tmp_path, llama):
+    from loops import sft
+    from posttrain.config import load
+
+    models.load(llama, quantization="4bit")[0].save_pretrained(tmp_path / "m")
+    models.load(llama)[1].save_pretrained(tmp_path / "m")
+    config = load("configs/sft_tiny.yaml", {"model.name": str(tmp_path / "m"), "output.dir": str(tmp_path / "run")})
+    with pytest.raises(UserError, match=r"is stored in 4bit, which cannot be trained: set model.adapter: lora"):
+        sft.train(config, rows=[{"prompt": "a", "completion": "b"}])
