@@ -32,11 +32,11 @@ from posttrain import chat, models, rewards
 from posttrain.batch import Example, collate, pad_values
 from posttrain.config import GrpoConfig
 from posttrain.data import load_rows
-from posttrain.errors import UserError, clear_exit
+from posttrain.errors import clear_exit
 from posttrain.evaluate import Showcase, ask
 from posttrain.examples import Prompt, hold_out, prompts
 from posttrain.reference import frozen_reference
-from posttrain.rollout import Rollout, draw_uniforms, sample
+from posttrain.rollout import Rollout, draw_uniforms, refuse_other_sampler, sample
 from posttrain.training import Result, Run, refuse_missing_gradients
 
 
@@ -70,7 +70,7 @@ def train(
     accelerator, max_grad_norm = run.accelerator, config.training.max_grad_norm
     model, tokenizer, notes = models.load_policy(config.model, run)
     limit = models.max_length(model, config.data.max_length)
-    encoded = prompts(data, tokenizer, limit, grpo.max_new_tokens, config.data)
+    encoded = prompts(data, tokenizer, limit, grpo.max_new_tokens, config.data, "grpo")
     items, validation = hold_out(encoded, config.data.validation_split, config.data.seed)
     run.introduce(notes, encoded)
 
@@ -102,7 +102,9 @@ def train(
 
         # ---- 2. Rewards and advantages, over whole groups ---------------------------------------------------------
         texts = rollout.texts(tokenizer)
-        total_rewards, parts = reward_of(functions, grpo, rollout, texts, [chosen[i] for i in mine])
+        total_rewards, parts = rewards.of_rollout(
+            functions, grpo.reward_weights, rollout, texts, [chosen[i].row for i in mine]
+        )
         scores = torch.tensor(total_rewards)
         advantages = (
             group_relative_advantages(scores, grpo.group_size, scale=grpo.advantage_scale)
@@ -158,7 +160,7 @@ def train(
                     )
                     accelerator.backward(loss * accelerator.num_processes)  # DDP averages; our weights already sum
                 if run.step == 0:
-                    refuse_other_sampler(logps.detach(), laid["sampler_logps"], batch.active, run)
+                    refuse_other_sampler(logps.detach(), laid["sampler_logps"], batch.active, run.tolerance)
                 run.add(loss, metrics | {"entropy": (entropy.sum(), batch.active.sum())}, tokens=sum(map(len, micro)))
 
             # ---- 6. Update ----------------------------------------------------------------------------------------
@@ -181,14 +183,6 @@ def train(
                 warn_of_a_dead_start(row, grpo, run)
 
     return run.finish(model, tokenizer, showcase.compare(before, showcase.answers(model)))
-
-
-def reward_of(
-    functions: list, grpo, rollout: Rollout, texts: list[str], asked: list[Prompt]
-) -> tuple[list[float], dict]:
-    """One reward per completion, and each function's own mean. They are offered the columns of each completion's own row."""
-    rows = [prompt.row for prompt in asked for _ in range(len(texts) // len(asked))]
-    return rewards.score(functions, grpo.reward_weights, rewards.offer(rows, texts, rollout))
 
 
 def describe(scores: torch.Tensor, rollout: Rollout, texts: list[str], grpo, functions: list) -> dict[str, tuple]:
@@ -234,17 +228,6 @@ def warn_of_a_dead_start(row: dict[str, float], grpo, run: Run) -> None:
         )
 
 
-def refuse_other_sampler(logps: torch.Tensor, sampler_logps: torch.Tensor, active: torch.Tensor, run: Run) -> None:
-    """Preflight: the trainer must give the sampled tokens the log-probs they were sampled with."""
-    worst = torch.where(active, (logps - sampler_logps).abs(), 0.0).max().item()
-    typical = torch.where(active, (logps - sampler_logps).abs(), 0.0).sum().item() / max(1, active.sum().item())
-    if not (worst < run.tolerance or (run.tolerance > 1e-4 and typical < run.tolerance)):
-        raise UserError(
-            f"preflight: sampler and trainer disagree by up to {worst:.2g} nats on the log-prob of a sampled token ({run.tolerance} allowed): "
-            "the run would not be on policy (dropout left on, another temperature, or a mask or position that differs)"
-        )
-
-
 def evaluate(model, validation: list[Prompt], functions: list, grpo, tokenizer, run: Run) -> float:
     """Mean reward of one greedy answer to each held-out prompt."""
     mine = validation[run.accelerator.process_index :: run.accelerator.num_processes]
@@ -252,7 +235,9 @@ def evaluate(model, validation: list[Prompt], functions: list, grpo, tokenizer, 
     if mine:  # more processes than prompts: some have nothing to ask, and add 0
         with run.accelerator.autocast():
             rollout = ask(model, tokenizer, [p.ids for p in mine], max_new_tokens=grpo.max_new_tokens)
-        scores, _ = reward_of(functions, grpo, rollout, rollout.texts(tokenizer), mine)
+        scores, _ = rewards.of_rollout(
+            functions, grpo.reward_weights, rollout, rollout.texts(tokenizer), [p.row for p in mine]
+        )
     return run.sum_over_processes(sum(scores)) / len(validation)
 
 

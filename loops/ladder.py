@@ -8,6 +8,10 @@
 3. DPO: it learns another name from pairs of answers. (Its LoRA adapter is merged before the next stage.)
 4. GRPO: rewarded for right answers only, it finds out by itself that showing the work pays.
 5. After each stage: the same held-out questions, one row of the table. At the end: report.md and curves.png.
+
+    python -m loops.ladder --config configs/ladder_tiny.yaml --ladder.beside ppo best_of_k
+
+puts two other roads beside GRPO, each from the same DPO model: PPO with its critic, and SFT on the best of k sampled answers.
 """
 
 from posttrain.config import early_check
@@ -19,12 +23,15 @@ import time
 
 import torch
 
-from loops import dpo, grpo, sft
+from loops import dpo, grpo, ppo, sft
 from posttrain import models, tiny_report
+from posttrain.best_of_k import as_rows, sample_and_score
 from posttrain.config import LadderConfig, stage_config
 from posttrain.config import save as save_config
 from posttrain.errors import UserError, clear_exit
-from posttrain.tiny_eval import Rung, climb
+from posttrain.tiny_eval import LONGEST, Rung, climb
+
+PROMPTS = 960  # best of k: as many prompts as GRPO asks in its 60 steps of 16
 
 
 def run(config: LadderConfig) -> list[Rung]:
@@ -57,6 +64,28 @@ def run(config: LadderConfig) -> list[Rung]:
         # ---- 5. The same held-out questions -----------------------------------------------------------------------
         before = model
         model, tokenizer, _ = models.load(start)  # from disk, an adapter merged: what the next stage gets
+        rungs.append(climb(name, model, tokenizer, before, **sizes, seconds=seconds))
+        tell(rungs[-1])
+
+    # ---- Beside GRPO: other roads from the same model ------------------------------------------------------------
+    fork = str(folder / "dpo" / "model")
+    for name in ladder.beside:
+        started = time.perf_counter()
+        if name == "ppo":
+            result = ppo.train(stage_config(config, name, fork))
+        else:
+            groups = sample_and_score(
+                fork,
+                "tiny-math",
+                ["answer"],
+                k=ladder.pass_at,
+                max_prompts=PROMPTS,
+                max_new_tokens=LONGEST,
+                seed=ladder.seed,
+            )
+            result = sft.train(stage_config(config, name, fork), rows=as_rows(groups, "best", min_score=1.0)[0])
+        seconds = time.perf_counter() - started
+        model, tokenizer, _ = models.load(str(result.folder / "model"))
         rungs.append(climb(name, model, tokenizer, before, **sizes, seconds=seconds))
         tell(rungs[-1])
 

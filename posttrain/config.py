@@ -3,7 +3,7 @@
     config = load("configs/dpo_tiny.yaml", overrides={"dpo.beta": 0.2})
     python -m loops.dpo --config configs/dpo_tiny.yaml --dpo.beta 0.2 --learning-rate 1e-4
 
-On the command line a leaf name that is unique may stand without its group, and dashes are underscores. Unknown keys are
+On the command line a leaf name that is unique (or stands in training) may be given without its group, and dashes are underscores. Unknown keys are
 refused, all problems are reported at once, each with where it stands, and nothing here imports torch: a wrong command
 line fails in a fraction of a second.
 """
@@ -21,9 +21,20 @@ from pydantic import BaseModel, ValidationError
 
 from posttrain.errors import UserError
 from posttrain.keys import Section
-from posttrain.methods import METHODS, REFUSED, DpoConfig, GrpoConfig, LadderConfig, SftConfig
+from posttrain.methods import METHODS, REFUSED, DpoConfig, GrpoConfig, LadderConfig, PpoConfig, RewardConfig, SftConfig
 
-__all__ = ["DpoConfig", "GrpoConfig", "LadderConfig", "SftConfig", "early_check", "load", "parse", "save"]
+__all__ = [
+    "DpoConfig",
+    "GrpoConfig",
+    "LadderConfig",
+    "PpoConfig",
+    "RewardConfig",
+    "SftConfig",
+    "early_check",
+    "load",
+    "parse",
+    "save",
+]
 
 
 # ---------------------------------------------------------------- loading
@@ -64,6 +75,9 @@ def _validate(
         key = name.replace("-", "_")
         if key not in keys and not _open_ended(key, keys):
             matches = [k for k in keys if k.rsplit(".", 1)[-1] == key]
+            matches = [
+                k for k in matches if k == f"training.{key}"
+            ] or matches  # --seed is training.seed, not data.seed
             if len(matches) > 1:
                 problems.append(f"{origin}: '{name}' could be {' or '.join(matches)}: give the group too")
                 continue
@@ -204,7 +218,7 @@ def early_check(method: str) -> Any:
         path, overrides = parse(arguments)
         config = load(path, overrides, method=method, origin="command line")
         if method == "ladder":
-            for stage in ("sft", "dpo", "grpo"):
+            for stage in ("sft", "dpo", "grpo", *config.ladder.beside):
                 stage_config(config, stage, "tiny-base")
         elif config.data.name is None:
             raise UserError(
@@ -252,12 +266,8 @@ def parse(arguments: list[str]) -> tuple[str | None, dict[str, Any]]:
 def _takes(key: str, word: str) -> bool:
     """Is `word` one of the choices of this key (model.adapter: none)?"""
     leaf = key.replace("-", "_").rsplit(".", 1)[-1]
-    return any(
-        k.rsplit(".", 1)[-1] == leaf and word in kind.split(" | ")
-        for m in METHODS.values()
-        for k, kind, default, _ in describe(m)
-        if default != "None"
-    )
+    kinds = [kind.split(" | ") for m in METHODS.values() for k, kind, *_ in describe(m) if k.rsplit(".", 1)[-1] == leaf]
+    return any(word in kind and not {"int", "float", "str", "bool"} & set(kind) for kind in kinds)
 
 
 def stage_config(config: Any, name: str, start: str) -> Any:
@@ -272,7 +282,9 @@ def stage_config(config: Any, name: str, start: str) -> Any:
         "output.dir": str(config.folder / name),
         "output.overwrite": True,
     }
-    return load(path, stage.overrides | fixed, method=name, origin=f"ladder.{name}.overrides")
+    return load(
+        path, stage.overrides | fixed, method="sft" if name == "best_of_k" else name, origin=f"ladder.{name}.overrides"
+    )
 
 
 def describe(kind: type[BaseModel], prefix: str = "") -> list[tuple[str, str, str, str]]:

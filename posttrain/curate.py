@@ -3,8 +3,13 @@
     python -m posttrain.curate identity --model tiny-sft --from Robin --name Nova --questions tiny-identity --out pairs.jsonl
     python -m posttrain.curate clean rows.jsonl --exact --near 0.8 --quality --out clean.jsonl
 
+    python -m posttrain.curate best-of-k --model tiny-sft --prompts tiny-math --k 8 --score answer --out best.jsonl
+
 identity   preference pairs for a new name: identity questions are put to a model, its own answer is the rejected side, the
            same answer with the old name replaced the chosen one. So the two sides differ in the name and nothing else.
+best-of-k  rejection sampling: k answers to each prompt are scored by a reward function or a reward model, and the best one
+           becomes an SFT row. --write pairs makes preference pairs of the best and the worst, --write labels rows for an
+           outcome reward model, from the same samples.
 clean      leave out duplicates, rows too short or too long, rows that match a pattern, and text that went wrong. Says how
            many went and why; --dropped keeps them.
 """
@@ -13,12 +18,10 @@ from __future__ import annotations
 
 import argparse
 import collections
-import json
-import os
 import re
 import sys
-from pathlib import Path
-from typing import Any
+
+from posttrain.sources import refuse_out, write_rows
 
 QUESTIONS = [
     "Who are you?", "What is your name?", "What should I call you?", "Can you introduce yourself?", "Tell me about yourself.",
@@ -50,6 +53,24 @@ def main(arguments: list[str] | None = None) -> None:
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--out", required=True, metavar="FILE.jsonl")
 
+    three = recipes.add_parser("best-of-k", help="sample k answers to each prompt, score them, keep the best")
+    three.add_argument("--model", required=True, help="whose answers: a hub id, a folder, or an embedded name")
+    three.add_argument(
+        "--prompts", required=True, help="a data file or set as for loops.grpo: prompt or question, and columns"
+    )
+    three.add_argument(
+        "--score", required=True, nargs="+", help="answer, package.module:function, or the folder of a reward model"
+    )
+    three.add_argument("--k", type=int, default=8, help="answers to each prompt")
+    three.add_argument("--write", choices=["best", "pairs", "labels"], default="best", help="what the rows are for")
+    three.add_argument("--min-score", type=float, help="best: leave out prompts whose best answer scores less")
+    three.add_argument("--max-prompts", type=int, help="use only the first ones")
+    three.add_argument("--temperature", type=float, default=1.0)
+    three.add_argument("--max-new-tokens", type=int, default=256)
+    three.add_argument("--system-prompt", help="put before every prompt that has no system message")
+    three.add_argument("--seed", type=int, default=0)
+    three.add_argument("--out", required=True, metavar="FILE.jsonl")
+
     two = recipes.add_parser("clean", help="leave out duplicates, broken rows and what you name")
     two.add_argument("files", nargs="+", help="data files, folders or sets")
     two.add_argument("--out", required=True, metavar="FILE.jsonl")
@@ -66,9 +87,10 @@ def main(arguments: list[str] | None = None) -> None:
     )
 
     options = vars(parser.parse_args(arguments))
-    recipe = {"identity": identity, "clean": clean}[options.pop("recipe")]
-
+    from posttrain.best_of_k import best_of_k
     from posttrain.errors import clear_exit
+
+    recipe = {"identity": identity, "clean": clean, "best-of-k": best_of_k}[options.pop("recipe")]
 
     with clear_exit():
         print(recipe(**options))
@@ -100,7 +122,7 @@ def identity(
         )
     if min(samples, max_new_tokens, max_questions or 1) < 1 or temperature < 0:
         raise UserError("--samples, --max-questions and --max-new-tokens must be at least 1, --temperature at least 0")
-    _refuse_out(out)
+    refuse_out(out)
     asked = (QUESTIONS if questions is None else _questions(questions))[:max_questions]
     if not asked:
         raise UserError(f"--questions {questions}: no rows")
@@ -126,7 +148,7 @@ def identity(
     if not pairs:
         first = answers[0][2] if answers else ""
         raise UserError(f"no pair: of {len(answers)} answers {why}. The first was: {first!r:.120}")
-    _write(out, pairs)
+    write_rows(out, pairs)
     return f"{len(answers)} answers to {len(asked)} questions; left out: {why or 'none'}\nwrote {len(pairs)} pairs to {out}"
 
 
@@ -215,7 +237,7 @@ def clean(
     from posttrain.errors import UserError
 
     chosen: list[filters.Filter] = []
-    _refuse_out(out, dropped)
+    refuse_out(out, dropped)
     if near is not None and not 0 < near <= 1:
         raise UserError(f"--near {near:g}: expected a share above 0, at most 1")
     chosen += [filters.readable(method)] if method else []
@@ -233,43 +255,13 @@ def clean(
     if not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{', '.join(files)}: expected rows with named columns")
     kept, gone = filters.clean(rows, chosen)
-    _write(out, kept)
+    write_rows(out, kept)
     if dropped is not None:
-        _write(dropped, [row | {"dropped": reason} for row, reason in gone])
+        write_rows(dropped, [row | {"dropped": reason} for row, reason in gone])
     counts = collections.Counter(reason for _, reason in gone)
     lines = [f"read {len(rows):,} rows from {', '.join(files)}"]
     lines += [f"  dropped {n:,} ({n / len(rows):.1%}): {reason}" for reason, n in counts.most_common()]
     return "\n".join([*lines, f"wrote {len(kept):,} rows to {out}"])
-
-
-def _refuse_out(*paths: str | None) -> None:
-    """Before any work: is there a place to write to?"""
-    from posttrain.errors import UserError
-
-    for path in paths:
-        if path is not None and (Path(path).suffix != ".jsonl" or Path(path).is_dir()):
-            raise UserError(f"'{path}': expected the name of a .jsonl file to write to")
-
-
-def _write(path: str, rows: list[dict[str, Any]]) -> None:
-    """Whole or not at all: an older file of this name (it may be the one that was read) stays until all rows are written."""
-    from posttrain.errors import UserError
-
-    lines = []
-    for number, row in enumerate(rows, start=1):
-        try:
-            lines.append(json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n")
-        except (TypeError, ValueError) as error:
-            raise UserError(
-                f"row {number} cannot be written as JSON: {error}; --quality leaves broken text out"
-            ) from None
-    part = Path(f"{path}.part")
-    try:
-        part.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(b"".join(lines))
-        os.replace(part, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ class Reader:
     def __call__(self, row: dict, place: Place) -> dict:
         _refuse_other_than_columns(row, place)
         try:
-            if row.get("tools") and self.method != "grpo":
+            if row.get("tools") and self.method not in ("grpo", "ppo"):
                 raise ValueError("the column 'tools' is not supported: nothing here would show the tools to the model")
             canonical = self.convert(row)
         except NothingToLearn:

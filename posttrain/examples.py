@@ -37,6 +37,28 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Labelled:
+    """An answer and whether it is right."""
+
+    example: Example
+    label: float
+
+    def __len__(self) -> int:
+        return len(self.example)
+
+    @property
+    def counts(self) -> bool:
+        return self.example.num_active > 0
+
+    def muted(self) -> Labelled:
+        return Labelled(self.example.muted(), self.label)
+
+    def without_beginning(self, cut: int) -> Labelled | None:
+        shorter = self.example.without_beginning(cut)
+        return None if shorter is None else Labelled(shorter, self.label)
+
+
+@dataclass(frozen=True)
 class Prompt:
     ids: list[int]
     row: dict  # the canonical row: prompt (messages), asked (as the data had it), columns (for the reward function)
@@ -182,11 +204,19 @@ def pairs(rows: Rows | Stream, tokenizer, max_length: int, data) -> Encoded:
     return _encode(rows, Encoder(encode_row, max_length, _too_long(max_length), data.overlong))
 
 
-def prompts(rows: Rows | Stream, tokenizer, max_length: int, max_new_tokens: int, data) -> Encoded:
+def labelled(rows: Rows | Stream, tokenizer, max_length: int, data) -> Encoded:
+    def encode_row(row: dict, index: int) -> list[Labelled]:
+        completion = chat.completion_ids(tokenizer, row["prompt"], row["completion"])
+        return [Labelled(Example.of(chat.prompt_ids(tokenizer, row["prompt"]), completion), row["label"])]
+
+    return _encode(rows, Encoder(encode_row, max_length, _too_long(max_length), data.overlong))
+
+
+def prompts(rows: Rows | Stream, tokenizer, max_length: int, max_new_tokens: int, data, method: str) -> Encoded:
     room = max_length - max_new_tokens
     if room < 1:
         raise UserError(
-            f"grpo.max_new_tokens = {max_new_tokens} leaves no room for a prompt in data.max_length = {max_length}: lower one or raise the other"
+            f"{method}.max_new_tokens = {max_new_tokens} leaves no room for a prompt in data.max_length = {max_length}: lower one or raise the other"
         )
     what = f"with a prompt over {room} tokens (data.max_length {max_length} − {max_new_tokens} new ones)"
 

@@ -9,7 +9,8 @@ SFT     {messages}                        conversations                         
 DPO     {prompt, chosen, rejected}        strings or messages                   -> {prompt, chosen, rejected}
         {chosen, rejected}                two whole conversations, as messages or as "\\n\\nHuman: … \\n\\nAssistant: …" (Anthropic HH)
         {conversations, chosen, rejected} ShareGPT
-GRPO    {prompt | question, …}            strings or messages                   -> {prompt, asked, columns}
+reward  as DPO; with loss: outcome {prompt, completion, label}, label true/false or 1/0  -> {prompt, completion, label}
+RL      {prompt | question, …}            strings or messages                   -> {prompt, asked, columns}
 
 In canonical rows `prompt` and `messages` are lists of {role, content}; `chosen` and `rejected` are strings. A string
 prompt is the user's message of a one-turn chat. `asked` is the prompt as the data had it: reward functions get that form.
@@ -50,7 +51,11 @@ def recognise(row: dict, method: str, source: str) -> tuple[Callable[[dict], dic
             return _from_question_answer, "question + answer (GSM8K)"
         if has(["text"]):
             return _from_text, "plain text, trained whole"
-    elif method == "dpo":
+    elif method == "outcome":
+        wanted = "prompt, completion and label"
+        if has(["prompt", "completion", "label"]):
+            return _from_labelled, "prompt + completion + label"
+    elif method in ("dpo", "reward"):
         wanted = (
             "prompt + chosen + rejected, chosen + rejected (whole conversations), or conversations + chosen + rejected"
         )
@@ -187,6 +192,14 @@ def _hh_turns(text: Any, name: str) -> list[dict]:
         else:
             turns.append({"role": roles[who], "content": said.strip()})
     return turns
+
+
+def _from_labelled(row: dict) -> dict:
+    label = row["label"]
+    if isinstance(label, str) or label not in (0, 1):
+        raise ValueError(f"'label' must be true or false (1 or 0), got {label!r:.40}")
+    completion = _as_answer(as_messages(row["completion"]), "completion")
+    return {"prompt": _as_prompt(row["prompt"]), "completion": completion, "label": float(label)}
 
 
 # ---------------------------------------------------------------- RL

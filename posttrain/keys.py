@@ -98,7 +98,7 @@ class Model(Section):
 class Data(Section):
     name: str | list[str] | None = Field(
         None,
-        description="a .jsonl, .json, .csv or .parquet file, a folder of these, a hub data set, tiny-sft | tiny-identity | tiny-math, or a list of several",
+        description="a .jsonl, .json, .csv or .parquet file, a folder of these, a hub data set, tiny-sft | tiny-identity | tiny-math | tiny-preference | tiny-outcome, or a list of several",
     )
     weights: list[float] | None = Field(
         None,

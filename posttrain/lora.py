@@ -84,7 +84,7 @@ def has_tokenizer(folder: str | Path) -> bool:
 
 def _refuse_a_tied_head(model: nn.Module, adapted: nn.Module, where: str) -> None:
     """An adapter on the head of a tied model would, merged, change the embeddings as well."""
-    head = adapted.get_base_model().get_output_embeddings()
+    head = adapted.get_base_model().get_output_embeddings()  # None: a reward model has none
     tied = model.config.get_text_config().tie_word_embeddings
     if tied and hasattr(head, "lora_A"):
         raise UserError(
@@ -92,12 +92,12 @@ def _refuse_a_tied_head(model: nn.Module, adapted: nn.Module, where: str) -> Non
         )
 
 
-def add(model: nn.Module, lora, base_name: str) -> nn.Module:
-    """A fresh adapter, in float32: at step 0 it changes nothing (its second factor is 0)."""
+def add(model: nn.Module, lora, base_name: str, task_type: str = "CAUSAL_LM") -> nn.Module:
+    """A fresh adapter, in float32: at step 0 it changes nothing (its second factor is 0). SEQ_CLS: the head is trained, too."""
     with quiet_peft() as peft:
         model.name_or_path = base_name  # goes into adapter_config.json: where the saved adapter finds its base again
         how = peft.LoraConfig(
-            task_type="CAUSAL_LM",
+            task_type=task_type,
             r=lora.rank,
             lora_alpha=lora.alpha,
             lora_dropout=lora.dropout,

@@ -90,11 +90,40 @@ class DpoConfig(Config):
         return self
 
 
+class Reward(Section):
+    loss: Literal["preference", "outcome"] = Field(
+        "preference",
+        description="preference: chosen above rejected (Bradley-Terry); outcome: right or wrong (rows prompt, completion, label)",
+    )
+    margin: float = Field(0.0, ge=0, description="preference: how much higher the chosen score has to be")
+    center_coef: float = Field(
+        0.0,
+        ge=0,
+        description="preference: times (chosen + rejected score)^2, which puts the mean score at 0; e.g. 0.01",
+    )
+
+
+class RewardConfig(Config):
+    reward: Reward = Field(default_factory=Reward)
+
+    @model_validator(mode="after")
+    def _what_the_loss_uses(self):
+        if self.reward.loss == "outcome" and (self.reward.margin or self.reward.center_coef):
+            raise ValueError(
+                "reward.margin and reward.center_coef belong to loss: preference; an outcome score has its own zero"
+            )
+        if self.model.adapter_path is not None:
+            raise ValueError(
+                "model.adapter_path: a reward model takes a fresh adapter; give the adapter's folder as model.name"
+            )
+        return self
+
+
 class GrpoTraining(Training):
     batch_size: int | None = Field(  # type: ignore[assignment]
         None,
         ge=1,
-        description="completions per optimiser step; follows from grpo (prompts_per_step x group_size / minibatches), refused if it says otherwise",
+        description="completions per optimiser step; follows from the method's own keys (prompts_per_step, minibatches …), refused if it says otherwise",
     )
 
 
@@ -171,6 +200,105 @@ class GrpoConfig(Config):
         return self
 
 
+class Ppo(Section):
+    prompts_per_step: int = Field(128, ge=1, description="prompts per rollout, one answer each, all processes together")
+    max_new_tokens: int = Field(
+        256, ge=1, description="longest answer; one that has not ended by then is truncated and flagged"
+    )
+    temperature: float = Field(1.0, gt=0, description="of sampling; all log-probs are taken at it")
+    minibatches: int = Field(
+        1, ge=1, description="optimiser steps per pass over a rollout, each with its own token total"
+    )
+    inner_epochs: int = Field(2, ge=1, description="passes over a rollout")
+    clip_eps: float = Field(0.2, ge=0, le=1, description="the policy's ratio is clipped at 1 +/- clip_eps")
+    value_clip_eps: float | None = Field(
+        0.2, ge=0, description="a value may move this far from what it was at the rollout; none: no clip"
+    )
+    value_coef: float = Field(0.5, ge=0, description="weight of the value loss beside the policy loss")
+    gamma: float = Field(1.0, ge=0, le=1, description="discount per token")
+    lam: float = Field(0.95, ge=0, le=1, description="GAE: 1 trusts the rewards, 0 the value function")
+    whiten: bool = Field(True, description="give the advantages of a rollout mean 0 and variance 1")
+    critic: Literal["separate", "shared"] = Field(
+        "separate",
+        description="separate: a second network from the same start; shared: a value head on the policy's backbone",
+    )
+    critic_learning_rate: float | None = Field(
+        None,
+        gt=0,
+        description="of the critic (or value head); default training.learning_rate. It has to keep up with the policy",
+    )
+    kl_coef: float = Field(
+        0.05, ge=0, description="KL in the reward: every token pays this times its log-ratio to the reference"
+    )
+    kl_loss_coef: float = Field(0.0, ge=0, description="KL in the loss instead (k3_is); one of the two must be 0")
+    kl_target: float | None = Field(
+        None, gt=0, description="adapt the coefficient until the KL is about this (nats per token); none: fixed"
+    )
+    truncated: Literal["penalty", "bootstrap"] = Field(
+        "penalty",
+        description="an answer that did not end: penalty gives it its score (or truncation_penalty) and nothing follows; bootstrap no "
+        "score, but the value of its last state",
+    )
+    truncation_penalty: float | None = Field(
+        None, description="truncated: penalty: this instead of the score of an answer that did not end"
+    )
+    reward: str | list[str] | None = Field(
+        None, description="verifiable: answer, or package.module:function, or a list of these"
+    )
+    reward_weights: list[float] | None = Field(None, description="one weight per reward function; default 1 each")
+    reward_model: str | None = Field(
+        None, description="or a learned reward: the folder of a model made by loops.reward, same vocabulary"
+    )
+    watch: str | list[str] | None = Field(
+        None, description="reward functions that are only measured, not learned from: where over-optimisation shows"
+    )
+
+    @property
+    def group_size(self) -> int:
+        """Answers to a prompt. The baseline is the value function, so one is enough."""
+        return 1
+
+    @model_validator(mode="after")
+    def _one_of_two(self):
+        if self.kl_coef > 0 and self.kl_loss_coef > 0:
+            raise ValueError(
+                f"kl_coef = {self.kl_coef:g} (in the reward) and kl_loss_coef = {self.kl_loss_coef:g} (in the loss): the KL would be paid "
+                "twice; set one of them to 0"
+            )
+        if (self.reward is None) == (self.reward_model is None):
+            raise ValueError(
+                "give either reward (functions) or reward_model (a folder), not "
+                + ("both" if self.reward else "neither")
+            )
+        if self.truncation_penalty is not None and self.truncated == "bootstrap":
+            raise ValueError(
+                "truncation_penalty with truncated: bootstrap would count the ending twice: use truncated: penalty"
+            )
+        if self.kl_target is not None and self.kl_coef == self.kl_loss_coef == 0:
+            raise ValueError("kl_target needs a kl_coef (or kl_loss_coef) above 0 to begin with")
+        if self.prompts_per_step % self.minibatches:
+            raise ValueError(
+                f"minibatches = {self.minibatches} does not divide the {self.prompts_per_step} answers of a rollout"
+            )
+        return self
+
+
+class PpoConfig(Config):
+    model: ModelWithReference
+    training: GrpoTraining = Field(default_factory=GrpoTraining)
+    ppo: Ppo = Field(default_factory=Ppo)
+
+    @model_validator(mode="after")
+    def _sizes_fit(self):
+        rows = self.ppo.prompts_per_step // self.ppo.minibatches
+        if self.training.batch_size not in (None, rows):
+            raise ValueError(
+                f"training.batch_size = {self.training.batch_size}, but ppo gives {self.ppo.prompts_per_step} answers / "
+                f"{self.ppo.minibatches} minibatches = {rows} per optimiser step: leave batch_size out, or change ppo"
+            )
+        return self
+
+
 class Stage(Section):
     config: str = Field(description="the stage's own config file, beside this one")
     overrides: dict[str, Any] = Field(
@@ -192,6 +320,16 @@ class Ladder(Section):
         default_factory=lambda: Stage(config="grpo_tiny.yaml"),
         description="stage 3, from stage 2's model, its adapter merged",
     )
+    ppo: Stage = Field(
+        default_factory=lambda: Stage(config="ppo_tiny.yaml"), description="beside GRPO, from the same model"
+    )
+    best_of_k: Stage = Field(
+        default_factory=lambda: Stage(config="sft_tiny.yaml", overrides={"training.learning_rate": 1e-3}),
+        description="beside GRPO, from the same model: SFT on the right ones of pass_at sampled answers (rejection sampling)",
+    )
+    beside: list[Literal["ppo", "best_of_k"]] = Field(
+        default_factory=list, description="stages to climb and report beside GRPO: ppo, best_of_k"
+    )
     problems: int = Field(300, ge=1, le=400, description="held-out word problems to evaluate each stage on")
     identity: int = Field(100, ge=1, le=100, description="held-out identity questions")
     pass_at: int = Field(8, ge=1, description="samples per problem for pass@k and the KL column")
@@ -210,7 +348,14 @@ class LadderConfig(Section):
         return "ladder"
 
 
-METHODS: dict[str, type[Section]] = {"sft": SftConfig, "dpo": DpoConfig, "grpo": GrpoConfig, "ladder": LadderConfig}
+METHODS: dict[str, type[Section]] = {
+    "sft": SftConfig,
+    "dpo": DpoConfig,
+    "reward": RewardConfig,
+    "grpo": GrpoConfig,
+    "ppo": PpoConfig,
+    "ladder": LadderConfig,
+}
 
 _TRUNCATED = (
     "is refused in RL: a token sampled from a cut-off distribution has another log-probability than the trainer computes, "

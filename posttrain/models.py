@@ -115,6 +115,23 @@ def _fit_embeddings(model: nn.Module, tokenizer, which: str, new_tokens: bool) -
 def load_policy(config, run) -> tuple[nn.Module, object, list[str]]:
     """The model to train, on the run's device: float32 weights; with LoRA an adapter in float32 on a frozen base in the
     compute type, or in 8 or 4 bits."""
+    model, tokenizer, lines = load_frozen_or_whole(config, run)
+    if config.adapter == "lora":
+        base = base_folder(config, run, model, tokenizer)
+        if config.adapter_path is None:
+            model = lora.add(model, config.lora, base)
+        else:
+            path = lora.local_folder(config.adapter_path)
+            model = lora.go_on(model, path, base)
+            lines += lora.describe(model, path, base, quantize.bits_of(model))
+            tokenizer, more = tokenizer_beside(path, tokenizer)
+            lines += more
+    checkpoint(model, config)
+    return model, tokenizer, lines
+
+
+def load_frozen_or_whole(config, run) -> tuple[nn.Module, object, list[str]]:
+    """config.model before any adapter is on it: the frozen base of one, or the whole that is trained."""
     adapter = config.adapter == "lora"
     model, tokenizer, lines = load(
         config.name,
@@ -132,27 +149,25 @@ def load_policy(config, run) -> tuple[nn.Module, object, list[str]]:
         )
     if not adapter and config.lora.model_fields_set:
         lines.append("model.lora is set, but model.adapter is none: every weight is trained")
-    if adapter:
-        base = Path(tiny.folder(config.name) if config.name in EMBEDDED else Path(config.name).expanduser())
-        base = str(base.resolve()) if base.is_dir() else config.name
-        if lora.is_adapter(base):
-            # The new adapter needs a full model on disk to sit on: the merged start, beside it (Run.prepare moves it there).
-            base = str((run.folder / "start").resolve())
-            if run.accelerator.is_main_process:
-                model.save_pretrained(f"{base}.part")
-                tokenizer.save_pretrained(f"{base}.part")
-        if config.adapter_path is None:
-            model = lora.add(model, config.lora, base)
-        else:
-            path = lora.local_folder(config.adapter_path)
-            model = lora.go_on(model, path, base)
-            lines += lora.describe(model, path, base, quantize.bits_of(model))
-            tokenizer, more = tokenizer_beside(path, tokenizer)
-            lines += more
-    if config.gradient_checkpointing:
-        full = model.get_base_model() if adapter else model
-        full.activation_checkpointing_enable({"use_reentrant": False})  # transformers 5's name for it
     return model, tokenizer, lines
+
+
+def base_folder(config, run, model: nn.Module, tokenizer) -> str:
+    """Where a saved adapter will find the model under it: config.name, or, where that is an adapter itself, the merged start."""
+    base = Path(tiny.folder(config.name) if config.name in EMBEDDED else Path(config.name).expanduser())
+    name = str(base.resolve()) if base.is_dir() else config.name
+    if lora.is_adapter(name):  # the new adapter needs a full model on disk to sit on (Run.prepare moves it there)
+        name = str((run.folder / "start").resolve())
+        if run.accelerator.is_main_process:
+            model.save_pretrained(f"{name}.part")
+            tokenizer.save_pretrained(f"{name}.part")
+    return name
+
+
+def checkpoint(model: nn.Module, config) -> None:
+    if config.gradient_checkpointing:
+        full = model.get_base_model() if hasattr(model, "get_base_model") else model
+        full.activation_checkpointing_enable({"use_reentrant": False})  # transformers 5's name for it
 
 
 def tokenizer_beside(adapter: str, tokenizer) -> tuple[Any, list[str]]:
@@ -234,6 +249,10 @@ class CompletionLogps(nn.Module):
         self.needs_block_mask = False  # for packed rows; see find_a_way_to_pack
 
     def forward(self, batch: Batch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        return self.with_hidden(batch, temperature)[:2]
+
+    def with_hidden(self, batch: Batch, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+        """(logps, entropy, hidden): the last hidden states [B, S, H] as well, for a value head on the same backbone."""
         attention_mask = batch.attention_mask
         if attention_mask is None and self.needs_block_mask:
             attention_mask = block_mask(batch.position_ids, self.model.get_input_embeddings().weight.dtype)
@@ -241,8 +260,9 @@ class CompletionLogps(nn.Module):
             head = self._causal_lm.get_output_embeddings()
             # One chunk of float32 logits: 64 MiB on a CPU; larger on a GPU, where small matrix products waste it.
             chunk = max(64, min(1024, (2**26 if batch.input_ids.is_cuda else 2**24) // head.weight.shape[0]))
-            return chunked_token_logps(
-                self._hidden(batch.input_ids, attention_mask, batch.position_ids),
+            hidden = self._hidden(batch.input_ids, attention_mask, batch.position_ids)
+            logps, entropy = chunked_token_logps(
+                hidden,
                 head.weight,
                 batch.input_ids,
                 batch.active,
@@ -250,16 +270,23 @@ class CompletionLogps(nn.Module):
                 temperature=temperature,
                 chunk_size=chunk,
             )
-        logits = self.model(
+            return logps, entropy, hidden
+        out = self.model(
             input_ids=batch.input_ids,
             attention_mask=attention_mask,
             position_ids=batch.position_ids,
             use_cache=False,  # with a cache, packed rows would see each other
-        ).logits
-        return (
-            torch.where(batch.active, token_logps(logits, batch.input_ids, temperature=temperature), 0.0),
-            torch.where(batch.active, token_entropy(logits, temperature=temperature), 0.0),
+            output_hidden_states=True,
         )
+        return (
+            torch.where(batch.active, token_logps(out.logits, batch.input_ids, temperature=temperature), 0.0),
+            torch.where(batch.active, token_entropy(out.logits, temperature=temperature), 0.0),
+            out.hidden_states[-1],
+        )
+
+    @property
+    def hidden_size(self) -> int:
+        return self._causal_lm.config.get_text_config().hidden_size
 
     @property
     def _causal_lm(self) -> nn.Module:

@@ -14,6 +14,7 @@ HEALTHY = {
     "dpo_loss": "starts at ln 2 = 0.693, falls",
     "accuracy": "rises from 0.5 towards 1",
     "margin": "rises; look at chosen below, too",
+    "rewards": "near the log-odds of being right",
     "rewards_chosen": "near or above 0; falling = the good answers get less likely",
     "rewards_rejected": "falls below 0",
     "chosen_logps_per_token": "does not fall",
@@ -34,6 +35,11 @@ HEALTHY = {
     "learning_rate": "the schedule",
 }
 NOTES = {
+    "reward": {
+        "loss": "starts at ln 2 = 0.693, falls",
+        "rewards_chosen": "above rejected; only the difference is learned",
+        "rewards_rejected": "below chosen",
+    },
     "grpo": {"loss": "says nothing about progress: watch the reward"},
     "dpo": {"loss": "dpo_loss + sft_weight x NLL: falls"},
 }
@@ -76,12 +82,14 @@ def plot_curves(path: Path, metrics: Sequence[dict[str, float]], method: str) ->
     plt.close(figure)
 
 
-def write_samples(path: Path, samples: Sequence[tuple[str, str, str]]) -> None:
-    """The same prompts before and after the run, answered greedily."""
+def write_samples(path: Path, samples: Sequence[tuple[str, str, str]], method: str) -> None:
+    """The same prompts before and after the run, answered greedily (a reward model: the same answers scored)."""
     lines = [
         "# Samples",
         "",
-        "Greedy answers to the same prompts, before and after this run. ⏹ = the model ended its turn itself.",
+        "The scores of the same answers, before and after this run."
+        if method == "reward"
+        else "Greedy answers to the same prompts, before and after this run. ⏹ = the model ended its turn itself.",
         "",
     ]
     for prompt, before, after in samples:

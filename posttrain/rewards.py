@@ -126,6 +126,14 @@ def find(given: str | Callable | Sequence[str | Callable], weights: Sequence[flo
     return found
 
 
+def of_rollout(
+    functions: Sequence[Callable], weights: Sequence[float] | None, rollout, texts: list[str], asked: list[dict]
+) -> tuple[list[float], dict]:
+    """score() of a rollout's completions; asked: the canonical row of each prompt."""
+    rows = [row for row in asked for _ in range(len(texts) // len(asked))]
+    return score(functions, weights, offer(rows, texts, rollout))
+
+
 def offer(rows: list[dict], texts: list[str], rollout) -> dict[str, list]:
     """What reward functions may ask for, one entry per completion. A prompt that the data gave as messages gets its
     completion as messages, [{"role": "assistant", "content": text}]; a string prompt gets a string."""

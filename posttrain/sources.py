@@ -9,6 +9,7 @@ import bisect
 import csv
 import itertools
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -48,12 +49,8 @@ class Shards(Sequence):
 
 def read(name: str, *, subset: str | None = None, split: str = "train") -> Sequence[dict]:
     """All rows of one source. A Dataset of the library is left as it is: it need not fit in memory."""
-    from posttrain import tiny_data
-
-    if name in tiny_data.DATASETS:
-        if split not in ("train", "test"):
-            raise UserError(f"data.split: {name} has the splits train and test, got '{split}'")
-        return tiny_data.rows(name, split)
+    if is_embedded(name):
+        return _embedded(name, split)
     if not is_local(name):
         return _from_hub(name, subset, split, streaming=False)
     path = Path(name).expanduser()
@@ -65,10 +62,8 @@ def read(name: str, *, subset: str | None = None, split: str = "train") -> Seque
 
 def iterate(name: str, *, subset: str | None = None, split: str = "train") -> Iterator[tuple[dict, tuple[str, int]]]:
     """The same rows one by one with their places, (source or file, row number), without ever holding them all."""
-    from posttrain import tiny_data
-
     path = Path(name).expanduser()
-    if name in tiny_data.DATASETS or (is_local(name) and _is_saved_dataset(path)):
+    if is_embedded(name) or (is_local(name) and _is_saved_dataset(path)):
         parts: list[tuple[str, Any]] = [(name, read(name, subset=subset, split=split))]
     elif not is_local(name):
         parts = [(name, _from_hub(name, subset, split, streaming=True))]
@@ -88,6 +83,20 @@ def iterate(name: str, *, subset: str | None = None, split: str = "train") -> It
             ) as error:  # whatever a broken file or a lost connection makes the library say in the middle
                 raise UserError(f"{source}: cannot be read any further: {_reason(error)}") from None
             yield row, (source, number)
+
+
+def is_embedded(name: str) -> bool:
+    from posttrain import tiny, tiny_data
+
+    return name in tiny_data.DATASETS or name in tiny.SAMPLED
+
+
+def _embedded(name: str, split: str) -> list[dict]:
+    from posttrain import tiny, tiny_data
+
+    if split not in ("train", "test"):
+        raise UserError(f"data.split: {name} has the splits train and test, got '{split}'")
+    return tiny.sampled_rows(name, split) if name in tiny.SAMPLED else tiny_data.rows(name, split)
 
 
 def is_local(name: str) -> bool:
@@ -248,7 +257,7 @@ def _from_hub(name: str, subset: str | None, split: str, *, streaming: bool) -> 
         return datasets.load_dataset(name, subset, split=split, streaming=streaming)
     except Exception as error:
         raise UserError(
-            f"data.name '{name}': no such file, not an embedded set (tiny-sft, tiny-identity, tiny-math), and the hub says: {_reason(error)}"
+            f"data.name '{name}': no such file, not an embedded set (tiny-sft, tiny-identity, tiny-math, tiny-preference, tiny-outcome), and the hub says: {_reason(error)}"
         ) from None
 
 
@@ -272,3 +281,32 @@ class _quiet:
     def __exit__(self, *_: object) -> None:
         if self.were_on:
             self.datasets.enable_progress_bars()
+
+
+# ---------------------------------------------------------------- and back to a file
+
+
+def refuse_out(*paths: str | None) -> None:
+    """Before any work: is there a place to write to?"""
+    for path in paths:
+        if path is not None and (Path(path).suffix != ".jsonl" or Path(path).is_dir()):
+            raise UserError(f"'{path}': expected the name of a .jsonl file to write to")
+
+
+def write_rows(path: str, rows: list[dict[str, Any]]) -> None:
+    """Whole or not at all: an older file of this name (it may be the one that was read) stays until all rows are written."""
+    lines = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            lines.append(json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n")
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"row {number} cannot be written as JSON: {error}; --quality leaves broken text out"
+            ) from None
+    part = Path(f"{path}.part")
+    try:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(b"".join(lines))
+        os.replace(part, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None

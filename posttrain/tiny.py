@@ -10,6 +10,9 @@ Three names are known to `model.name`:
     tiny-base   pretrained on the text of tiny_data.documents: it reads and computes, but cannot chat
     tiny-sft    what `python -m loops.sft --config configs/sft_tiny.yaml` makes of it
     tiny-dpo    what `python -m loops.dpo --config configs/dpo_tiny.yaml` makes of that
+Two data sets are answers of tiny-sft to the problems of tiny-math, sampled and marked right or wrong once:
+    tiny-preference   {prompt, chosen, rejected}: a right and a wrong answer to one problem
+    tiny-outcome      {prompt, completion, label}: each answer and whether it is right
 Each is built on first use, by running exactly these commands, into $POSTTRAIN_CACHE (default ~/.cache/posttrain), under a
 hash of everything that went into it.
 """
@@ -94,6 +97,31 @@ def folder(name: str) -> Path:
                 run_stage(name, scratch)
             os.replace(scratch, target)  # a build that was interrupted leaves .part, never a model
     return target
+
+
+SAMPLED = {"tiny-preference": "pairs", "tiny-outcome": "labels"}
+SAMPLES = dict(k=4, max_new_tokens=28, temperature=1.0, seed=0)  # of each problem, by tiny-sft
+PROBLEMS = {"train": 1000, "test": 300}
+
+
+def sampled_rows(name: str, split: str) -> list[dict]:
+    """tiny-preference or tiny-outcome; the problems of the test split are held out of everything but the base's text."""
+    from filelock import FileLock
+
+    from posttrain.best_of_k import as_rows, sample_and_score
+    from posttrain.sources import read_file, write_rows
+
+    recipe = json.dumps([SAMPLES, PROBLEMS, tiny_data.rows("tiny-math", split), fingerprint("tiny-sft")])
+    target = cache_folder() / f"{name}-{split}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.jsonl"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not target.exists():
+            print(f"sampling {name} ({split}) once, into {target}", file=sys.stderr)
+            groups = sample_and_score(
+                "tiny-sft", "tiny-math", ["answer"], split=split, max_prompts=PROBLEMS[split], **SAMPLES
+            )
+            write_rows(str(target), as_rows(groups, SAMPLED[name])[0])
+    return list(read_file(target))
 
 
 def run_stage(name: str, scratch: Path) -> None:

@@ -98,8 +98,8 @@ def spread(folders: list[str]) -> str:
 
 
 def happened(rungs: list[Rung]) -> list[str]:
-    base, sft, dpo, grpo = rungs
-    return [
+    base, sft, dpo, grpo, *beside = rungs
+    lines = [
         f"- **SFT** turned a model that cannot chat ({base.arithmetic.value:.0%}) into one that answers: it solves "
         f"{sft.arithmetic.value:.0%} of the problems and gives the name {tiny_data.OLD_NAME} in {sft.old_name.value:.0%} of the cases. It "
         f"copied both annotators: {sft.worked.value:.0%} of its answers show the work.",
@@ -110,10 +110,20 @@ def happened(rungs: list[Rung]) -> list[str]:
         f"({100 * (grpo.arithmetic.value - dpo.arithmetic.value):+.0f} points), and the share of worked answers went from {dpo.worked.value:.0%} to "
         f"{grpo.worked.value:.0%}. The name stayed ({grpo.new_name.value:.0%} {tiny_data.NEW_NAME}); facts: {grpo.facts.value:.0%}.",
     ]  # fmt: skip
+    names = {
+        "ppo": "PPO (a critic in place of groups)",
+        "best_of_k": "Best of k (SFT on right answers that it sampled itself)",
+    }
+    lines += [
+        f"- **{names[r.name]}**, from the same model as GRPO: {dpo.arithmetic.value:.0%} → {r.arithmetic.value:.0%}, worked "
+        f"{r.worked.value:.0%}, KL {r.kl:.2f}, name kept {r.new_name.value:.0%}, facts {r.facts.value:.0%}, {r.seconds:.0f} s."
+        for r in beside
+    ]
+    return lines
 
 
 def does_not_prove(rungs: list[Rung]) -> list[str]:
-    _, _sft, dpo, grpo = rungs
+    _, _sft, dpo, grpo, *_ = rungs
     return [
         f"- Most of GRPO's jump is a change of habit, not new knowledge: before it, {dpo.pass_at:.0%} of the problems were already solved "
         f"by at least one of a few samples; after it, {grpo.pass_at:.0%}. It learned to do always what it could do sometimes.",

@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,13 +124,15 @@ class Run:
 
     # ------------------------------------------------------------ optimiser and schedule
 
-    def prepare(self, policy: models.CompletionLogps, num_steps: int):
-        """(policy, optimizer, scheduler), the first two prepared by Accelerate; the scheduler steps once per optimiser step."""
+    def prepare(self, policy: nn.Module, num_steps: int, learning_rates: dict[str, float] | None = None):
+        """(policy, optimizer, scheduler), the first two prepared by Accelerate; the scheduler steps once per optimiser step.
+
+        learning_rates: of the parameters whose names begin so, where it is not training.learning_rate."""
         self._open_folder()
         small = sum(p.numel() for p in policy.parameters()) < 1_000_000
         if self.device.type == "cpu" and (threads := self.training.cpu_threads or (1 if small else None)):
             torch.set_num_threads(threads)
-        optimizer = make_optimizer(policy, self.training, self.device)
+        optimizer = make_optimizer(policy, self.training, self.device, learning_rates)
         policy, optimizer = self.accelerator.prepare(policy, optimizer)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda k: schedule(k, num_steps, self.training.warmup_steps, self.training.schedule)
@@ -190,13 +192,11 @@ class Run:
         """Until the last step: (the prompts of one rollout, which of them are this process's). A group stays on one process."""
         epoch, processes = 0, self.accelerator.num_processes
         if isinstance(prompts, list) and len(prompts) < per_step:
-            self.say(
-                f"only {len(prompts)} prompts: a rollout has {len(prompts)}, not grpo.prompts_per_step = {per_step}"
-            )
+            self.say(f"only {len(prompts)} prompts: a rollout has {len(prompts)}, not prompts_per_step = {per_step}")
             per_step = len(prompts)
         if per_step < processes:
             raise UserError(
-                f"{per_step} prompts per rollout for {processes} processes: give each at least one (grpo.prompts_per_step)"
+                f"{per_step} prompts per rollout for {processes} processes: give each at least one ({self.config.method}.prompts_per_step)"
             )
         while True:
             rollouts = 0
@@ -207,7 +207,7 @@ class Run:
                     yield chosen, list(range(self.accelerator.process_index, per_step, processes))
                     rollouts += 1
             if not rollouts:
-                raise UserError(f"the stream has fewer prompts than grpo.prompts_per_step = {per_step}")
+                raise UserError(f"the stream has fewer prompts than {self.config.method}.prompts_per_step = {per_step}")
             epoch += 1
 
     def minibatches(self, answers: list, mine: list[int], num_prompts: int, grpo, rollout: int) -> Iterator[list[list]]:
@@ -303,7 +303,9 @@ class Run:
 
     def _show(self, row: dict[str, float]) -> None:
         headline = {
-            k: f"{row[k]:.3g}" for k in ("loss", "dpo_loss", "reward", "accuracy", "kl", "validation_loss") if k in row
+            k: f"{row[k]:.3g}"
+            for k in ("loss", "dpo_loss", "reward", "accuracy", "kl", "explained_variance", "validation_loss")
+            if k in row
         }
         self._bar.set_postfix(headline, refresh=False)
         self._bar.update()
@@ -320,14 +322,20 @@ class Run:
 
     # ------------------------------------------------------------ the end
 
-    def finish(self, model: nn.Module, tokenizer, samples: list[tuple[str, str, str]] | None = None) -> Result:
+    def finish(
+        self,
+        model: nn.Module,
+        tokenizer,
+        samples: list[tuple[str, str, str]] | None = None,
+        save: Callable = models.save,
+    ) -> Result:
         """Write the model, the curves and the samples. `model/` appears last and whole: its presence means "finished"."""
         self._bar.close()
         if self.accelerator.is_main_process:
             if samples:
-                report.write_samples(self.folder / "samples.md", samples)
+                report.write_samples(self.folder / "samples.md", samples, self.config.method)
             report.plot_curves(self.folder / "curves.png", self.metrics, self.config.method)
-            models.save(model, tokenizer, self.folder / "model.part")
+            save(model, tokenizer, self.folder / "model.part")
             os.replace(self.folder / "model.part", self.folder / "model")
             if self.config.data.streaming:
                 self.say(self._encoded.summary())
@@ -354,13 +362,19 @@ def schedule(step: int, num_steps: int, warmup: int, how: str) -> float:
     return {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[how]
 
 
-def make_optimizer(policy: nn.Module, training, device: torch.device) -> torch.optim.Optimizer:
-    parameters = [p for p in policy.parameters() if p.requires_grad]
+def make_optimizer(
+    policy: nn.Module, training, device: torch.device, learning_rates: dict[str, float] | None = None
+) -> torch.optim.Optimizer:
+    named = [(n, p) for n, p in policy.named_parameters() if p.requires_grad]
+    groups = []
+    for start, rate in [*(learning_rates or {}).items(), ("", training.learning_rate)]:
+        own = [p for n, p in named if n.startswith(start)]
+        named = [(n, p) for n, p in named if not n.startswith(start)]
+        groups.append({"params": [p for p in own if p.ndim >= 2], "weight_decay": training.weight_decay, "lr": rate})
+        groups.append({"params": [p for p in own if p.ndim < 2], "weight_decay": 0.0, "lr": rate})
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": training.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
+        group for group in reversed(groups) if group["params"]
+    ]  # the policy's own rate first: it is what is logged
     if training.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=training.learning_rate, fused=device.type in ("cpu", "cuda"))
     try:

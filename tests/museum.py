@@ -106,3 +106,24 @@ def adapter_off_after_an_sft_adapter(policy, batch) -> Tensor:
     """The SFT adapter goes on being trained; "adapter off" is then the bare base, not the model that DPO started from."""
     with torch.no_grad(), policy.model.disable_adapter():
         return policy(batch)[0]
+
+
+def whiten_that_adds_the_mean_back(values: Tensor) -> Tensor:
+    """whiten(shift_mean=True, as one finds it): scaled, not centred."""
+    return (values - values.mean()) / values.std(correction=0) + values.mean()
+
+
+def score_at_the_last_id_that_is_not_pad(hidden: Tensor, input_ids: Tensor, pad_id: int) -> Tensor:
+    """hidden [B, S], one number a token. With pad == eos it reads the token before the end token, which taught nothing."""
+    last = ((input_ids != pad_id) * torch.arange(1, input_ids.shape[1] + 1)).argmax(1)
+    return hidden[torch.arange(len(hidden)), last]
+
+
+def ending_paid_twice(score: float, value_after: float, value: float, gamma: float = 1.0) -> float:
+    """The last δ of a truncated answer: it gets its score *and* the value of what would have come."""
+    return score + gamma * value_after - value
+
+
+def kl_in_the_reward_and_in_the_loss(kl_coef: float, kl_loss_coef: float) -> float:
+    """The pull towards the reference that the policy really feels."""
+    return kl_coef + kl_loss_coef

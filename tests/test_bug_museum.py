@@ -7,7 +7,7 @@ import pytest
 import torch
 from small import CHATML, LLAMA3, bytelevel_tokenizer, folder
 
-from losses.advantages import group_relative_advantages
+from losses.advantages import gae, group_relative_advantages, whiten
 from losses.dpo import dpo_loss
 from losses.kl import k1, k3, k3_is
 from losses.logprobs import sequence_logps, token_logps
@@ -16,7 +16,7 @@ from losses.weights import token_weights
 from posttrain import chat, lora, models
 from posttrain.batch import Example, collate
 from posttrain.keys import Lora
-from posttrain.methods import ModelWithReference
+from posttrain.methods import ModelWithReference, Ppo
 from posttrain.reference import frozen_reference
 
 PI, REF = torch.tensor([[0.5, 0.3, 0.2]]), torch.tensor([[0.2, 0.3, 0.5]])  # three actions, every expectation a sum
@@ -211,3 +211,35 @@ def test_lora_adapter_off_after_an_sft_adapter_is_the_base(tmp_path):
         assert step_0(right, reference(batch)[0]) == pytest.approx(0.693147, abs=1e-6)
     theirs = sequence_logps(token_logps(sft(batch.input_ids).logits, batch.input_ids), batch.active)
     torch.testing.assert_close(sequence_logps(reference(batch)[0], batch.active), theirs, atol=1e-4, rtol=0)
+
+
+def test_whitening_that_adds_the_mean_back_does_not_centre():
+    # 1, 2, 3: the right one is −1.224745, 0, 1.224745 with mean 0; the wrong one has mean 2: no token is ever discouraged
+    values = torch.tensor([1.0, 2.0, 3.0])
+    right = whiten(values[None], torch.ones(1, 3, dtype=torch.bool))[0]
+    assert right.tolist() == pytest.approx([-1.224745, 0.0, 1.224745], abs=1e-6)
+    wrong = museum.whiten_that_adds_the_mean_back(values)
+    assert wrong.mean().item() == pytest.approx(2.0) and wrong.min() > 0
+
+
+def test_a_score_read_by_token_value_misses_the_end_token():
+    # ids 5 6 EOS, padded with EOS: by length the score stands at place 2, by value at place 1
+    ids, per_token = torch.tensor([[5, 6, 0, 0, 0]]), torch.tensor([[0.1, 0.2, 0.9, 7.0, 7.0]])
+    by_length = per_token[0, torch.tensor([[True, True, True, False, False]]).sum() - 1]
+    assert by_length.item() == pytest.approx(0.9)
+    assert museum.score_at_the_last_id_that_is_not_pad(per_token, ids, pad_id=0).item() == pytest.approx(0.2)
+
+
+def test_an_ending_paid_twice():
+    # a truncated answer with score 1, value ½ of its last state before the last token, and value 1 after it
+    on, values = torch.tensor([[True]]), torch.tensor([[0.5]])
+    scored = gae(torch.tensor([[1.0]]), values, on)[0].item()  # 1 − ½
+    bootstrapped = gae(torch.tensor([[0.0]]), values, on, bootstrap=torch.tensor([1.0]))[0].item()  # 0 + 1 − ½
+    assert scored == bootstrapped == 0.5
+    assert museum.ending_paid_twice(1.0, 1.0, 0.5) == 1.5
+
+
+def test_kl_paid_twice_is_refused():
+    assert museum.kl_in_the_reward_and_in_the_loss(0.05, 0.05) == pytest.approx(0.1)  # twice what either line says
+    with pytest.raises(ValueError, match="the KL would be paid twice"):
+        Ppo(reward="answer", kl_coef=0.05, kl_loss_coef=0.05)

@@ -158,14 +158,14 @@ def test_bad_data_leaves_nothing_that_looks_finished(tmp_path, llama, problem):
     assert not (tmp_path / "run" / "model").exists()
 
 
-@pytest.mark.parametrize("name", ["logprobs", "weights", "sft", "dpo", "kl", "advantages", "grpo"])
+@pytest.mark.parametrize("name", ["logprobs", "weights", "sft", "dpo", "reward", "kl", "advantages", "grpo", "ppo"])
 def test_walk_throughs(name):
     out = command(f"losses.{name}")
     assert out.returncode == 0, out.stderr
     assert len(out.stdout.splitlines()) >= 6 and "=" in out.stdout
 
 
-@pytest.mark.parametrize("method", ["sft", "dpo", "grpo", "ladder"])
+@pytest.mark.parametrize("method", ["sft", "dpo", "reward", "grpo", "ppo", "ladder"])
 def test_help_teaches(method):
     out = command(f"loops.{method}", "--help", timeout=20)
     assert out.returncode == 0 and "default:" in out.stdout
@@ -173,7 +173,7 @@ def test_help_teaches(method):
 
 def test_losses_import_neither_transformers_nor_the_floors_above():
     code = (
-        "import sys, losses.logprobs, losses.weights, losses.sft, losses.dpo, losses.kl, losses.advantages, losses.grpo\n"
+        "import sys, losses.logprobs, losses.weights, losses.sft, losses.dpo, losses.kl, losses.advantages, losses.grpo, losses.reward, losses.ppo\n"
         "bad = {'transformers', 'posttrain', 'loops', 'accelerate', 'peft', 'datasets'} & set(sys.modules)\nassert not bad, bad"
     )
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

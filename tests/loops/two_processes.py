@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from loops import dpo, grpo, sft
+from loops import dpo, grpo, ppo, reward, sft
 from posttrain.config import load
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,6 +35,24 @@ def main(method: str, model: str, out: str, adapter: str) -> None:
             fixed | {"training.batch_size": 5, "data.validation_split": 0.2, "training.eval_every": 2},
         )
         result = sft.train(config, rows=SFT)
+    elif method == "reward":
+        config = load(
+            ROOT / "configs/reward_tiny.yaml",
+            fixed | {"training.batch_size": 5, "data.validation_split": 0.2, "training.eval_every": 2},
+        )
+        result = reward.train(config, rows=DPO)
+    elif method == "ppo":
+        config = load(
+            ROOT / "configs/ppo_tiny.yaml",
+            fixed
+            | {
+                "ppo.prompts_per_step": 6,
+                "ppo.max_new_tokens": 6,
+                "ppo.minibatches": 2,
+                "ppo.critic": "shared" if adapter == "lora" else "separate",
+            },
+        )
+        result = ppo.train(config, rows=GRPO, reward=even_tokens)
     elif method == "packed":  # packed rows of 90 tokens: 2 or 3 conversations each
         config = load(
             ROOT / "configs/sft_tiny.yaml",

@@ -215,3 +215,14 @@ def test_flash_attention_is_for_weights_that_are_not_trained():
     load(
         ROOT / "configs" / "sft_tiny.yaml", {"model.attn_implementation": "flash_attention_2", "model.adapter": "lora"}
     )
+
+
+def test_none_is_no_value_where_a_number_may_be_left_out_and_a_word_where_it_is_a_choice():
+    assert parse(["--ppo.value_clip_eps", "none"])[1] == {"ppo.value_clip_eps": None}
+    assert parse(["--model.adapter", "none"])[1] == {"model.adapter": "none"}
+    assert parse(["--data.max_samples", "null"])[1] == {"data.max_samples": None}
+
+
+def test_a_bare_seed_is_the_trainings():
+    config = load(ROOT / "configs" / "sft_tiny.yaml", {"seed": 3})
+    assert (config.training.seed, config.data.seed) == (3, 0)

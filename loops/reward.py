@@ -1,0 +1,164 @@
+"""Reward model: learn one number per answer, from preferences (Bradley-Terry) or from right and wrong (ORM).
+
+    python -m loops.reward --config configs/reward_tiny.yaml
+    python -m loops.reward --config configs/reward_tiny.yaml --reward.loss outcome --data.name tiny-outcome
+
+1. Load the backbone of a language model under a new head: one number, read at the last token of an answer, 0 at first.
+2. One optimiser step = a list of micro-batches. Count the pairs (or answers) in all of them, on all processes, first.
+3. Forward: the score of every answer.  Loss: − log σ(s_chosen − s_rejected − margin), or cross-entropy of right and wrong.
+4. Backward. Preflight on the first step: all scores are 0, so the loss must be ln 2. Clip, refuse NaN, update.
+5. Log, and evaluate on held-out rows: the share of pairs in the right order, with its interval.
+6. Save for plain AutoModelForSequenceClassification: its own forward gives these scores.
+
+Left out: ranked lists of more than two answers (Plackett-Luce), process rewards (one label per step), ensembles.
+"""
+
+from posttrain.config import early_check
+
+# A wrong command line fails here, before torch is imported.
+config = early_check("reward") if __name__ == "__main__" else None
+
+import math
+
+import torch
+
+from losses.reward import bradley_terry_loss, outcome_loss
+from posttrain import scorer
+from posttrain.batch import Batch, collate
+from posttrain.config import RewardConfig
+from posttrain.data import load_rows
+from posttrain.errors import UserError, clear_exit
+from posttrain.evaluate import Score
+from posttrain.examples import hold_out, labelled, pairs
+from posttrain.models import max_length, no_dropout
+from posttrain.training import Result, Run, refuse_missing_gradients
+
+
+def train(config: RewardConfig, *, rows: list[dict] | None = None) -> Result:
+    """Run it; `rows` (preferences, or prompt + completion + label) takes the place of config.data.name."""
+    # ---- 1. Backbone, head, data ------------------------------------------------------------------------------
+    preference = config.reward.loss == "preference"
+    data = load_rows(config.data, "reward" if preference else "outcome", rows)
+    run = Run(config)
+    accelerator, max_grad_norm = run.accelerator, config.training.max_grad_norm
+    model, tokenizer, notes = scorer.load_scorer(config.model, run)
+    limit = max_length(model, config.data.max_length)
+    encoded = (pairs if preference else labelled)(data, tokenizer, limit, config.data)
+    examples, validation = hold_out(encoded, config.data.validation_split, config.data.seed)
+    run.introduce(notes, encoded)
+
+    no_dropout(model)  # two answers are compared: noise on either would be part of the preference
+    policy = scorer.CompletionScores(model.train())
+    shown = (validation or examples)[: config.output.samples] if not config.data.streaming else []
+    before = scores_of(policy, shown, run, tokenizer)
+    policy, optimizer, scheduler = run.prepare(policy, run.steps_for(examples))
+
+    # ---- 2. One optimiser step = a list of micro-batches ------------------------------------------------------
+    for window in run.windows(examples):
+        n = run.sum_over_processes(sum(item.counts for micro in window for item in micro))
+        loss_so_far = 0.0
+
+        for i, micro in enumerate(window):
+            # ---- 3. Forward and loss --------------------------------------------------------------------------
+            batch = to_batch(micro, tokenizer.pad_token_id).to(run.device)
+            with run.no_sync_unless_last(policy, i, window):
+                scores = policy(batch)  # [2B]: the chosen answers, then the rejected ones; or [B]
+                loss, metrics = loss_of(scores, micro, config, n)
+                accelerator.backward(loss * accelerator.num_processes)  # DDP averages; our weights already sum
+            loss_so_far += loss.item()
+            run.add(loss, metrics, tokens=int(batch.attention_mask.sum()))
+
+        # ---- 4. Preflight, update -----------------------------------------------------------------------------
+        grad_norm = accelerator.clip_grad_norm_(policy.parameters(), max_grad_norm)
+        run.refuse_non_finite(grad_norm)
+        if run.step == 0:
+            refuse_missing_gradients(policy)
+            refuse_another_start(run.sum_over_processes(loss_so_far), config, run)
+        learning_rate = optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+
+        # ---- 5. Log and evaluate ------------------------------------------------------------------------------
+        held_out = {}
+        if run.evaluate_now():
+            accuracy, held_out = evaluate(policy, validation, config, run, tokenizer.pad_token_id)
+        run.log({"grad_norm": grad_norm, "learning_rate": learning_rate} | held_out)
+
+    # ---- 6. Save ----------------------------------------------------------------------------------------------
+    if validation:
+        run.say(f"held-out accuracy {accuracy}")
+    after = scores_of(scorer.CompletionScores(model), shown, run, tokenizer)
+    return run.finish(model, tokenizer, tell(shown, before, after, tokenizer), save=scorer.save_scorer)
+
+
+def to_batch(micro: list, pad_id: int) -> Batch:
+    """Pairs: the chosen rows, then the rejected ones. Labelled answers: as they are."""
+    if hasattr(micro[0], "label"):
+        return collate([item.example for item in micro], pad_id)
+    return collate([item.chosen for item in micro] + [item.rejected for item in micro], pad_id)
+
+
+def loss_of(scores: torch.Tensor, micro: list, config: RewardConfig, n: float) -> tuple[torch.Tensor, dict]:
+    """The loss of one micro-batch, 1/n a row, 0 for one that is only there to fill it."""
+    weights = torch.tensor([item.counts / n for item in micro], device=scores.device)
+    if config.reward.loss == "outcome":
+        return outcome_loss(scores, torch.tensor([item.label for item in micro], device=scores.device), weights=weights)
+    chosen, rejected = scores.chunk(2)
+    return bradley_terry_loss(
+        chosen, rejected, margin=config.reward.margin, center_coef=config.reward.center_coef, weights=weights
+    )
+
+
+def refuse_another_start(loss: float, config: RewardConfig, run: Run) -> None:
+    """The head starts at 0: every score is 0, and the loss −log σ(−margin), ln 2 without a margin."""
+    expected = math.log1p(math.exp(config.reward.margin))
+    if not abs(loss - expected) < run.tolerance:
+        raise UserError(
+            f"preflight: the loss of the first step is {loss:.6f}, not {expected:.6f}: the head does not start at 0, or rows are lost"
+        )
+
+
+@torch.no_grad()
+def evaluate(policy, validation: list, config: RewardConfig, run: Run, pad_id: int) -> tuple[Score, dict[str, float]]:
+    """Held-out accuracy (pairs in the right order, or answers judged right) with its interval, and the loss."""
+    loss, hits, count = 0.0, 0.0, 0.0
+    for micro in run.slices(validation):
+        part, metrics = loss_of(policy(to_batch(micro, pad_id).to(run.device)), micro, config, 1.0)
+        loss, hits = loss + part.item(), hits + metrics["accuracy"][0].item()
+        count += metrics["accuracy"][1].item()
+    loss, hits, count = (run.sum_over_processes(x) for x in (loss, hits, count))
+    return Score(hits, int(count)), {"validation_loss": loss / count, "validation_accuracy": hits / count}
+
+
+@torch.no_grad()
+def scores_of(policy, shown: list, run: Run, tokenizer) -> list[list[float]]:
+    """The score or scores of each shown item."""
+    if not shown:
+        return []
+    with run.accelerator.autocast():
+        scores = policy(to_batch(shown, tokenizer.pad_token_id).to(run.device)).view(-1, len(shown))
+    return scores.T.tolist()
+
+
+def tell(shown: list, before: list, after: list, tokenizer) -> list[tuple[str, str, str]]:
+    """For samples.md: what was scored, and its scores before and after."""
+
+    def text(example) -> str:
+        return tokenizer.decode(example.input_ids, skip_special_tokens=True).replace("\n", " ⏎ ")
+
+    def number(scores: list[float]) -> str:
+        return ", ".join(f"{s:+.2f}" for s in scores)
+
+    names = [
+        f"label {item.label:g}: {text(item.example)}"
+        if hasattr(item, "label")
+        else f"chosen: {text(item.chosen)} | rejected: {text(item.rejected)}"
+        for item in shown
+    ]
+    return [(name, number(b), number(a)) for name, b, a in zip(names, before, after, strict=True)]
+
+
+if __name__ == "__main__":
+    with clear_exit():
+        train(config)

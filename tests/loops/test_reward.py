@@ -1,0 +1,200 @@
+"""The reward loop: scores by length, the same in the plain library, learned from pairs and from right and wrong."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from small import CHATML, FAMILIES, bytelevel_tokenizer, family, folder
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from loops import reward
+from posttrain import chat, scorer
+from posttrain.batch import Batch, Example, collate
+from posttrain.config import load
+from posttrain.data import load_rows
+from posttrain.errors import UserError
+from posttrain.examples import pairs
+
+ROOT = Path(__file__).resolve().parents[2]
+ROWS = [
+    {
+        "prompt": f"Question {i}?",
+        "chosen": f"Yes, {i}." + " Sure." * (i % 3),
+        "rejected": f"No, {i}." + " Never." * (i % 2),
+    }
+    for i in range(1, 6)
+]
+LABELS = [
+    {"prompt": f"Question {i}?", "completion": f"{'Yes' if i % 2 else 'No'}, {i}.", "label": bool(i % 2)}
+    for i in range(1, 8)
+]
+LN2 = 0.693147
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return folder(tmp_path_factory.mktemp("llama"))
+
+
+def config(tmp_path, name, **overrides):
+    fixed = {
+        "model.name": name, "output.dir": str(tmp_path / "run"), "output.overwrite": True, "training.batch_size": 4, "data.validation_split": 0,
+        "training.learning_rate": 1e-3, "training.epochs": 1, "training.warmup_steps": 0, "training.eval_every": None, "output.samples": 0,
+    }  # fmt: skip
+    return load(ROOT / "configs/reward_tiny.yaml", fixed | {k.replace("__", "."): v for k, v in overrides.items()})
+
+
+def batch_of(tokenizer, rows=ROWS):
+    data = load(ROOT / "configs/reward_tiny.yaml").data
+    items = pairs(load_rows(data, "reward", rows), tokenizer, 200, data).items
+    return [e for p in items for e in (p.chosen, p.rejected)]
+
+
+HOW = {
+    "none": {},
+    "lora": {"model__adapter": "lora"},
+    "4bit": {"model__adapter": "lora", "model__quantization": "4bit"},
+}
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_every_architecture_and_the_plain_librarys_own_forward(tmp_path, kind, how):
+    """Trained for three steps from ln 2; the saved folder's own forward gives the loop's scores on padded rows."""
+    wide = {} if how != "4bit" else {"gpt2": {"n_embd": 64}, "opt": {"hidden_size": 64, "ffn_dim": 128, "word_embed_proj_dim": 64}}.get(
+        kind, {"hidden_size": 64, "intermediate_size": 128}
+    )  # fmt: skip
+    name = family(tmp_path / "m", kind, **wide)
+    result = reward.train(config(tmp_path, name, training__epochs=2, **HOW[how]), rows=ROWS)
+    assert result.metrics[0]["loss"] == pytest.approx(LN2, abs=1e-4) and result.metrics[-1]["loss"] != pytest.approx(
+        LN2, abs=1e-4
+    )
+    saved, tokenizer = result.folder / "model", AutoTokenizer.from_pretrained(result.folder / "model")
+    examples = batch_of(tokenizer)
+    ours = torch.tensor(
+        scorer.score_examples(scorer.CompletionScores(result.model.eval()), examples, tokenizer.pad_token_id, 3)
+    )
+    assert ours.abs().max() > 1e-3
+    again = scorer.score_examples(
+        scorer.load_reward_model(str(saved), device="cpu", key="k")[0], examples, tokenizer.pad_token_id, 4
+    )
+    torch.testing.assert_close(torch.tensor(again), ours, atol=1e-5, rtol=1e-4)
+    if how == "none":
+        plain = AutoModelForSequenceClassification.from_pretrained(saved)
+    elif how == "lora":
+        from peft import AutoPeftModelForSequenceClassification
+
+        plain = AutoPeftModelForSequenceClassification.from_pretrained(
+            saved, num_labels=1, pad_token_id=tokenizer.pad_token_id
+        )
+    else:
+        return
+    batch = collate(examples, tokenizer.pad_token_id)
+    with torch.no_grad():
+        theirs = plain.eval()(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits.squeeze(-1)
+    torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-4)
+
+
+def test_a_score_does_not_depend_on_padding_nor_on_pad_equal_to_eos(llama):
+    from posttrain import models
+
+    causal, tokenizer, _ = models.load(llama)
+    made = scorer.as_scorer(causal)
+    torch.nn.init.normal_(made.score.weight, generator=torch.Generator().manual_seed(0))
+    scores = scorer.CompletionScores(made.eval())
+    end = tokenizer.eos_token_id
+    example = Example.of([20, 21, 22], [30, 31, end])
+    alone = scores(collate([example], end))
+    for pad in (end, 0, 31):
+        wide = Example.of([20] * 9, [30] * 4)
+        torch.testing.assert_close(scores(collate([example, wide], pad))[:1], alone, atol=1e-5, rtol=0)
+        mask = torch.tensor([[False] * 7 + [True] * 6])
+        ids = torch.tensor([[pad] * 7 + example.input_ids])
+        left = Batch(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0), mask)
+        torch.testing.assert_close(scores(left), alone, atol=1e-5, rtol=0)
+
+
+def test_where_pad_is_eos_another_special_token_is_saved_as_pad(tmp_path):
+    tokenizer = bytelevel_tokenizer(CHATML, pad="<|im_end|>")
+    result = reward.train(config(tmp_path, folder(tmp_path / "m", tokenizer=tokenizer)), rows=ROWS)
+    saved = AutoTokenizer.from_pretrained(result.folder / "model")
+    assert saved.pad_token_id not in chat.stop_ids(saved)
+    plain = AutoModelForSequenceClassification.from_pretrained(result.folder / "model")
+    assert plain.config.pad_token_id == saved.pad_token_id
+
+
+def test_without_another_special_token_it_is_refused(monkeypatch):
+    tokenizer = bytelevel_tokenizer(CHATML, pad="<|im_end|>")
+    monkeypatch.setattr(scorer.chat, "special_ids", lambda tokenizer: {tokenizer.eos_token_id})
+    with pytest.raises(UserError, match="would read the score at the wrong place; add a pad token"):
+        scorer.use_a_pad_that_ends_nothing(tokenizer)
+
+
+@pytest.mark.parametrize("loss", ["preference", "outcome"])
+def test_step_equivalence(tmp_path, llama, loss):
+    """One batch of 4, two of 2, four of 1: the same loss and gradient norm; 5 (7) rows: a short last window."""
+    data = {"preference": ROWS, "outcome": LABELS}[loss]
+    more = {"reward__loss": loss, "reward__center_coef": 0.0 if loss == "outcome" else 0.01}
+    runs = [reward.train(config(tmp_path, llama, training__micro_batch_size=m, **more), rows=data) for m in (4, 2, 1)]
+    assert len(runs[0].metrics) == 2
+    for other in runs[1:]:
+        for name in ("loss", "grad_norm", "accuracy"):
+            assert [m[name] for m in other.metrics] == pytest.approx([m[name] for m in runs[0].metrics], abs=1e-5)
+
+
+def test_what_can_be_told_apart_is_learned(tmp_path, llama):
+    more = {"training__epochs": 20, "training__learning_rate": 3e-3}
+    assert reward.train(config(tmp_path, llama, **more), rows=ROWS).metrics[-1]["accuracy"] == 1.0
+    orm = reward.train(config(tmp_path, llama, reward__loss="outcome", reward__center_coef=0.0, **more), rows=LABELS)
+    assert orm.metrics[0]["loss"] == pytest.approx(LN2, abs=1e-4) and orm.metrics[-1]["accuracy"] == 1.0
+
+
+def test_margin_and_centring(tmp_path, llama):
+    first = reward.train(config(tmp_path, llama, reward__margin=1.0), rows=ROWS).metrics[0]
+    assert first["loss"] == pytest.approx(math.log(1 + math.e), abs=1e-4)  # −log σ(−1) = 1.313262
+    both = [
+        reward.train(
+            config(tmp_path, llama, reward__center_coef=c, training__epochs=10, training__learning_rate=3e-3), rows=ROWS
+        ).metrics[-1]
+        for c in (0.0, 1.0)
+    ]
+    middle = [abs(m["rewards_chosen"] + m["rewards_rejected"]) for m in both]
+    assert middle[1] < 0.5 * middle[0] or middle[1] < 0.05
+
+
+def test_validation_has_its_interval_and_samples_their_scores(tmp_path, llama, capfd):
+    result = reward.train(
+        config(tmp_path, llama, data__validation_split=0.4, training__eval_every=1, output__samples=2), rows=ROWS
+    )
+    assert 0 <= result.metrics[-1]["validation_accuracy"] <= 1
+    assert "held-out accuracy" in (err := capfd.readouterr().err) and "n=2" in err
+    samples = (result.folder / "samples.md").read_text()
+    assert samples.count("before: `+0.00, +0.00`") == 2 and "chosen: " in samples
+
+
+def test_preflight_refuses_a_head_that_does_not_start_at_0(tmp_path, llama, monkeypatch):
+    real = scorer.as_scorer
+
+    def warm(causal):
+        made = real(causal)
+        torch.nn.init.normal_(made.score.weight)
+        return made
+
+    monkeypatch.setattr(scorer, "as_scorer", warm)
+    with pytest.raises(UserError, match=r"preflight: the loss of the first step is .* not 0.693147"):
+        reward.train(config(tmp_path, llama), rows=ROWS)
+
+
+def test_refusals(tmp_path, llama):
+    with pytest.raises(UserError, match=r"belong to loss: preference"):
+        config(tmp_path, llama, reward__loss="outcome", reward__margin=1.0)
+    with pytest.raises(UserError, match="rows, row 2: 'label' must be true or false"):
+        reward.train(
+            config(tmp_path, llama, reward__loss="outcome", reward__center_coef=0),
+            rows=[LABELS[0], LABELS[1] | {"label": 3}],
+        )
+    with pytest.raises(UserError, match="expected the columns prompt, completion and label"):
+        reward.train(config(tmp_path, llama, reward__loss="outcome", reward__center_coef=0), rows=ROWS)
+    with pytest.raises(UserError, match=r"cannot be loaded as a reward model"):
+        scorer.load_reward_model(str(tmp_path), device="cpu", key="ppo.reward_model")
