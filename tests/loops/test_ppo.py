@@ -30,7 +30,7 @@ def even_tokens(completion_ids):
 def config(tmp_path, name, **overrides):
     fixed = {
         "model.name": name, "output.dir": str(tmp_path / "run"), "output.overwrite": True, "output.samples": 0, "training.max_steps": 4,
-        "training.micro_batch_size": 8, "training.learning_rate": 1e-3, "training.warmup_steps": 0, "ppo.prompts_per_step": 8,
+        "training.micro_batch_size": 8, "data.validation_split": 0, "training.eval_every": None, "training.learning_rate": 1e-3, "training.warmup_steps": 0, "ppo.prompts_per_step": 8,
         "ppo.minibatches": 2, "ppo.inner_epochs": 2, "ppo.max_new_tokens": 6, "ppo.kl_coef": 0.05,
     }  # fmt: skip
     return load(ROOT / "configs/ppo_tiny.yaml", fixed | {k.replace("__", "."): v for k, v in overrides.items()})
@@ -99,7 +99,9 @@ class OneProcess:
 
 def test_credit_by_hand():
     """One finished answer of three tokens, one cut off after two; β = 0: the pencil example of GAE, and its bootstrap."""
-    made = load(ROOT / "configs/ppo_tiny.yaml").ppo.model_copy(update={"truncated": "bootstrap", "whiten": False})
+    made = load(ROOT / "configs/ppo_tiny.yaml").ppo.model_copy(
+        update={"truncated": "bootstrap", "whiten": False, "lam": 0.95}
+    )
     zeros, halves = torch.zeros(3), torch.full((3,), 0.5)
     answers = [
         ppo.Answer(Example.of([1, 2], [3, 4, 5]), zeros, zeros, zeros, halves, value_after=99.0),

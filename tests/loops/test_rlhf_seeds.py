@@ -29,7 +29,12 @@ def climb(tmp_path, seed, max_steps=None):
     model, tokenizer, _ = models.load("tiny-sft")
     start, roads = accuracy(model, tokenizer), {}
     steps = {} if max_steps is None else {"training.max_steps": max_steps}
-    learned = {"ppo.reward": None, "ppo.reward_model": str(rm.folder / "model"), "ppo.watch": "answer"}
+    learned = {
+        "ppo.reward": None,
+        "ppo.reward_model": str(rm.folder / "model"),
+        "ppo.watch": "answer",
+        "ppo.kl_coef": 0.1,
+    }
     for name, more in (("verifiable", {}), ("learned", learned)):
         result = ppo.train(
             load(ROOT / "configs/ppo_tiny.yaml", out | steps | more | {"output.dir": str(tmp_path / name)})
@@ -45,7 +50,7 @@ def test_a_shortened_climb(tmp_path):
     for gain, metrics in roads.values():
         assert gain >= 0.2 and metrics[-1]["kl"] < 0.5
     learned = roads["learned"][1]
-    # the learned reward ends above where it began by more than it says of the right answers: it is watched, not trusted
+    # both rise; what is only watched shows how far the learned reward can be trusted
     assert learned[-1]["reward"] > learned[0]["reward"] and learned[-1]["watched/answer"] > learned[0]["watched/answer"]
 
 

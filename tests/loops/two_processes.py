@@ -46,7 +46,9 @@ def main(method: str, model: str, out: str, adapter: str) -> None:
             ROOT / "configs/ppo_tiny.yaml",
             fixed
             | {
-                "ppo.prompts_per_step": 6,
+                "data.validation_split": 0.2,
+                "training.eval_every": 2,
+                "ppo.prompts_per_step": 4,
                 "ppo.max_new_tokens": 6,
                 "ppo.minibatches": 2,
                 "ppo.critic": "shared" if adapter == "lora" else "separate",
