@@ -37,7 +37,7 @@ from losses.advantages import gae, kl_shaped_rewards, whiten, whitening_stats
 from losses.kl import k1, k3, k3_is
 from losses.ppo import ppo_policy_loss, ppo_value_loss
 from losses.weights import token_weights
-from posttrain import chat, models, rewards, scorer
+from posttrain import chat, models, scorer
 from posttrain.batch import Example, collate, pad_values
 from posttrain.config import PpoConfig
 from posttrain.critic import ActorCritic
@@ -45,6 +45,7 @@ from posttrain.data import load_rows
 from posttrain.errors import clear_exit
 from posttrain.evaluate import Showcase, ask
 from posttrain.examples import hold_out, prompts
+from posttrain.judge import Judge
 from posttrain.reference import frozen_reference
 from posttrain.rollout import Rollout, draw_uniforms, refuse_other_sampler, sample
 from posttrain.training import Result, Run, refuse_missing_gradients
@@ -76,7 +77,7 @@ def train(
     """Run it; `rows` (prompt and columns for the reward) replaces config.data.name, `reward` replaces config.ppo.reward."""
     data = load_rows(config.data, "ppo", rows)
     run, ppo = Run(config), config.ppo
-    judge = Judge(ppo, reward, data, run)
+    judge = Judge(ppo, reward, data, run.device, config.training.micro_batch_size)
     accelerator, max_grad_norm = run.accelerator, config.training.max_grad_norm
     model, tokenizer, notes = models.load_policy(config.model, run)
     judge.refuse_another_vocabulary(tokenizer)
@@ -183,41 +184,6 @@ def train(
             kl_coef, kl_loss_coef = kl_coef * (1 + 0.1 * error), kl_loss_coef * (1 + 0.1 * error)
 
     return run.finish(model, tokenizer, showcase.compare(before, showcase.answers(model)))
-
-
-class Judge:
-    """Where scores come from: reward functions or a reward model; and functions that are only watched."""
-
-    def __init__(self, ppo, given, data, run: Run):
-        self.weights, self.scorer = ppo.reward_weights, None
-        names = ppo.reward if given is None else given
-        if names is None:
-            self.functions = []
-            self.scorer, self.tokenizer = scorer.load_reward_model(
-                ppo.reward_model, device=run.device, key="ppo.reward_model"
-            )
-        else:
-            self.functions = rewards.find(names, self.weights)
-        self.watched = [] if ppo.watch is None else rewards.find(ppo.watch)
-        self.name, self.micro_batch_size = ppo.reward_model, run.training.micro_batch_size
-        rewards.refuse_bad_targets([*self.functions, *self.watched], data)
-
-    def refuse_another_vocabulary(self, tokenizer) -> None:
-        if self.scorer is not None:
-            scorer.refuse_another_vocabulary(tokenizer, self.tokenizer, self.name)
-
-    def __call__(self, rollout: Rollout, tokenizer, asked: list) -> tuple[list[float], dict]:
-        """(one score per answer, metrics)"""
-        texts, rows = rollout.texts(tokenizer), [prompt.row for prompt in asked]
-        metrics: dict[str, tuple] = {}
-        for function in self.watched:
-            values, _ = rewards.of_rollout([function], None, rollout, texts, rows)
-            metrics[f"watched/{function.__name__}"] = (sum(values), len(values))
-        if self.scorer is None:
-            scores, parts = rewards.of_rollout(self.functions, self.weights, rollout, texts, rows)
-            return scores, metrics | parts
-        pad_id = self.tokenizer.pad_token_id
-        return scorer.score_examples(self.scorer, rollout.examples(), pad_id, self.micro_batch_size), metrics
 
 
 def end_once(scores: list[float], finished: list[bool], ppo) -> tuple[torch.Tensor, list[bool]]:

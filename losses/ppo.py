@@ -37,7 +37,10 @@ def ppo_policy_loss(
     weights: losses.weights.token_weights, exactly 0 where inactive. Old log-probs and advantages carry no gradient.
     metrics, (sum, count) over active tokens: clip_fraction, ratio.
     """
-    _same_shape(policy_logps=policy_logps, old_logps=old_logps, advantages=advantages, weights=weights)
+    given = (policy_logps, old_logps, advantages, weights)
+    assert all(x.ndim == 2 and x.shape == policy_logps.shape for x in given), (
+        f"policy_logps, old_logps, advantages, weights all [B, T], got {[list(x.shape) for x in given]}"
+    )
     if not 0 <= clip_eps <= 1:
         raise ValueError(f"clip_eps must lie in 0 … 1, got {clip_eps}")
     weights = weights.detach()
@@ -66,7 +69,10 @@ def ppo_value_loss(
 
     metrics, (sum, count) over active tokens: value_clip_fraction, value (the mean prediction), return.
     """
-    _same_shape(values=values, old_values=old_values, returns=returns, weights=weights)
+    given = (values, old_values, returns, weights)
+    assert all(x.ndim == 2 and x.shape == values.shape for x in given), (
+        f"values, old_values, returns, weights all [B, T], got {[list(x.shape) for x in given]}"
+    )
     if clip_eps is not None and clip_eps < 0:
         raise ValueError(f"clip_eps must not be negative, got {clip_eps}")
     weights = weights.detach()
@@ -88,13 +94,6 @@ def ppo_value_loss(
         "value": (values.detach().sum(), count),
         "return": (returns.sum(), count),
     }
-
-
-def _same_shape(**tensors: Tensor) -> None:
-    shapes = {name: list(t.shape) for name, t in tensors.items()}
-    assert len({tuple(s) for s in shapes.values()}) == 1 and len(next(iter(shapes.values()))) == 2, (
-        f"all [B, T], got {shapes}"
-    )
 
 
 def walk_through() -> None:

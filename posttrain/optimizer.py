@@ -1,0 +1,42 @@
+"""The optimiser and its schedule: AdamW, decay on matrices only, a factor of the peak learning rate per optimiser step."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from posttrain.errors import UserError
+
+
+def schedule(step: int, num_steps: int, warmup: int, how: str) -> float:
+    """The learning rate's factor for optimiser step 0, 1, …: linear without warm-up is (N − k) / N at step k."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    done = min(1.0, (step - warmup) / max(1, num_steps - warmup))
+    return {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[how]
+
+
+def make_optimizer(
+    policy: nn.Module, training, device: torch.device, learning_rates: dict[str, float] | None = None
+) -> torch.optim.Optimizer:
+    named = [(n, p) for n, p in policy.named_parameters() if p.requires_grad]
+    groups = []
+    for start, rate in [*(learning_rates or {}).items(), ("", training.learning_rate)]:
+        own = [p for n, p in named if n.startswith(start)]
+        named = [(n, p) for n, p in named if not n.startswith(start)]
+        groups.append({"params": [p for p in own if p.ndim >= 2], "weight_decay": training.weight_decay, "lr": rate})
+        groups.append({"params": [p for p in own if p.ndim < 2], "weight_decay": 0.0, "lr": rate})
+    groups = [
+        group for group in reversed(groups) if group["params"]
+    ]  # the policy's own rate first: it is what is logged
+    if training.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=training.learning_rate, fused=device.type in ("cpu", "cuda"))
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError:
+        raise UserError(
+            "training.optimizer adamw_8bit needs bitsandbytes: pip install bitsandbytes, or use adamw"
+        ) from None
+    return AdamW8bit(groups, lr=training.learning_rate)
