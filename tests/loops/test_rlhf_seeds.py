@@ -48,7 +48,7 @@ def test_a_shortened_climb(tmp_path):
     pairwise, roads = climb(tmp_path, 0, max_steps=96)
     assert pairwise >= 0.75
     for gain, metrics in roads.values():
-        assert gain >= 0.2 and metrics[-1]["kl"] < 0.5
+        assert gain >= 0.2 and sum(m["kl_k1"] for m in metrics[-32:]) / 32 < 0.3
     learned = roads["learned"][1]
     # both rise; what is only watched shows how far the learned reward can be trusted
     assert learned[-1]["reward"] > learned[0]["reward"] and learned[-1]["watched/answer"] > learned[0]["watched/answer"]
@@ -60,6 +60,6 @@ def test_ranges(tmp_path, seed):
     pairwise, roads = climb(tmp_path, seed)
     assert pairwise >= 0.80
     for gain, metrics in roads.values():
-        assert gain >= 0.30 and metrics[-1]["kl"] <= 0.2 and metrics[-1]["seconds"] < 90
-    explained = [m["explained_variance"] for m in roads["verifiable"][1][-32:]]
-    assert sum(explained) / len(explained) > 0.2
+        # k1 is unbiased; k3 is heavy-tailed: single minibatches of 0.4 were seen where the mean was 0.1
+        kl, explained = (sum(m[name] for m in metrics[-32:]) / 32 for name in ("kl_k1", "explained_variance"))
+        assert gain >= 0.30 and kl <= 0.15 and explained > 0.2 and metrics[-1]["seconds"] < 90
