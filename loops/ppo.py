@@ -99,8 +99,13 @@ def train(
     showcase = Showcase(data, tokenizer, config.output.samples, limit, ppo.max_new_tokens)
     before = showcase.answers(model)
     critic_rate = ppo.critic_learning_rate or config.training.learning_rate
+    both = ActorCritic(policy, critic)
+    networks = {"grad_norm": both if critic is None else policy} | (
+        {} if critic is None else {"critic_grad_norm": critic}
+    )
+    clipped_apart = {name: list(network.parameters()) for name, network in networks.items()}
     both, optimizer, scheduler = run.prepare(
-        ActorCritic(policy, critic), run.steps_for_prompts(items, ppo), {"critic.": critic_rate, "head.": critic_rate}
+        both, run.steps_for_prompts(items, ppo), {"critic.": critic_rate, "head.": critic_rate}
     )
 
     for rollout_number, (chosen, mine) in enumerate(run.prompt_windows(items, ppo.prompts_per_step)):
@@ -162,8 +167,9 @@ def train(
                 run.add(loss, metrics, tokens=sum(map(len, micro)))
 
             # ---- 6. Update ----------------------------------------------------------------------------------------
-            grad_norm = accelerator.clip_grad_norm_(both.parameters(), max_grad_norm)
-            run.refuse_non_finite(grad_norm)
+            # each network by its own norm: the value loss grows with the reward's scale, the policy's does not
+            norms = {name: accelerator.clip_grad_norm_(part, max_grad_norm) for name, part in clipped_apart.items()}
+            run.refuse_non_finite(sum(norms.values()))
             if run.step == 0:
                 refuse_missing_gradients(both)
             learning_rate = optimizer.param_groups[0]["lr"]
@@ -175,7 +181,7 @@ def train(
             held_out = evaluate(model, validation, judge, ppo, tokenizer, run) if run.evaluate_now() else {}
             run.add(None, rollout_metrics)
             coefs = {"kl_coef": kl_coef + kl_loss_coef} if reference is not None else {}
-            run.log({"grad_norm": grad_norm, "learning_rate": learning_rate} | about_values | coefs | held_out)
+            run.log(norms | {"learning_rate": learning_rate} | about_values | coefs | held_out)
 
         if (
             ppo.kl_target is not None

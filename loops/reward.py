@@ -42,6 +42,7 @@ def train(config: RewardConfig, *, rows: list[dict] | None = None) -> Result:
     run = Run(config)
     accelerator, max_grad_norm = run.accelerator, config.training.max_grad_norm
     model, tokenizer, notes = scorer.load_scorer(config.model, run)
+    model.config.pad_token_id = scorer.use_a_pad_that_ends_nothing(tokenizer)
     limit = max_length(model, config.data.max_length)
     encoded = (pairs if preference else labelled)(data, tokenizer, limit, config.data)
     examples, validation = hold_out(encoded, config.data.validation_split, config.data.seed)

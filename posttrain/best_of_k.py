@@ -2,7 +2,7 @@
 
     best     {prompt, completion}        the highest score: SFT on it is rejection-sampling fine-tuning (Llama 2's first step)
     pairs    {prompt, chosen, rejected}  highest and lowest, where they differ
-    labels   {prompt, completion, label} every answer; right (1) where its score is above ½
+    labels   {prompt, completion, label} every answer; right where its score is above ½ (of an outcome reward model: above 0)
 
 Run as `python -m posttrain.curate best-of-k`.
 """
@@ -47,13 +47,13 @@ def best_of_k(
         model, prompts, score, k=k, max_prompts=max_prompts, temperature=temperature, max_new_tokens=max_new_tokens,
         system_prompt=system_prompt, seed=seed,
     )  # fmt: skip
-    rows, left_out = as_rows(groups, write, min_score)
+    rows, left_out = as_rows(groups, write, min_score, right_above=0.0 if is_reward_model(score) else 0.5)
     first = sum(group[0].score for group in groups) / len(groups)
     best = sum(max(s.score for s in group) for group in groups) / len(groups)
     why = {
         "best": "scored too low, or did not end",
         "pairs": "had no two scores, or no answer that ended",
-        "labels": "were empty",
+        "labels": "were empty, or did not end",
     }
     if not rows:
         raise UserError(f"nothing to write: {left_out} of {len(groups)} prompts {why[write]}")
@@ -64,15 +64,21 @@ def best_of_k(
     )
 
 
-def as_rows(groups: list[list[Scored]], write: str, min_score: float | None = None) -> tuple[list[dict], int]:
+def is_reward_model(score: list[str]) -> bool:
+    return len(score) == 1 and Path(score[0]).expanduser().is_dir()
+
+
+def as_rows(
+    groups: list[list[Scored]], write: str, min_score: float | None = None, right_above: float = 0.5
+) -> tuple[list[dict], int]:
     """(rows, how many prompts, or answers for labels, gave none). An answer that did not end is never one to learn."""
     rows, left_out = [], 0
     for group in groups:
-        usable = [s for s in group if s.text.strip() and (s.finished or write == "labels")]
+        usable = [s for s in group if s.text.strip() and s.finished]
         best = max(usable, key=lambda s: s.score, default=None)
         worst = min(usable, key=lambda s: s.score, default=None)
         if write == "labels":
-            rows += [{"prompt": s.prompt, "completion": s.text, "label": s.score > 0.5} for s in usable]
+            rows += [{"prompt": s.prompt, "completion": s.text, "label": s.score > right_above} for s in usable]
             left_out += len(group) - len(usable)
         elif write == "best" and best is not None and (min_score is None or best.score >= min_score):
             rows.append({"prompt": best.prompt, "completion": best.text, "score": best.score})
@@ -99,22 +105,25 @@ def sample_and_score(
     """k scored answers to each prompt."""
     import torch
 
-    from posttrain import chat, models, rewards, scorer
+    from posttrain import models, rewards, scorer
     from posttrain.data import load_rows
     from posttrain.evaluate import ask
+    from posttrain.examples import prompts as encode
     from posttrain.keys import Data
 
-    data = load_rows(Data(name=prompts, split=split, max_samples=max_prompts, system_prompt=system_prompt), "grpo")
+    settings = Data(name=prompts, split=split, max_samples=max_prompts, system_prompt=system_prompt)
+    data = load_rows(settings, "grpo")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    by_model = len(score) == 1 and Path(score[0]).expanduser().is_dir()
+    by_model = is_reward_model(score)
     functions = [] if by_model else rewards.find(score)
     rewards.refuse_bad_targets(functions, data)
     loaded, tokenizer, _ = models.load(model, device=device, key="--model")
-    ids = [chat.prompt_ids(tokenizer, row["prompt"]) for row in data.rows]
+    asked = encode(data, tokenizer, models.max_length(loaded, None), max_new_tokens, settings, "best-of-k").items
+    ids = [p.ids for p in asked]
     rollout = ask(
         loaded, tokenizer, ids, max_new_tokens=max_new_tokens, group_size=k, temperature=temperature, seed=seed, label="answers"
     )  # fmt: skip
-    texts, rows = rollout.texts(tokenizer), [row for row in data.rows for _ in range(k)]
+    texts, rows = rollout.texts(tokenizer), [p.row for p in asked for _ in range(k)]
     if by_model:
         reward_model, its_tokenizer = scorer.load_reward_model(score[0], device=device, key="--score")
         scorer.refuse_another_vocabulary(tokenizer, its_tokenizer, score[0])

@@ -134,7 +134,7 @@ class Encoded:
     items: list | EncodedStream
     rows: Rows | Stream
     encoder: Encoder
-    row_of: list[int]  # of each item: the row it was made from (of a stream: empty)
+    group_of: list[int]  # of each item: the first row with its prompt, or its own row (of a stream: empty)
 
     def summary(self) -> str:
         text = f"read {'; '.join(self.rows.read)}"
@@ -168,9 +168,11 @@ def _encode(rows: Rows | Stream, encoder: Encoder) -> Encoded:
     """Encode every row now, or, of a stream, each when it is read."""
     if isinstance(rows, Stream):
         return Encoded(EncodedStream(rows, encoder), rows, encoder, [])
-    made = [(item, i) for i, row in enumerate(rows.rows) for item in encoder(row, i, rows.where(i))]
+    first: dict[str, int] = {}  # several answers to one prompt belong together
+    groups = [first.setdefault(repr(row["prompt"]), i) if "prompt" in row else i for i, row in enumerate(rows.rows)]
+    made = [(item, groups[i]) for i, row in enumerate(rows.rows) for item in encoder(row, i, rows.where(i))]
     items = [item for item, _ in made]
-    out = Encoded(items, rows, encoder, [i for _, i in made])
+    out = Encoded(items, rows, encoder, [group for _, group in made])
     if not items:
         raise UserError(f"{out.summary()}: nothing is left to train on")
     encoder.refuse_too_many()
@@ -231,14 +233,14 @@ def _too_long(max_length: int) -> str:
 
 
 def hold_out(encoded: Encoded, share: float, seed: int) -> tuple[Any, list]:
-    """(training, validation): data.validation_split of the *rows*, drawn by data.seed, in their order. All that a template
-    makes of one conversation goes to the same side, or the validation loss would be of text half seen."""
+    """(training, validation): data.validation_split of the *prompts*, drawn by data.seed, in their order. All answers to one
+    prompt, and all that a template makes of one conversation, go to the same side: or what is held out would be half seen."""
     if share == 0:
         return encoded.items, []
-    rows = sorted(set(encoded.row_of))
+    rows = sorted(set(encoded.group_of))
     count = max(1, round(share * len(rows)))
     if count >= len(rows):
-        raise UserError(f"data.validation_split = {share} leaves none of the {len(rows)} rows to train on")
+        raise UserError(f"data.validation_split = {share} leaves none of the {len(rows)} prompts to train on")
     kept_out = set(random.Random(seed).sample(rows, count))
-    pairs = list(zip(encoded.items, encoded.row_of, strict=True))
+    pairs = list(zip(encoded.items, encoded.group_of, strict=True))
     return [x for x, row in pairs if row not in kept_out], [x for x, row in pairs if row in kept_out]

@@ -290,6 +290,11 @@ class PpoConfig(Config):
 
     @model_validator(mode="after")
     def _sizes_fit(self):
+        if self.ppo.critic == "separate" and self.model.adapter_path is not None:
+            raise ValueError(
+                "ppo.critic: separate starts from model.name, not from model.adapter_path: use critic: shared, or give the adapter's folder "
+                "as model.name"
+            )
         rows = self.ppo.prompts_per_step // self.ppo.minibatches
         if self.training.batch_size not in (None, rows):
             raise ValueError(

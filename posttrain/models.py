@@ -286,7 +286,7 @@ class CompletionLogps(nn.Module):
 
     @property
     def hidden_size(self) -> int:
-        return self._causal_lm.config.get_text_config().hidden_size
+        return self._causal_lm.get_output_embeddings().weight.shape[1]  # not config.hidden_size: OPT-350m projects
 
     @property
     def _causal_lm(self) -> nn.Module:

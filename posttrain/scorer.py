@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from posttrain import chat, lora, models, quantize
+from posttrain import chat, hub, lora, models, quantize
 from posttrain.batch import Batch, Example, collate
 from posttrain.errors import UserError
 
@@ -27,7 +27,6 @@ def load_scorer(config, run) -> tuple[nn.Module, object, list[str]]:
     if config.adapter == "lora":
         scorer = lora.add(scorer, config.lora, models.base_folder(config, run, causal, tokenizer), task_type="SEQ_CLS")
     models.checkpoint(scorer, config)
-    scorer.config.pad_token_id = use_a_pad_that_ends_nothing(tokenizer)
     return scorer, tokenizer, lines
 
 
@@ -37,8 +36,14 @@ def as_scorer(causal: nn.Module) -> nn.Module:
 
     config = copy.deepcopy(causal.config)
     config.num_labels = 1
-    with torch.device("meta"):  # only its shape: the weights are the causal model's
-        scorer = AutoModelForSequenceClassification.from_config(config)
+    try:
+        with torch.device("meta"):  # only its shape: the weights are the causal model's
+            scorer = AutoModelForSequenceClassification.from_config(config)
+    except ValueError:
+        raise UserError(
+            f"transformers has no sequence classifier for {config.model_type}, so no reward model and no separate critic can be made of it "
+            "(loops.ppo: set ppo.critic: shared)"
+        ) from None
     setattr(scorer, scorer.base_model_prefix, causal.base_model)
     weight = causal.get_input_embeddings().weight
     head = nn.Linear(scorer.score.in_features, 1, bias=False, device=weight.device, dtype=torch.float32)
@@ -80,6 +85,9 @@ def load_reward_model(name: str, *, device: torch.device | str, key: str) -> tup
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     path = str(Path(name).expanduser())
+    if not Path(path).exists():
+        hub.use_cache_if_unreachable()
+        path = lora.local_folder(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
         if lora.is_adapter(path):
@@ -98,6 +106,8 @@ def load_reward_model(name: str, *, device: torch.device | str, key: str) -> tup
         raise UserError(f"{key} '{name}': cannot be loaded as a reward model: {reason}") from None
     if model.config.num_labels != 1:
         raise UserError(f"{key} '{name}' gives {model.config.num_labels} numbers, not one score: is it a classifier?")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # scores are read by length: any id will do
     model.requires_grad_(False)
     return CompletionScores(model.eval()), tokenizer
 

@@ -111,7 +111,9 @@ def sampled_rows(name: str, split: str) -> list[dict]:
     from posttrain.best_of_k import as_rows, sample_and_score
     from posttrain.sources import read_file, write_rows
 
-    recipe = json.dumps([SAMPLES, PROBLEMS, tiny_data.rows("tiny-math", split), fingerprint("tiny-sft")])
+    recipe = json.dumps(
+        ["ended answers only", SAMPLES, PROBLEMS, tiny_data.rows("tiny-math", split), fingerprint("tiny-sft")]
+    )
     target = cache_folder() / f"{name}-{split}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.jsonl"
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):

@@ -89,6 +89,7 @@ class Run:
             "model.name": self.config.model.name,
             "model.adapter_path": self.config.model.adapter_path,
             "model.reference": getattr(self.config.model, "reference", None),
+            "ppo.reward_model": getattr(getattr(self.config, "ppo", None), "reward_model", None),
         }
         names = self.config.data.name
         for key, source in [

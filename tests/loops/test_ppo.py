@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import folder, sentencepiece_tokenizer
+from small import bytelevel_tokenizer, folder, sentencepiece_tokenizer
 
 from loops import ppo, reward
 from posttrain import models, scorer
@@ -214,6 +214,7 @@ def test_preflight_refuses_a_sampler_that_disagrees(tmp_path, llama, monkeypatch
         ({"ppo__reward_model": "x"}, "give either reward .* not both"),
         ({"ppo__truncated": "bootstrap", "ppo__truncation_penalty": -1.0}, "would count the ending twice"),
         ({"ppo__kl_coef": 0.0, "ppo__kl_target": 0.1}, "kl_target needs a kl_coef"),
+        ({"model__adapter": "lora", "model__adapter_path": "x"}, "critic: separate starts from model.name"),
         ({"ppo__prompts_per_step": 7}, "does not divide the 7 answers"),
         ({"training__batch_size": 5}, "= 4 per optimiser step"),
         ({"ppo__top_p": 0.9}, "top_p.*is refused in RL"),
@@ -222,3 +223,31 @@ def test_preflight_refuses_a_sampler_that_disagrees(tmp_path, llama, monkeypatch
 def test_keys_that_cannot_be(tmp_path, llama, changes, message):
     with pytest.raises(UserError, match=message):
         config(tmp_path, llama, **changes)
+
+
+def test_the_critic_does_not_throttle_the_policy(tmp_path, llama):
+    """Rewards a hundred times as large: whitened advantages are the same, so the policy's update must be, too."""
+    first = [
+        run(tmp_path, llama, reward=lambda completion_ids, scale=scale: [scale * x for x in even_tokens(completion_ids)],
+            training__max_steps=1, ppo__kl_coef=0.0, ppo__minibatches=1)
+        for scale in (1, 100)
+    ]  # fmt: skip
+    small, large = (r.metrics[0] for r in first)
+    assert large["grad_norm"] == pytest.approx(small["grad_norm"], rel=1e-4)
+    assert large["critic_grad_norm"] == pytest.approx(100 * small["critic_grad_norm"], rel=1e-3)
+    for a, b in zip(*(r.model.parameters() for r in first), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+
+
+def test_the_reward_model_is_not_overwritten(tmp_path, llama):
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    keys = {"ppo__reward": None, "ppo__reward_model": str(tmp_path / "run" / "model")}
+    with pytest.raises(UserError, match=r"ppo.reward_model .* lies in the run folder"):
+        ppo.train(config(tmp_path, llama, **keys), rows=ROWS)
+
+
+def test_a_tokenizer_with_one_special_token_and_a_projected_head(tmp_path):
+    tokenizer = bytelevel_tokenizer(None, pad=None, eos="<|endoftext|>")
+    name = folder(tmp_path / "m", "opt", tokenizer, word_embed_proj_dim=16)
+    for critic in ("separate", "shared"):
+        assert len(run(tmp_path, name, ppo__critic=critic, training__max_steps=1).metrics) == 1

@@ -198,3 +198,33 @@ def test_refusals(tmp_path, llama):
         reward.train(config(tmp_path, llama, reward__loss="outcome", reward__center_coef=0), rows=ROWS)
     with pytest.raises(UserError, match=r"cannot be loaded as a reward model"):
         scorer.load_reward_model(str(tmp_path), device="cpu", key="ppo.reward_model")
+
+
+def test_all_answers_to_a_prompt_are_held_out_together():
+    from small import bytelevel_tokenizer as tokenizer
+
+    from posttrain.examples import hold_out, labelled
+
+    rows = [row | {"completion": f"{row['completion']} {k}"} for row in LABELS for k in range(4)]
+    data = load(ROOT / "configs/reward_tiny.yaml").data
+    training, validation = hold_out(labelled(load_rows(data, "outcome", rows), tokenizer(), 200, data), 0.3, 0)
+    prompts = [
+        {tuple(t for t, m in zip(x.example.input_ids, x.example.completion_mask, strict=True) if not m) for x in side}
+        for side in (training, validation)
+    ]
+    assert len(validation) == 8 and not prompts[0] & prompts[1]
+
+
+def test_an_architecture_without_a_classifier_is_a_clear_error(monkeypatch, llama):
+    from posttrain import models
+
+    causal = models.load(llama)[0]
+
+    def none(config):
+        raise ValueError("Unrecognized configuration class")
+
+    import transformers
+
+    monkeypatch.setattr(transformers.AutoModelForSequenceClassification, "from_config", none)
+    with pytest.raises(UserError, match=r"no sequence classifier for llama, .* set ppo.critic: shared"):
+        scorer.as_scorer(causal)

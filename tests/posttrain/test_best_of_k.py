@@ -29,7 +29,16 @@ def test_what_is_kept():
     assert [r["completion"] for r in as_rows(GROUPS, "best", min_score=1.0)[0]] == ["a"]
     assert as_rows(GROUPS, "pairs") == ([{"prompt": "Q?", "chosen": "a", "rejected": "b"}], 2)
     labels, left_out = as_rows(GROUPS, "labels")
-    assert [r["label"] for r in labels] == [True, False, True, False, False, True, False] and left_out == 1
+    assert [r["label"] for r in labels] == [True, False, True, False, False, False] and left_out == 2
+    # of an outcome reward model the score is a logit: right above 0
+    assert [r["label"] for r in as_rows(GROUPS, "labels", right_above=0.0)[0]] == [
+        True,
+        False,
+        True,
+        False,
+        False,
+        True,
+    ]
 
 
 @pytest.mark.parametrize(("write", "method"), [("best", "sft"), ("pairs", "dpo"), ("labels", "outcome")])
