@@ -91,3 +91,26 @@ def test_refusals(tmp_path):
         best_of_k("m", "p", ["answer"], str(tmp_path))
     with pytest.raises(UserError, match="expected answer, or package"):
         best_of_k("tiny-sft", "tiny-math", ["no-such-folder"], str(tmp_path / "o.jsonl"))
+
+
+def test_a_reward_model_may_score_them(tmp_path):
+    """Best of two by a reward model: its own scores, of the sampled ids, and the higher one is kept."""
+    from posttrain import models, scorer
+    from posttrain.batch import Example
+    from posttrain.best_of_k import sample_and_score
+    from posttrain.chat import completion_ids, prompt_ids
+
+    causal, tokenizer, _ = models.load("tiny-sft")
+    made = scorer.as_scorer(causal)
+    made.score.weight.data.normal_()
+    scorer.save_scorer(made, tokenizer, tmp_path / "rm")
+    groups = sample_and_score("tiny-sft", "tiny-math", [str(tmp_path / "rm")], k=2, max_prompts=6, max_new_tokens=28)
+    rm, its = scorer.load_reward_model(str(tmp_path / "rm"), device="cpu", key="k")
+    for pair in groups:
+        asked = [{"role": "user", "content": pair[0].prompt}]
+        for one in pair:
+            if one.finished:
+                row = Example.of(prompt_ids(its, asked), completion_ids(its, asked, one.text))
+                assert scorer.score_examples(rm, [row], its.pad_token_id, 1)[0] == pytest.approx(one.score, abs=1e-4)
+    kept, _ = as_rows(groups, "best")
+    assert all(row["score"] == max(s.score for s in pair if s.finished) for row, pair in zip(kept, groups, strict=True))
