@@ -40,7 +40,7 @@ class Lora(Section):
     rank: int = Field(16, ge=1, description="rank of the two low-rank factors")
     alpha: float = Field(32, gt=0, description="the update is scaled by alpha / rank")
     dropout: float = Field(
-        0.0, ge=0, lt=1, description="dropout on the adapter's input; DPO and GRPO set it to 0, as every dropout"
+        0.0, ge=0, lt=1, description="dropout on the adapter's input; all loops but SFT set it to 0, as every dropout"
     )
     targets: str | list[str] = Field(
         "all-linear", description="'all-linear', or the names of the layers to adapt, e.g. [q_proj, v_proj]"
@@ -153,7 +153,9 @@ class Data(Section):
 
 class Training(Section):
     batch_size: int = Field(
-        16, ge=1, description="rows (SFT) or pairs (DPO) per optimiser step, all processes and micro-batches together"
+        16,
+        ge=1,
+        description="rows (SFT, outcome rewards) or pairs (DPO, reward) per optimiser step, all processes and micro-batches together",
     )
     micro_batch_size: int = Field(
         8, ge=1, description="how many of them go through the model at once, per process: memory, not mathematics"
