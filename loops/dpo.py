@@ -27,15 +27,16 @@ from losses.dpo import dpo_loss
 from losses.logprobs import sequence_logps
 from losses.sft import completion_cross_entropy
 from losses.weights import token_weights
-from posttrain import models
-from posttrain.batch import collate
+from posttrain import chat, models, preflight
+from posttrain.batch import collate, stop_probability
 from posttrain.config import DpoConfig
 from posttrain.data import load_rows
-from posttrain.errors import UserError, clear_exit
+from posttrain.errors import clear_exit
 from posttrain.evaluate import Showcase
 from posttrain.examples import hold_out, pairs
 from posttrain.reference import frozen_reference
-from posttrain.training import Result, Run, refuse_missing_gradients
+from posttrain.sharded import gathered
+from posttrain.training import Result, Run
 
 
 def train(config: DpoConfig, *, rows: list[dict] | None = None) -> Result:
@@ -53,9 +54,10 @@ def train(config: DpoConfig, *, rows: list[dict] | None = None) -> Result:
     models.no_dropout(model)  # or policy != reference at step 0
     policy = models.CompletionLogps(model.train())
     reference = frozen_reference(policy, config.model, run.compute)
-    pad_id, cache = tokenizer.pad_token_id, {}
+    run.checkpoints.remember("the reference", reference)
+    pad_id, stops, cache = tokenizer.pad_token_id, chat.stop_ids(tokenizer), {}
     if config.dpo.precompute:
-        cache = precompute(reference, encoded.items, run, pad_id)
+        cache = run.checkpoints.saved("cache") or precompute(reference, encoded.items, run, pad_id)
         reference = None  # its memory is free again
     showcase = Showcase(data, tokenizer, config.output.samples, limit)
     before = showcase.answers(model)
@@ -97,6 +99,7 @@ def train(config: DpoConfig, *, rows: list[dict] | None = None) -> Result:
                 "chosen_logps_per_token": (token_logps[:half].sum(), chosen.sum()),
                 "rejected_logps_per_token": (token_logps[half:].sum(), rejected.sum()),
                 "entropy": (entropy.sum(), batch.active.sum()),
+                "p_stop": stop_probability(token_logps, batch, stops),
             }
             run.add(loss, metrics, tokens=int(batch.attention_mask.sum()))
 
@@ -105,20 +108,26 @@ def train(config: DpoConfig, *, rows: list[dict] | None = None) -> Result:
         run.refuse_non_finite(grad_norm)
         dpo_term = run.sum_over_processes(dpo_term)
         if run.step == 0:
-            refuse_missing_gradients(policy)
-            if config.model.reference in ("auto", "copy", "adapter_off"):
-                refuse_moved_reference(dpo_term, config, run)
+            preflight.gradients(run, policy)
+            preflight.stop_token(run, model, tokenizer, run.count_so_far("p_stop"))
+            if config.model.reference in ("auto", "copy", "adapter_off"):  # margin 0: −log σ(0) = ln 2
+                moved = "the reference is not the policy as it was (dropout left on, another adapter, or moved weights)"
+                preflight.start(run, "the DPO term", dpo_term, math.log(2), moved)
         learning_rate = optimizer.param_groups[0]["lr"]
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
 
-        # ---- 6. Log and evaluate ------------------------------------------------------------------------------
+        # ---- 6. Log, evaluate, keep a checkpoint --------------------------------------------------------------
         held_out = evaluate(policy, reference, cache, validation, config, run, pad_id) if run.evaluate_now() else {}
         run.log({"dpo_loss": dpo_term, "grad_norm": grad_norm, "learning_rate": learning_rate} | held_out)
+        if run.checkpoints.due():
+            run.checkpoints.write(model, tokenizer, {"cache": cache})
 
     # ---- 7. Save ----------------------------------------------------------------------------------------------
-    return run.finish(model, tokenizer, showcase.compare(before, showcase.answers(model)))
+    with gathered(policy):
+        after = showcase.answers(model)
+    return run.finish(model, tokenizer, showcase.compare(before, after))
 
 
 @torch.no_grad()
@@ -140,15 +149,6 @@ def precompute(reference, items: list, run: Run, pad_id: int) -> dict[int, tuple
         chosen, rejected = reference_logps(reference, {}, micro, batch, run).view(2, -1).tolist()
         cache |= {p.index: both for p, both in zip(micro, zip(chosen, rejected, strict=True), strict=True) if p.counts}
     return run.merge(cache)
-
-
-def refuse_moved_reference(dpo_term: float, config: DpoConfig, run: Run) -> None:
-    """At step 0 policy and reference are the same model: margin 0, and the DPO term is −log σ(0) = ln 2."""
-    if not abs(dpo_term - math.log(2)) < run.tolerance:
-        raise UserError(
-            f"preflight: the DPO term of the first step is {dpo_term:.6f}, not ln 2 = 0.693147: the reference is not the policy as it was "
-            "at step 0 (dropout left on, another adapter, or weights that have moved)"
-        )
 
 
 @torch.no_grad()

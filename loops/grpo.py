@@ -28,16 +28,17 @@ import torch
 from losses.advantages import group_relative_advantages, leave_one_out_advantages
 from losses.grpo import grpo_loss
 from losses.weights import token_weights
-from posttrain import chat, models, rewards
-from posttrain.batch import Example, collate, pad_values
+from posttrain import chat, models, preflight, rewards
+from posttrain.batch import Example, collate, pad_values, stop_probability
 from posttrain.config import GrpoConfig
 from posttrain.data import load_rows
 from posttrain.errors import clear_exit
 from posttrain.evaluate import Showcase, ask
 from posttrain.examples import Prompt, hold_out, prompts
 from posttrain.reference import frozen_reference
-from posttrain.rollout import Rollout, draw_uniforms, refuse_other_sampler, sample
-from posttrain.training import Result, Run, refuse_missing_gradients
+from posttrain.rollout import Rollout, draw_uniforms, sample
+from posttrain.sharded import gathered
+from posttrain.training import Result, Run
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,11 @@ class Answer:
     def muted(self) -> "Answer":
         return replace(self, example=self.example.muted())
 
+    @classmethod
+    def restored(cls, saved: dict) -> "Answer":
+        """From a checkpoint."""
+        return cls(**saved | {"example": Example(**saved["example"])})
+
 
 def train(
     config: GrpoConfig, *, rows: list[dict] | None = None, reward: Callable | list[Callable] | None = None
@@ -77,53 +83,61 @@ def train(
     models.no_dropout(model)  # or sampler, policy and reference would disagree
     policy = models.CompletionLogps(model.train())
     reference = frozen_reference(policy, config.model, run.compute) if grpo.kl_coef > 0 else None
+    run.checkpoints.remember("the reference", reference)
     pad_id, stops = tokenizer.pad_token_id, chat.stop_ids(tokenizer)
     showcase = Showcase(data, tokenizer, config.output.samples, limit, grpo.max_new_tokens)
     before = showcase.answers(model)
     updates_per_rollout = grpo.minibatches * grpo.inner_epochs
     policy, optimizer, scheduler = run.prepare(policy, run.steps_for_prompts(items, grpo))
 
-    for rollout_number, (chosen, mine) in enumerate(run.prompt_windows(items, grpo.prompts_per_step)):
-        # ---- 1. Rollout: this process's prompts, its rows of the uniforms of the whole rollout --------------------
-        uniforms = draw_uniforms(
-            len(chosen) * grpo.group_size, grpo.max_new_tokens, seed=config.training.seed, step=rollout_number
-        )
-        with accelerator.autocast():
-            rollout = sample(
-                model,
-                [chosen[i].ids for i in mine],
-                group_size=grpo.group_size,
-                max_new_tokens=grpo.max_new_tokens,
-                temperature=grpo.temperature,
-                stop_ids=stops,
-                pad_id=pad_id,
-                uniforms=uniforms.view(len(chosen), grpo.group_size, -1)[mine].flatten(0, 1),
+    for rollout_number, chosen, mine in run.prompt_windows(items, grpo.prompts_per_step):
+        in_flight = run.checkpoints.in_flight()  # resumed in the middle of this rollout: steps 1 to 3 are done
+        if in_flight is not None:
+            answers = [Answer.restored(a) for prompt in mine for a in in_flight["answers"][prompt]]
+            rollout_metrics = in_flight["metrics"] if accelerator.is_main_process else {}
+        else:
+            # ---- 1. Rollout: this process's prompts, its rows of the uniforms of the whole rollout --------------------
+            uniforms = draw_uniforms(
+                len(chosen) * grpo.group_size, grpo.max_new_tokens, seed=config.training.seed, step=rollout_number
             )
+            with accelerator.autocast(), gathered(policy):
+                rollout = sample(
+                    model,
+                    [chosen[i].ids for i in mine],
+                    group_size=grpo.group_size,
+                    max_new_tokens=grpo.max_new_tokens,
+                    temperature=grpo.temperature,
+                    stop_ids=stops,
+                    pad_id=pad_id,
+                    uniforms=uniforms.view(len(chosen), grpo.group_size, -1)[mine].flatten(0, 1),
+                )
 
-        # ---- 2. Rewards and advantages, over whole groups ---------------------------------------------------------
-        texts = rollout.texts(tokenizer)
-        total_rewards, parts = rewards.of_rollout(
-            functions, grpo.reward_weights, rollout, texts, [chosen[i].row for i in mine]
-        )
-        scores = torch.tensor(total_rewards)
-        advantages = (
-            group_relative_advantages(scores, grpo.group_size, scale=grpo.advantage_scale)
-            if grpo.advantage == "group"
-            else leave_one_out_advantages(scores, grpo.group_size)
-        )
-        answers = [
-            Answer(e.muted() if grpo.mask_truncated and not done else e, a, logps)
-            for e, a, logps, done in zip(
-                rollout.examples(), advantages.tolist(), rollout.logps, rollout.finished, strict=True
+            # ---- 2. Rewards and advantages, over whole groups ---------------------------------------------------------
+            texts = rollout.texts(tokenizer)
+            total_rewards, parts = rewards.of_rollout(
+                functions, grpo.reward_weights, rollout, texts, [chosen[i].row for i in mine]
             )
-        ]
-        rollout_metrics = parts | describe(scores, rollout, texts, grpo, functions)
+            scores = torch.tensor(total_rewards)
+            advantages = (
+                group_relative_advantages(scores, grpo.group_size, scale=grpo.advantage_scale)
+                if grpo.advantage == "group"
+                else leave_one_out_advantages(scores, grpo.group_size)
+            )
+            answers = [
+                Answer(e.muted() if grpo.mask_truncated and not done else e, a, logps)
+                for e, a, logps, done in zip(
+                    rollout.examples(), advantages.tolist(), rollout.logps, rollout.finished, strict=True
+                )
+            ]
+            rollout_metrics = parts | describe(scores, rollout, texts, grpo, functions)
+            if rollout_number == 0:
+                preflight.dead_groups(run, rollout_metrics, grpo.mask_truncated)
 
-        # ---- 3. Old and reference log-probs, before anything moves ------------------------------------------------
-        if reference is not None:
-            answers = score(answers, reference, "ref_logps", run, pad_id, grpo.temperature)
-        if updates_per_rollout > 1:  # with a single update the old policy is the policy itself, detached
-            answers = score(answers, policy, "old_logps", run, pad_id, grpo.temperature)
+            # ---- 3. Old and reference log-probs, before anything moves ------------------------------------------------
+            if reference is not None:
+                answers = score(answers, reference, "ref_logps", run, pad_id, grpo.temperature)
+            if updates_per_rollout > 1:  # with a single update the old policy is the policy itself, detached
+                answers = score(answers, policy, "old_logps", run, pad_id, grpo.temperature)
 
         # ---- 4. One optimiser step = one minibatch ----------------------------------------------------------------
         for window in run.minibatches(answers, mine, len(chosen), grpo, rollout_number):
@@ -160,29 +174,37 @@ def train(
                     )
                     accelerator.backward(loss * accelerator.num_processes)  # DDP averages; our weights already sum
                 if run.step == 0:
-                    refuse_other_sampler(logps.detach(), laid["sampler_logps"], batch.active, run.tolerance)
-                run.add(loss, metrics | {"entropy": (entropy.sum(), batch.active.sum())}, tokens=sum(map(len, micro)))
+                    preflight.sampler(run, logps.detach(), laid["sampler_logps"], batch.active)
+                metrics |= {
+                    "entropy": (entropy.sum(), batch.active.sum()),
+                    "p_stop": stop_probability(logps, batch, stops),
+                }
+                run.add(loss, metrics, tokens=sum(map(len, micro)))
 
             # ---- 6. Update ----------------------------------------------------------------------------------------
             grad_norm = accelerator.clip_grad_norm_(policy.parameters(), max_grad_norm)
             run.refuse_non_finite(grad_norm)
             if run.step == 0:
-                refuse_missing_gradients(policy)
+                preflight.gradients(run, policy)
+                preflight.stop_token(run, model, tokenizer)
             learning_rate = optimizer.param_groups[0]["lr"]
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
 
-            # ---- 7. Log and evaluate ------------------------------------------------------------------------------
+            # ---- 7. Log, evaluate, keep a checkpoint --------------------------------------------------------------
             held_out = {}
             if run.evaluate_now():
-                held_out["reward_held_out"] = evaluate(model, validation, functions, grpo, tokenizer, run)
+                with gathered(policy):
+                    held_out["reward_held_out"] = evaluate(model, validation, functions, grpo, tokenizer, run)
             run.add(None, rollout_metrics)
-            row = run.log({"grad_norm": grad_norm, "learning_rate": learning_rate} | held_out)
-            if run.step == 1:
-                warn_of_a_dead_start(row, grpo, run)
+            run.log({"grad_norm": grad_norm, "learning_rate": learning_rate} | held_out)
+            if run.checkpoints.due():
+                run.checkpoints.write(model, tokenizer, run.rollout_state(answers, mine, rollout_metrics))
 
-    return run.finish(model, tokenizer, showcase.compare(before, showcase.answers(model)))
+    with gathered(policy):
+        after = showcase.answers(model)
+    return run.finish(model, tokenizer, showcase.compare(before, after))
 
 
 def describe(scores: torch.Tensor, rollout: Rollout, texts: list[str], grpo, functions: list) -> dict[str, tuple]:
@@ -212,20 +234,6 @@ def score(answers: list[Answer], scorer, name: str, run: Run, pad_id: int, tempe
         for row, i in enumerate(picked):
             out[i] = replace(answers[i], **{name: logps[row][batch.active[row]].float().cpu()})
     return out
-
-
-def warn_of_a_dead_start(row: dict[str, float], grpo, run: Run) -> None:
-    """What a first rollout may look like when the run will end with exit code 0 and nothing learned."""
-    if row["finished"] == 0:
-        run.say(
-            "warning: no answer of the first rollout ended within grpo.max_new_tokens: the reward may see none of them whole"
-            + (", and with mask_truncated nothing is learned" if grpo.mask_truncated else "")
-        )
-    if row["dead_groups"] == 1:
-        run.say(
-            "warning: every group of the first rollout is dead (all its answers got the same reward): nothing can be "
-            "learned from them. Are the problems too hard or too easy, or does the reward never see an answer it can read?"
-        )
 
 
 def evaluate(model, validation: list[Prompt], functions: list, grpo, tokenizer, run: Run) -> float:

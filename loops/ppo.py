@@ -20,7 +20,7 @@ PPO beside GRPO (loops/grpo.py), step by step:
 5. clipped ratio, and a clipped value loss   GRPO: clipped ratio, and the KL term
 So PPO can tell a good step within an answer from a bad one, if its critic has learned to; GRPO needs no critic to learn.
 
-Left out: an entropy bonus, a reward model in an ensemble, value pretraining, asynchronous rollouts; the critic is not saved.
+Left out: an entropy bonus, a reward model in an ensemble, value pretraining, asynchronous rollouts; the critic is saved in checkpoints only.
 """
 
 from posttrain.config import early_check
@@ -37,8 +37,8 @@ from losses.advantages import gae, kl_shaped_rewards, whiten, whitening_stats
 from losses.kl import k1, k3, k3_is
 from losses.ppo import ppo_policy_loss, ppo_value_loss
 from losses.weights import token_weights
-from posttrain import chat, models, scorer
-from posttrain.batch import Example, collate, pad_values
+from posttrain import chat, models, preflight, scorer
+from posttrain.batch import Example, collate, pad_values, stop_probability
 from posttrain.config import PpoConfig
 from posttrain.critic import ActorCritic
 from posttrain.data import load_rows
@@ -47,8 +47,9 @@ from posttrain.evaluate import Showcase, ask
 from posttrain.examples import hold_out, prompts
 from posttrain.judge import Judge
 from posttrain.reference import frozen_reference
-from posttrain.rollout import Rollout, draw_uniforms, refuse_other_sampler, sample
-from posttrain.training import Result, Run, refuse_missing_gradients
+from posttrain.rollout import Rollout, draw_uniforms, sample
+from posttrain.sharded import gathered
+from posttrain.training import Result, Run
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,11 @@ class Answer:
     def muted(self) -> "Answer":
         return replace(self, example=self.example.muted())
 
+    @classmethod
+    def restored(cls, saved: dict) -> "Answer":
+        """From a checkpoint."""
+        return cls(**saved | {"example": Example(**saved["example"])})
+
 
 def train(
     config: PpoConfig, *, rows: list[dict] | None = None, reward: Callable | list[Callable] | None = None
@@ -90,6 +96,8 @@ def train(
     policy = models.CompletionLogps(model.train())
     kl_coef, kl_loss_coef = ppo.kl_coef, ppo.kl_loss_coef  # in the reward, or in the loss: never both
     reference = frozen_reference(policy, config.model, run.compute) if kl_coef + kl_loss_coef > 0 else None
+    run.checkpoints.remember("the reference", reference)
+    run.checkpoints.remember("the reward model", judge.scorer)
     critic = None
     if ppo.critic == "separate":
         critic_model, _, _ = scorer.load_scorer(config.model, run)
@@ -103,38 +111,45 @@ def train(
     networks = {"grad_norm": both if critic is None else policy} | (
         {} if critic is None else {"critic_grad_norm": critic}
     )
-    clipped_apart = {name: list(network.parameters()) for name, network in networks.items()}
     both, optimizer, scheduler = run.prepare(
         both, run.steps_for_prompts(items, ppo), {"critic.": critic_rate, "head.": critic_rate}
     )
 
-    for rollout_number, (chosen, mine) in enumerate(run.prompt_windows(items, ppo.prompts_per_step)):
-        # ---- 1. Rollout: this process's prompts, its rows of the uniforms of the whole rollout --------------------
-        uniforms = draw_uniforms(len(chosen), ppo.max_new_tokens, seed=config.training.seed, step=rollout_number)
-        with accelerator.autocast():
-            rollout = sample(
-                model,
-                [chosen[i].ids for i in mine],
-                max_new_tokens=ppo.max_new_tokens,
-                temperature=ppo.temperature,
-                stop_ids=stops,
-                pad_id=pad_id,
-                uniforms=uniforms[mine],
+    for rollout_number, chosen, mine in run.prompt_windows(items, ppo.prompts_per_step):
+        in_flight = run.checkpoints.in_flight()  # resumed in the middle of this rollout: steps 1 to 4 are done
+        if in_flight is not None:
+            answers = [Answer.restored(a) for prompt in mine for a in in_flight["answers"][prompt]]
+            rollout_metrics = in_flight["metrics"] if accelerator.is_main_process else {}
+            about_values, kl_coef, kl_loss_coef = (
+                in_flight[name] for name in ("about_values", "kl_coef", "kl_loss_coef")
             )
+        else:
+            # ---- 1. Rollout: this process's prompts, its rows of the uniforms of the whole rollout --------------------
+            uniforms = draw_uniforms(len(chosen), ppo.max_new_tokens, seed=config.training.seed, step=rollout_number)
+            with accelerator.autocast(), gathered(both):
+                rollout = sample(
+                    model,
+                    [chosen[i].ids for i in mine],
+                    max_new_tokens=ppo.max_new_tokens,
+                    temperature=ppo.temperature,
+                    stop_ids=stops,
+                    pad_id=pad_id,
+                    uniforms=uniforms[mine],
+                )
 
-        # ---- 2. Score; a truncated answer counts its ending once ----------------------------------------------
-        raw_scores, rollout_metrics = judge(rollout, tokenizer, [chosen[i] for i in mine])
-        scores, bootstraps = end_once(raw_scores, rollout.finished, ppo)
+            # ---- 2. Score; a truncated answer counts its ending once ----------------------------------------------
+            raw_scores, rollout_metrics = judge(rollout, tokenizer, [chosen[i] for i in mine])
+            scores, bootstraps = end_once(raw_scores, rollout.finished, ppo)
 
-        # ---- 3. What policy, critic and reference say of it, before anything moves ----------------------------
-        answers = [Answer(e, logps) for e, logps in zip(rollout.examples(), rollout.logps, strict=True)]
-        answers = look(answers, both, reference, run, pad_id, ppo.temperature)
-        if run.step == 0:
-            refuse_a_sampler_that_disagrees(answers, pad_id, run.tolerance)
+            # ---- 3. What policy, critic and reference say of it, before anything moves ----------------------------
+            answers = [Answer(e, logps) for e, logps in zip(rollout.examples(), rollout.logps, strict=True)]
+            answers = look(answers, both, reference, run, pad_id, ppo.temperature)
+            if run.step == 0:
+                check_the_sampler(answers, pad_id, run)
 
-        # ---- 4. Rewards per token, advantages and returns, whitened over the whole rollout --------------------
-        answers, about_values = credit(answers, scores, bootstraps, kl_coef, ppo, run, pad_id)
-        rollout_metrics |= describe(scores, rollout)
+            # ---- 4. Rewards per token, advantages and returns, whitened over the whole rollout --------------------
+            answers, about_values = credit(answers, scores, bootstraps, kl_coef, ppo, run, pad_id)
+            rollout_metrics |= describe(scores, rollout)
 
         # ---- 5. One optimiser step = one minibatch ----------------------------------------------------------------
         for window in run.minibatches(answers, mine, len(chosen), ppo, rollout_number):
@@ -161,27 +176,39 @@ def train(
                         if kl_loss_coef > 0:
                             loss = loss + kl_loss_coef * (weights * k3_is(logps, ref_logps, old_logps)).sum()
                     accelerator.backward(loss * accelerator.num_processes)  # DDP averages; our weights already sum
-                metrics |= value_metrics | {"entropy": (entropy.sum(), batch.active.sum())}
+                metrics |= value_metrics | {
+                    "entropy": (entropy.sum(), batch.active.sum()),
+                    "p_stop": stop_probability(logps, batch, stops),
+                }
                 for name, part in (("policy_loss", policy_loss), ("value_loss", value_loss)):
                     metrics[name] = (part.detach(), float(i == 0) / accelerator.num_processes)  # sums, like the loss
                 run.add(loss, metrics, tokens=sum(map(len, micro)))
 
             # ---- 6. Update ----------------------------------------------------------------------------------------
             # each network by its own norm: the value loss grows with the reward's scale, the policy's does not
-            norms = {name: accelerator.clip_grad_norm_(part, max_grad_norm) for name, part in clipped_apart.items()}
+            norms = {
+                name: accelerator.clip_grad_norm_(part.parameters(), max_grad_norm) for name, part in networks.items()
+            }
             run.refuse_non_finite(sum(norms.values()))
             if run.step == 0:
-                refuse_missing_gradients(both)
+                preflight.gradients(run, both)
+                preflight.stop_token(run, model, tokenizer)
             learning_rate = optimizer.param_groups[0]["lr"]
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
 
-            # ---- 7. Log and evaluate ------------------------------------------------------------------------------
-            held_out = evaluate(model, validation, judge, ppo, tokenizer, run) if run.evaluate_now() else {}
+            # ---- 7. Log, evaluate, keep a checkpoint --------------------------------------------------------------
+            held_out = {}
+            if run.evaluate_now():
+                with gathered(both):
+                    held_out = evaluate(model, validation, judge, ppo, tokenizer, run)
             run.add(None, rollout_metrics)
             coefs = {"kl_coef": kl_coef + kl_loss_coef} if reference is not None else {}
             run.log(norms | {"learning_rate": learning_rate} | about_values | coefs | held_out)
+            if run.checkpoints.due():
+                state = {"about_values": about_values, "kl_coef": kl_coef, "kl_loss_coef": kl_loss_coef}
+                run.checkpoints.write(model, tokenizer, run.rollout_state(answers, mine, rollout_metrics) | state)
 
         if (
             ppo.kl_target is not None
@@ -189,7 +216,9 @@ def train(
             error = min(max(rollout_kl(answers, run) / ppo.kl_target - 1, -0.2), 0.2)
             kl_coef, kl_loss_coef = kl_coef * (1 + 0.1 * error), kl_loss_coef * (1 + 0.1 * error)
 
-    return run.finish(model, tokenizer, showcase.compare(before, showcase.answers(model)))
+    with gathered(both):
+        after = showcase.answers(model)
+    return run.finish(model, tokenizer, showcase.compare(before, after))
 
 
 def end_once(scores: list[float], finished: list[bool], ppo) -> tuple[torch.Tensor, list[bool]]:
@@ -287,14 +316,14 @@ def rollout_kl(answers: list[Answer], run: Run) -> float:
     return run.sum_over_processes(gap) / run.sum_over_processes(count)
 
 
-def refuse_a_sampler_that_disagrees(answers: list[Answer], pad_id: int, tolerance: float) -> None:
+def check_the_sampler(answers: list[Answer], pad_id: int, run: Run) -> None:
     examples = [a.example for a in answers]
     batch = collate(examples, pad_id)
     old, said = (
         pad_values([getattr(a, name) for a in answers], examples, batch.input_ids.shape[1])
         for name in ("old_logps", "sampler_logps")
     )
-    refuse_other_sampler(old, said, batch.active, tolerance)
+    preflight.sampler(run, old, said, batch.active)
 
 
 def evaluate(model, validation: list, judge: Judge, ppo, tokenizer, run: Run) -> dict[str, float]:

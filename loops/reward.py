@@ -23,15 +23,15 @@ import math
 import torch
 
 from losses.reward import bradley_terry_loss, outcome_loss
-from posttrain import scorer
+from posttrain import preflight, scorer
 from posttrain.batch import Batch, collate
 from posttrain.config import RewardConfig
 from posttrain.data import load_rows
-from posttrain.errors import UserError, clear_exit
+from posttrain.errors import clear_exit
 from posttrain.evaluate import Score
 from posttrain.examples import hold_out, labelled, pairs
 from posttrain.models import max_length, no_dropout
-from posttrain.training import Result, Run, refuse_missing_gradients
+from posttrain.training import Result, Run
 
 
 def train(config: RewardConfig, *, rows: list[dict] | None = None) -> Result:
@@ -73,22 +73,27 @@ def train(config: RewardConfig, *, rows: list[dict] | None = None) -> Result:
         grad_norm = accelerator.clip_grad_norm_(policy.parameters(), max_grad_norm)
         run.refuse_non_finite(grad_norm)
         if run.step == 0:
-            refuse_missing_gradients(policy)
-            refuse_another_start(run.sum_over_processes(loss_so_far), config, run)
+            preflight.gradients(run, policy)
+            expected = math.log1p(math.exp(config.reward.margin))  # every score is 0: −log σ(−margin), ln 2 without one
+            lost = "the head does not start at 0, or rows are lost"
+            preflight.start(run, "the loss", run.sum_over_processes(loss_so_far), expected, lost)
         learning_rate = optimizer.param_groups[0]["lr"]
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
 
-        # ---- 5. Log and evaluate ------------------------------------------------------------------------------
+        # ---- 5. Log, evaluate, keep a checkpoint --------------------------------------------------------------
         held_out = {}
         if run.evaluate_now():
-            accuracy, held_out = evaluate(policy, validation, config, run, tokenizer.pad_token_id)
+            held_out = evaluate(policy, validation, config, run, tokenizer.pad_token_id)
         run.log({"grad_norm": grad_norm, "learning_rate": learning_rate} | held_out)
+        if run.checkpoints.due():
+            run.checkpoints.write(model, tokenizer, save=scorer.save_scorer)
 
     # ---- 6. Save ----------------------------------------------------------------------------------------------
-    if validation:
-        run.say(f"held-out accuracy {accuracy}")
+    if validation and run.metrics and "validation_accuracy" in run.metrics[-1]:
+        items = sum(item.counts for item in validation)
+        run.say(f"held-out accuracy {Score(round(run.metrics[-1]['validation_accuracy'] * items), items)}")
     after = scores_of(scorer.CompletionScores(model), shown, run, tokenizer)
     return run.finish(model, tokenizer, tell(shown, before, after, tokenizer), save=scorer.save_scorer)
 
@@ -111,25 +116,16 @@ def loss_of(scores: torch.Tensor, micro: list, config: RewardConfig, n: float) -
     )
 
 
-def refuse_another_start(loss: float, config: RewardConfig, run: Run) -> None:
-    """The head starts at 0: every score is 0, and the loss −log σ(−margin), ln 2 without a margin."""
-    expected = math.log1p(math.exp(config.reward.margin))
-    if not abs(loss - expected) < run.tolerance:
-        raise UserError(
-            f"preflight: the loss of the first step is {loss:.6f}, not {expected:.6f}: the head does not start at 0, or rows are lost"
-        )
-
-
 @torch.no_grad()
-def evaluate(policy, validation: list, config: RewardConfig, run: Run, pad_id: int) -> tuple[Score, dict[str, float]]:
-    """Held-out accuracy (pairs in the right order, or answers judged right) with its interval, and the loss."""
+def evaluate(policy, validation: list, config: RewardConfig, run: Run, pad_id: int) -> dict[str, float]:
+    """Loss and accuracy (pairs in the right order, or answers judged right) on what was held out."""
     loss, hits, count = 0.0, 0.0, 0.0
     for micro in run.slices(validation):
         part, metrics = loss_of(policy(to_batch(micro, pad_id).to(run.device)), micro, config, 1.0)
         loss, hits = loss + part.item(), hits + metrics["accuracy"][0].item()
         count += metrics["accuracy"][1].item()
     loss, hits, count = (run.sum_over_processes(x) for x in (loss, hits, count))
-    return Score(hits, int(count)), {"validation_loss": loss / count, "validation_accuracy": hits / count}
+    return {"validation_loss": loss / count, "validation_accuracy": hits / count}
 
 
 @torch.no_grad()

@@ -8,10 +8,10 @@
    nothing else). Count the tokens to learn in all of them, on all processes, first.
 3. Forward: the log-probability of each completion token.  Loss: − Σ w · log π, w = 1 / that count.
 4. Backward; after the last micro-batch, clip the gradient, refuse NaN, update.
-5. Log, and every so often evaluate on rows that were kept out.
+5. Log, and every so often evaluate on rows that were kept out, and write a checkpoint.
 6. Save the model, the curves, and the same questions answered before and after.
 
-Left out: loss on the prompt, NEFTune noise, checkpoints within a run.
+Left out: loss on the prompt, NEFTune noise.
 """
 
 from posttrain.config import early_check
@@ -23,14 +23,15 @@ import torch
 
 from losses.sft import completion_cross_entropy
 from losses.weights import token_weights
-from posttrain import models
-from posttrain.batch import collate, collate_packed
+from posttrain import chat, models, preflight
+from posttrain.batch import collate, collate_packed, stop_probability
 from posttrain.config import SftConfig
 from posttrain.data import load_rows
 from posttrain.errors import clear_exit
 from posttrain.evaluate import Showcase
 from posttrain.examples import hold_out, sft_examples
-from posttrain.training import Result, Run, refuse_missing_gradients
+from posttrain.sharded import gathered
+from posttrain.training import Result, Run
 
 
 def train(config: SftConfig, *, rows: list[dict] | None = None) -> Result:
@@ -51,7 +52,7 @@ def train(config: SftConfig, *, rows: list[dict] | None = None) -> Result:
         policy.find_a_way_to_pack()
         pack_to, to_batch = limit, collate_packed
     showcase = Showcase(data, tokenizer, config.output.samples, limit)
-    before = showcase.answers(model)
+    before, stops = showcase.answers(model), chat.stop_ids(tokenizer)
     policy, optimizer, scheduler = run.prepare(policy, run.steps_for(examples))
 
     # ---- 2. One optimiser step = a list of micro-batches ------------------------------------------------------
@@ -68,26 +69,35 @@ def train(config: SftConfig, *, rows: list[dict] | None = None) -> Result:
                 weights = token_weights(batch.active, config.sft.length_weighting, total=total)  # [B, T]
                 loss, metrics = completion_cross_entropy(logps, weights)
                 accelerator.backward(loss * accelerator.num_processes)  # DDP averages; our weights already sum
-            run.add(loss, metrics | {"entropy": (entropy.sum(), batch.active.sum())}, tokens=sum(map(len, micro)))
+            metrics |= {
+                "entropy": (entropy.sum(), batch.active.sum()),
+                "p_stop": stop_probability(logps, batch, stops),
+            }
+            run.add(loss, metrics, tokens=sum(map(len, micro)))
 
         # ---- 4. Update ----------------------------------------------------------------------------------------
         grad_norm = accelerator.clip_grad_norm_(policy.parameters(), max_grad_norm)
         run.refuse_non_finite(grad_norm)
         if run.step == 0:
-            refuse_missing_gradients(policy)
+            preflight.gradients(run, policy)
+            preflight.stop_token(run, model, tokenizer, run.count_so_far("p_stop"))
         learning_rate = optimizer.param_groups[0]["lr"]
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
 
-        # ---- 5. Log and evaluate ------------------------------------------------------------------------------
+        # ---- 5. Log, evaluate, keep a checkpoint --------------------------------------------------------------
         held_out = {}
         if run.evaluate_now():
             held_out["validation_loss"] = evaluate(policy, validation, run, tokenizer.pad_token_id)
         run.log({"grad_norm": grad_norm, "learning_rate": learning_rate} | held_out)
+        if run.checkpoints.due():
+            run.checkpoints.write(model, tokenizer)
 
     # ---- 6. Save ----------------------------------------------------------------------------------------------
-    return run.finish(model, tokenizer, showcase.compare(before, showcase.answers(model)))
+    with gathered(policy):
+        after = showcase.answers(model)
+    return run.finish(model, tokenizer, showcase.compare(before, after))
 
 
 @torch.no_grad()

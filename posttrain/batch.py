@@ -136,6 +136,15 @@ def block_mask(position_ids: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(may_look, 0.0, hidden).to(dtype)[:, None]
 
 
+def stop_probability(logps: Tensor, batch: Batch, stop_ids: list[int]) -> tuple[Tensor, Tensor]:
+    """(sum, count) of the probability [0, 1] that was given to the stop token where an answer ends with one: P(stop).
+
+    logps [B, T]. An answer's end is an active prediction whose next one is not; of a multi-turn row, each turn's."""
+    ends = batch.active & ~torch.nn.functional.pad(batch.active[:, 1:], (0, 1))
+    ends &= torch.isin(batch.input_ids[:, 1:], torch.tensor(stop_ids, device=logps.device))
+    return torch.where(ends, logps.detach().float().exp(), 0.0).sum(), ends.sum()
+
+
 def pad_values(values: list[Tensor], examples: list[Example], width: int) -> Tensor:
     """One value per completion token -> [B, T], 0 elsewhere: what a rollout or the reference said, laid under the batch.
 

@@ -321,7 +321,9 @@ def help_text(method: str) -> str:
     ]
     group = None
     for key, kind, default, meaning in describe(METHODS[method]):
-        if key.split(".")[0] != group:
+        if "." not in key:
+            lines.append("")
+        elif key.split(".")[0] != group:
             group = key.split(".")[0]
             lines += ["", f"{group}:"]
         lines.append(f"  --{key}  [{kind}]  default: {default}")

@@ -24,6 +24,7 @@ class ActorCritic(nn.Module):
     def __init__(self, policy: CompletionLogps, critic: CompletionScores | None):
         super().__init__()
         self.policy, self.critic = policy, critic
+        self._no_split_modules = policy._no_split_modules
         if critic is None:
             weight = policy.model.get_input_embeddings().weight
             self.head = nn.Linear(policy.hidden_size, 1, bias=False, device=weight.device)

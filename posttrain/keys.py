@@ -176,6 +176,19 @@ class Training(Section):
     eval_every: int | None = Field(
         None, ge=1, description="evaluate on the validation split every so many steps, and at the end"
     )
+    save_every: int | None = Field(
+        None,
+        ge=1,
+        description="write a checkpoint every so many optimiser steps: --resume goes on from the latest one, exactly",
+    )
+    keep_checkpoints: int = Field(
+        2, ge=1, description="how many of the newest checkpoints stay; the best one (best_metric) always does"
+    )
+    best_metric: str | None = Field(
+        None,
+        description="write a checkpoint whenever this validation metric is better than ever, and keep it; needs eval_every. Less is better "
+        "for a loss, more for everything else",
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         "auto", description="auto: cuda where there is one, else cpu (mps is untested)"
     )
@@ -194,6 +207,57 @@ class Output(Section):
     )
 
 
+class Tracking(Section):
+    to: list[Literal["tensorboard", "mlflow", "wandb"]] = Field(
+        default_factory=list,
+        description="experiment trackers to tell as well, e.g. tensorboard; metrics.jsonl and curves.png are always written",
+    )
+    project: str | None = Field(None, description="wandb project, mlflow experiment; default posttrain")
+    run_name: str | None = Field(None, description="what the trackers call this run; default the run folder's name")
+
+
+class Preflight(Section):
+    """Checks before the first update; each can be switched off. Every method has those that apply to it."""
+
+    gradients: bool = Field(True, description="every trainable tensor got a finite gradient in the first backward pass")
+
+
+class RewardPreflight(Preflight):
+    rows: bool = Field(True, description="every row has at least one supervised token")
+    start: bool = Field(True, description="the loss starts at ln 2: the head starts at 0")
+
+
+class SftPreflight(Preflight):
+    rows: bool = Field(True, description="every row has at least one supervised token")
+    stop_token: bool = Field(True, description="the model has its stop token, and the first step's rows teach it")
+
+
+class DpoPreflight(SftPreflight):
+    start: bool = Field(
+        True, description="the DPO term of step 0 is ln 2, where the reference is the starting policy (1e-4; bf16 0.05)"
+    )
+
+
+class PpoPreflight(Preflight):
+    sampler: bool = Field(
+        True, description="sampler and trainer agree on the log-probs of the sampled tokens (1e-4; bf16 0.05)"
+    )
+    stop_token: bool = Field(True, description="the model has its stop token")
+
+
+class GrpoPreflight(PpoPreflight):
+    dead_groups: bool = Field(True, description="warn, with the reason, where all groups of the first rollout are dead")
+
+
+VALIDATION_METRICS = {
+    "sft": ("validation_loss",),
+    "dpo": ("validation_loss", "validation_accuracy"),
+    "reward": ("validation_loss", "validation_accuracy"),
+    "grpo": ("reward_held_out",),
+    "ppo": ("reward_held_out",),
+}
+
+
 class Config(Section):
     """What all methods share."""
 
@@ -201,6 +265,30 @@ class Config(Section):
     data: Data = Field(default_factory=Data)
     training: Training = Field(default_factory=Training)
     output: Output = Field(default_factory=Output)
+    tracking: Tracking = Field(default_factory=Tracking)
+    preflight: Preflight = Field(default_factory=Preflight)
+    resume: bool = Field(
+        False,
+        exclude=True,
+        description="go on from the latest checkpoint in the run folder (from step 0 where there is none)",
+    )
+
+    @model_validator(mode="after")
+    def _best_of_what_is_measured(self):
+        best = self.training.best_metric
+        if best is not None:
+            if self.training.eval_every is None:
+                raise ValueError(
+                    "training.best_metric needs training.eval_every and data.validation_split: it is a validation metric"
+                )
+            names = VALIDATION_METRICS[self.method]
+            if best not in names and not (
+                self.method == "ppo" and best.startswith("watched/") and best.endswith("_held_out")
+            ):
+                raise ValueError(
+                    f"training.best_metric: {best} is not measured by loops.{self.method}: {' or '.join(names)}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _evaluation_needs_rows(self):

@@ -7,7 +7,19 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from posttrain.keys import Config, Data, Model, Output, Section, Training
+from posttrain.keys import (
+    Config,
+    Data,
+    DpoPreflight,
+    GrpoPreflight,
+    Model,
+    Output,
+    PpoPreflight,
+    RewardPreflight,
+    Section,
+    SftPreflight,
+    Training,
+)
 
 
 class SftData(Data):
@@ -34,6 +46,7 @@ class SftConfig(Config):
     data: SftData = Field(default_factory=SftData)
     training: SftTraining = Field(default_factory=SftTraining)
     sft: Sft = Field(default_factory=Sft)
+    preflight: SftPreflight = Field(default_factory=SftPreflight)
 
     @model_validator(mode="after")
     def _packed_rows_are_not_rows(self):
@@ -82,6 +95,7 @@ class Dpo(Section):
 class DpoConfig(Config):
     model: ModelWithReference
     dpo: Dpo = Field(default_factory=Dpo)
+    preflight: DpoPreflight = Field(default_factory=DpoPreflight)
 
     @model_validator(mode="after")
     def _a_stream_has_no_index(self):
@@ -105,6 +119,7 @@ class Reward(Section):
 
 class RewardConfig(Config):
     reward: Reward = Field(default_factory=Reward)
+    preflight: RewardPreflight = Field(default_factory=RewardPreflight)
 
     @model_validator(mode="after")
     def _what_the_loss_uses(self):
@@ -174,6 +189,7 @@ class GrpoConfig(Config):
     model: ModelWithReference
     training: GrpoTraining = Field(default_factory=GrpoTraining)
     grpo: Grpo = Field(default_factory=Grpo)
+    preflight: GrpoPreflight = Field(default_factory=GrpoPreflight)
 
     @model_validator(mode="after")
     def _sizes_fit(self):
@@ -287,6 +303,7 @@ class PpoConfig(Config):
     model: ModelWithReference
     training: GrpoTraining = Field(default_factory=GrpoTraining)
     ppo: Ppo = Field(default_factory=Ppo)
+    preflight: PpoPreflight = Field(default_factory=PpoPreflight)
 
     @model_validator(mode="after")
     def _sizes_fit(self):

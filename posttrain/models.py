@@ -207,9 +207,11 @@ def no_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def save(model: nn.Module, tokenizer, folder: Path) -> None:
+def save(model: nn.Module, tokenizer, folder: Path, state_dict: dict[str, Tensor] | None = None) -> None:
     """Hugging Face format: loads with plain transformers, or peft where it is an adapter. The generation config is told
-    every id that ends a turn, so that generate() stops where the loops' own sampler does."""
+    every id that ends a turn, so that generate() stops where the loops' own sampler does.
+
+    state_dict: the whole weights, of a model that is sharded."""
     full = model.get_base_model() if hasattr(model, "get_base_model") else model
     full.generation_config.eos_token_id = chat.stop_ids(tokenizer)
     full.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -223,7 +225,7 @@ def save(model: nn.Module, tokenizer, folder: Path) -> None:
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=state_dict)
     full.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if lora.is_adapter(folder):
@@ -247,6 +249,7 @@ class CompletionLogps(nn.Module):
         self.model = model
         self.chunked = self._head_is_all_there_is()
         self.needs_block_mask = False  # for packed rows; see find_a_way_to_pack
+        self._no_split_modules = getattr(model, "_no_split_modules", None)  # for FSDP: what a layer is
 
     def forward(self, batch: Batch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         return self.with_hidden(batch, temperature)[:2]

@@ -24,7 +24,6 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from posttrain.batch import Example
-from posttrain.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -150,14 +149,3 @@ def _inverse_transform(probs: Tensor, uniform: Tensor) -> Tensor:
     total = cumulative[:, -1:]
     threshold = torch.minimum(uniform[:, None] * total, total * (1 - 2**-22))
     return (cumulative <= threshold).sum(-1)
-
-
-def refuse_other_sampler(logps: Tensor, sampler_logps: Tensor, active: Tensor, tolerance: float) -> None:
-    """Preflight: the trainer must give the sampled tokens the log-probs they were sampled with."""
-    worst = torch.where(active, (logps - sampler_logps).abs(), 0.0).max().item()
-    typical = torch.where(active, (logps - sampler_logps).abs(), 0.0).sum().item() / max(1, active.sum().item())
-    if not (worst < tolerance or (tolerance > 1e-4 and typical < tolerance)):
-        raise UserError(
-            f"preflight: sampler and trainer disagree by up to {worst:.2g} nats on the log-prob of a sampled token ({tolerance} allowed): "
-            "the run would not be on policy (dropout left on, another temperature, or a mask or position that differs)"
-        )

@@ -69,11 +69,11 @@ def use_a_pad_that_ends_nothing(tokenizer) -> int:
     return tokenizer.pad_token_id
 
 
-def save_scorer(model: nn.Module, tokenizer, folder: Path) -> None:
+def save_scorer(model: nn.Module, tokenizer, folder: Path, state_dict: dict[str, Tensor] | None = None) -> None:
     """For plain AutoModelForSequenceClassification (an adapter: peft's AutoPeftModelForSequenceClassification, num_labels=1)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=state_dict)
     tokenizer.save_pretrained(folder)
     if lora.is_adapter(folder):
         full = model.get_base_model()
@@ -118,6 +118,7 @@ class CompletionScores(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
+        self._no_split_modules = getattr(model, "_no_split_modules", None)  # for FSDP: what a layer is
 
     def forward(self, batch: Batch) -> Tensor:
         hidden = self._hidden(batch)  # [B, S, H]

@@ -1,4 +1,4 @@
-"""The engineering of a run, once: Accelerate, optimiser, schedule, micro-batches, logging, the run folder.
+"""The engineering of a run, once: Accelerate, optimiser, schedule, micro-batches, logging, checkpoints.
 
 Nothing here touches a gradient: forward, loss, backward, clip and step stand in the loops.
 """
@@ -9,7 +9,7 @@ import contextlib
 import json
 import math
 import os
-import shutil
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,15 +20,17 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, set_seed
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from posttrain import config as configs
-from posttrain import models, report, windows
+from posttrain import folder, models, preflight, report, sharded, watch, windows
 from posttrain.batch import Packed, pack
 from posttrain.errors import NonFiniteError, UserError
 from posttrain.optimizer import make_optimizer, schedule
+from posttrain.progress import Progress
+from posttrain.resume import Checkpoints
+from posttrain.tracking import Trackers
 
 
 @dataclass(frozen=True)
@@ -67,62 +69,35 @@ class Run:
                 f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but Accelerate sees {self.accelerator.num_processes} process(es): "
                 "each would train alone and overwrite the others. Start with torchrun --standalone --nproc_per_node N -m loops.…"
             )
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            raise UserError(
+                "DeepSpeed's engine takes an optimiser step inside every backward pass it counts, and a step here is a list of micro-batches "
+                "counted first: use FSDP2 (accelerate launch --config_file configs/accelerate/fsdp2.yaml -m loops.…)"
+            )
         set_seed(self.training.seed)
         self.step = 0
         self.metrics: list[dict[str, float]] = []
         self._sums: dict[str, list[Tensor]] = {}
         self._loss: list[Tensor] = []
         self._tokens = 0
-        self._started = self._last = time.perf_counter()
-        self._bar: tqdm | None = None
-        self._shows_bars = self.accelerator.is_main_process and sys.stderr.isatty() and "CI" not in os.environ
-        self._refuse_folder()
-
-    # ------------------------------------------------------------ the folder
-
-    def _refuse_folder(self) -> None:
-        if (self.folder / "model").exists() and not self.config.output.overwrite:
-            raise UserError(
-                f"{self.folder} holds a finished run: give --output.overwrite to replace it, or another --output.dir"
-            )
-        sources = {
-            "model.name": self.config.model.name,
-            "model.adapter_path": self.config.model.adapter_path,
-            "model.reference": getattr(self.config.model, "reference", None),
-            "ppo.reward_model": getattr(getattr(self.config, "ppo", None), "reward_model", None),
-        }
-        names = self.config.data.name
-        for key, source in [
-            *sources.items(),
-            *(("data.name", n) for n in ([names] if isinstance(names, str) else names or [])),
-        ]:
-            if source and Path(source).exists() and Path(source).resolve().is_relative_to(self.folder.resolve()):
-                raise UserError(
-                    f"{key} '{source}' lies in the run folder {self.folder}, which this run overwrites: give another --output.dir"
-                )
-
-    def _open_folder(self) -> None:
-        """Only now, when model and data have loaded, is an older run in the folder removed; and only what a run writes."""
-        if self.accelerator.is_main_process:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for name in ("model", "model.part", "start", "metrics.jsonl", "curves.png", "samples.md", "config.yaml"):
-                path = self.folder / name
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-            if (self.folder / "start.part").exists():
-                os.replace(self.folder / "start.part", self.folder / "start")
-            configs.save(self.config, self.folder / "config.yaml")
-        self.accelerator.wait_for_everyone()
+        self.rollout, self.update = 0, 0  # RL: which rollout this is, and how many updates it has given
+        self.started = self.last = time.perf_counter()
+        self.progress = Progress(self.accelerator.is_main_process)
+        self.preflight = preflight.Preflight(config.preflight, self.say)
+        self._warned: set[str] = set()
+        self.checkpoints = Checkpoints(self)
 
     def say(self, line: str) -> None:
         """One line, from the main process only, that does not break the progress bar."""
-        if self.accelerator.is_main_process:
-            tqdm.write(line, file=sys.stderr)
+        self.progress.say(line)
 
     def introduce(self, notes: list[str], encoded: Any) -> None:
         """Say what was loaded and read. Of a stream, what was left out is known, and said, at the end."""
         self._encoded = encoded
         for line in [*notes, encoded.summary()]:
             self.say(line)
+        preflight.rows(self, encoded)
+        self.checkpoints.remember("the training data", encoded.items)
 
     # ------------------------------------------------------------ optimiser and schedule
 
@@ -130,12 +105,18 @@ class Run:
         """(policy, optimizer, scheduler), the first two prepared by Accelerate; the scheduler steps once per optimiser step.
 
         learning_rates: of the parameters whose names begin so, where it is not training.learning_rate."""
-        self._open_folder()
+        self.checkpoints.remember("the model", policy)
+        if self.accelerator.is_main_process:
+            folder.clear(self.config, self.checkpoints.resumed_from)
+        self.accelerator.wait_for_everyone()
         small = sum(p.numel() for p in policy.parameters()) < 1_000_000
         if self.device.type == "cpu" and (threads := self.training.cpu_threads or (1 if small else None)):
             torch.set_num_threads(threads)
         optimizer = make_optimizer(policy, self.training, self.device, learning_rates)
-        policy, optimizer = self.accelerator.prepare(policy, optimizer)
+        if sharded.is_sharded(policy):  # by fully_shard, before it came here: it needs no other wrapper
+            optimizer = self.accelerator.prepare(optimizer)
+        else:
+            policy, optimizer = self.accelerator.prepare(policy, optimizer)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda k: schedule(k, num_steps, self.training.warmup_steps, self.training.schedule)
         )
@@ -145,13 +126,11 @@ class Run:
             f"training {trainable:,} of {total:,} parameters for {num_steps:,} steps in "
             f"{str(self.compute).removeprefix('torch.')} on {self.accelerator.num_processes} x {self.device.type}"
         )
-        self._bar = tqdm(
-            total=num_steps,
-            desc=self.config.method,
-            unit="step",
-            disable=not self._shows_bars,
-        )
-        self.num_steps, self._last = num_steps, time.perf_counter()
+        self.num_steps = num_steps
+        self.trackers = Trackers(self.config, self.accelerator.is_main_process, self.say)
+        self.checkpoints.restore(policy, optimizer, scheduler)
+        self.progress.begin(self.config.method, self.step, num_steps)
+        self.last = time.perf_counter()
         return policy, optimizer, scheduler
 
     # ------------------------------------------------------------ one optimiser step = a list of micro-batches
@@ -164,12 +143,17 @@ class Run:
         """One optimiser step after the other, each a list of this process's micro-batches. A short last window is a step.
 
         pack_to: lay each micro-batch's rows end to end in packed rows of that many tokens."""
-        step, epoch = 0, 0
+        step, epoch, start = (
+            0,
+            0,
+            self.step,
+        )  # a resumed run passes over what it had done: which rows, says (seed, epoch)
         while step < self.num_steps:
             for rows in windows.batched(windows.in_order(items, self.training.seed, epoch), self.training.batch_size):
                 if step == self.num_steps:
                     return
-                yield self.micro_batches(rows, pack_to)
+                if step >= start:
+                    yield self.micro_batches(rows, pack_to)
                 step += 1
             epoch += 1
 
@@ -190,9 +174,10 @@ class Run:
         rollouts = self.training.epochs * max(1, len(prompts) // grpo.prompts_per_step)
         return rollouts * grpo.minibatches * grpo.inner_epochs
 
-    def prompt_windows(self, prompts: Any, per_step: int) -> Iterator[tuple[list, list[int]]]:
-        """Until the last step: (the prompts of one rollout, which of them are this process's). A group stays on one process."""
-        epoch, processes = 0, self.accelerator.num_processes
+    def prompt_windows(self, prompts: Any, per_step: int) -> Iterator[tuple[int, list, list[int]]]:
+        """Until the last step: (number of the rollout, its prompts, which of them are this process's). A group stays on one
+        process. A resumed run begins with the rollout that it was in."""
+        number, epoch, processes = 0, 0, self.accelerator.num_processes
         if isinstance(prompts, list) and len(prompts) < per_step:
             self.say(f"only {len(prompts)} prompts: a rollout has {len(prompts)}, not prompts_per_step = {per_step}")
             per_step = len(prompts)
@@ -206,8 +191,11 @@ class Run:
                 if self.step >= self.num_steps:
                     return
                 if len(chosen) == per_step:  # a short last rollout is left for the next epoch's order
-                    yield chosen, list(range(self.accelerator.process_index, per_step, processes))
-                    rollouts += 1
+                    if number >= self.rollout:
+                        self.rollout = number
+                        yield number, chosen, list(range(self.accelerator.process_index, per_step, processes))
+                        self.update = 0
+                    number, rollouts = number + 1, rollouts + 1
             if not rollouts:
                 raise UserError(f"the stream has fewer prompts than {self.config.method}.prompts_per_step = {per_step}")
             epoch += 1
@@ -222,11 +210,16 @@ class Run:
             for k in range(grpo.group_size)
         }
         rows, processes = num_prompts * grpo.group_size, self.accelerator.num_processes
+        done, count = self.update, 0  # of a rollout in the middle of which the run was resumed
         for epoch in range(grpo.inner_epochs):
             order = windows.epoch_order(rows, self.training.seed + 1, rollout * grpo.inner_epochs + epoch)
             for picked in windows.batched(iter(order), math.ceil(rows / grpo.minibatches)):
                 if self.step >= self.num_steps:
                     return
+                count += 1
+                if count <= done:
+                    continue
+                self.update = count
                 owners = [row // grpo.group_size % processes for row in picked]
                 most = max(owners.count(p) for p in range(processes))
                 share = [answers[place[row]] for row in picked if row in place]
@@ -235,15 +228,26 @@ class Run:
     def slices(self, items: list, label: str | None = None) -> Iterator[list]:
         """Micro-batches over all items once (evaluation, the reference's log-probs), with a bar if labelled."""
         micro = self.micro_batches(items)
-        yield from tqdm(micro, desc=label, leave=False, disable=label is None or not self._shows_bars)
+        yield from tqdm(micro, desc=label, leave=False, disable=label is None or not self.progress.bars)
+
+    def gather(self, value: Any) -> list:
+        """Every process's value, in their order."""
+        if self.accelerator.num_processes == 1:
+            return [value]
+        parts: list = [None] * self.accelerator.num_processes
+        torch.distributed.all_gather_object(parts, value)
+        return parts
 
     def merge(self, mapping: dict) -> dict:
         """The union of every process's dict."""
-        if self.accelerator.num_processes == 1:
-            return mapping
-        parts: list = [None] * self.accelerator.num_processes
-        torch.distributed.all_gather_object(parts, mapping)
-        return {k: v for part in parts for k, v in part.items()}
+        return {k: v for part in self.gather(mapping) for k, v in part.items()}
+
+    def rollout_state(self, answers: list, mine: list[int], metrics: dict[str, tuple]) -> dict[str, Any]:
+        """What a checkpoint in the middle of a rollout needs: {prompt: its answers} and the metrics, of all processes."""
+        size = len(answers) // len(mine)
+        own = {prompt: answers[i * size : (i + 1) * size] for i, prompt in enumerate(mine)}
+        sums = {name: tuple(self.sum_over_processes(float(x)) for x in pair) for name, pair in metrics.items()}
+        return {"answers": self.merge(own), "metrics": sums}
 
     def sum_over_processes(self, value: float) -> float:
         if self.accelerator.num_processes == 1:
@@ -251,7 +255,10 @@ class Run:
         return self.accelerator.reduce(torch.tensor(float(value), device=self.device), "sum").item()
 
     def no_sync_unless_last(self, policy: nn.Module, index: int, window: Sequence):
-        """DDP sends gradients around only on the last micro-batch of the step."""
+        """DDP and FSDP send gradients around only on the last micro-batch of the step."""
+        if hasattr(policy, "set_requires_gradient_sync"):
+            policy.set_requires_gradient_sync(index == len(window) - 1)
+            return contextlib.nullcontext()
         return contextlib.nullcontext() if index == len(window) - 1 else self.accelerator.no_sync(policy)
 
     # ------------------------------------------------------------ counting and telling
@@ -266,13 +273,17 @@ class Run:
             )
         self._tokens += tokens
 
+    def count_so_far(self, name: str) -> float:
+        """The count of a metric in this step, before it is logged."""
+        return self.sum_over_processes(sum(float(count) for _, count in self._sums.get(name, [])))
+
     def refuse_non_finite(self, grad_norm: Tensor | float) -> None:
         """Stop, before the optimiser step, when the loss or the gradient norm is NaN or infinite."""
         values = [
             sum(self._loss, torch.zeros((), device=self.device)),
             *(t.sum(0)[0] for t in map(torch.stack, self._sums.values())),
         ]
-        norm = torch.as_tensor(grad_norm, dtype=torch.float32, device=self.device)
+        norm = torch.as_tensor(sharded.whole(grad_norm), dtype=torch.float32, device=self.device)
         if torch.isfinite(torch.stack([values[0], norm])).all():
             return
         raise NonFiniteError(
@@ -293,29 +304,29 @@ class Run:
         self.step += 1
         row = {"step": self.step, "loss": loss}
         row |= {n: rest[2 * i] / rest[2 * i + 1] for i, n in enumerate(names) if rest[2 * i + 1]}
-        row |= {name: float(value) for name, value in extra.items()}
-        row |= {"tokens_per_second": tokens / (now - self._last), "seconds": now - self._started}
-        self._sums, self._loss, self._tokens, self._last = {}, [], 0, now
+        row |= {name: float(sharded.whole(value)) for name, value in extra.items()}
+        seconds = now - self.last
+        row |= {"tokens_per_second": tokens / seconds, "memory_gib": self._peak_memory(), "seconds": now - self.started}
+        self._sums, self._loss, self._tokens, self.last = {}, [], 0, now
         self.metrics.append(row)
         if self.accelerator.is_main_process:
             with open(self.folder / "metrics.jsonl", "a") as file:
                 file.write(json.dumps(row) + "\n")
-        self._show(row)
+        self.trackers.log(row)
+        self.progress.show(row)
+        if self.step == 1:
+            self.preflight.report()
+        for name, lesson in watch.lessons(self.metrics).items():
+            if name not in self._warned:
+                self._warned.add(name)
+                self.say(f"warning, step {self.step}: {lesson}")
         return row
 
-    def _show(self, row: dict[str, float]) -> None:
-        headline = {
-            k: f"{row[k]:.3g}"
-            for k in ("loss", "dpo_loss", "reward", "accuracy", "kl", "explained_variance", "validation_loss")
-            if k in row
-        }
-        self._bar.set_postfix(headline, refresh=False)
-        self._bar.update()
-        if self._bar.disable and (self.step % max(1, self.num_steps // 10) == 0 or self.step == self.num_steps):
-            self.say(
-                f"{self.config.method} step {self.step}/{self.num_steps}  "
-                + "  ".join(f"{k} {v}" for k, v in headline.items())
-            )
+    def _peak_memory(self) -> float:
+        """The most that this (the main) process has held so far, in GiB: of the GPU where there is one, else of RAM."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**30
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
 
     def evaluate_now(self) -> bool:
         """True every training.eval_every steps and at the end (asked after the update, before log)."""
@@ -332,18 +343,21 @@ class Run:
         save: Callable = models.save,
     ) -> Result:
         """Write the model, the curves and the samples. `model/` appears last and whole: its presence means "finished"."""
-        self._bar.close()
+        self.progress.end()
+        of_model = sharded.state_dict(model)
         if self.accelerator.is_main_process:
             if samples:
                 report.write_samples(self.folder / "samples.md", samples, self.config.method)
             report.plot_curves(self.folder / "curves.png", self.metrics, self.config.method)
-            save(model, tokenizer, self.folder / "model.part")
-            os.replace(self.folder / "model.part", self.folder / "model")
+            save(model, tokenizer, self.folder / "model.part", of_model)
+            folder.put_model(self.folder, self.folder / "model.part")
             if self.config.data.streaming:
                 self.say(self._encoded.summary())
-            self.say(f"{self.config.method}: {self.step} steps in {time.perf_counter() - self._started:.1f} s")
+            seconds = time.perf_counter() - self.started
+            self.say(f"{self.config.method}: {self.step} steps in {seconds:.1f} s{self.checkpoints.tell_best()}")
             written = sorted(p.name + "/" * p.is_dir() for p in self.folder.iterdir())
             self.say(f"wrote {self.folder}/: {', '.join(written)}")
+        self.trackers.end()
         self.accelerator.wait_for_everyone()
         return Result(model, tokenizer, self.metrics, self.folder)
 
@@ -354,17 +368,3 @@ def compute_dtype(asked: str, on_cpu: bool) -> torch.dtype:
         native = not on_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if native else torch.float32
     return getattr(torch, asked)
-
-
-def refuse_missing_gradients(policy: nn.Module) -> None:
-    """Preflight, after the first backward pass: every trainable tensor must have received a finite gradient."""
-    bad = [
-        n
-        for n, p in policy.named_parameters()
-        if p.requires_grad and (p.grad is None or not torch.isfinite(p.grad).all())
-    ]
-    if bad:
-        raise UserError(
-            f"preflight: {len(bad)} trainable tensors got no finite gradient, first {bad[0]}: they would never learn, or spoil the update. "
-            "Is a layer unused, or the input of a checkpointed block detached?"
-        )

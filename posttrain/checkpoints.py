@@ -1,0 +1,241 @@
+"""Checkpoints: what a run needs to go on as if it had never stopped, written so that a kill at any moment leaves a whole one.
+
+    <run folder>/checkpoints/step_40/
+      run.json       the step, the resolved config, fingerprints of model, reference and rows, the best step so far
+      model/         the model in Hugging Face format: loads with plain transformers (or peft), like the finished one
+      weights.pt     trained tensors that model/ does not hold under their own name (an adapter's, a critic's, a head's)
+      optimizer.pt   the optimiser and its schedule
+      loop.pt        every process's random states, and what the loop was in the middle of (a rollout, precomputed log-probs)
+
+The order of the rows is a pure function of (seed, epoch), so no position in a file is kept. A checkpoint is written to
+step_40.part, every file is fsynced, and only then it gets its name; an old one loses its name before it is deleted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+from array import array
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor, nn
+
+from posttrain import sharded
+from posttrain.errors import UserError
+
+# Keys that may differ when a run is resumed: what is written and shown, not what is computed …
+HARMLESS = (
+    "resume",
+    "output.",
+    "tracking.",
+    "preflight.",
+    "training.save_every",
+    "training.keep_checkpoints",
+    "training.best_metric",
+    "training.eval_every",
+)
+# … and what changes only how sums are rounded: the same steps, to the last digits.
+ROUNDING = (
+    "training.micro_batch_size",
+    "training.cpu_threads",
+    "training.device",
+    "model.gradient_checkpointing",
+)
+
+
+# ---------------------------------------------------------------- the folder
+
+
+def all_steps(run_folder: Path) -> list[int]:
+    names = (re.fullmatch(r"step_(\d+)", p.name) for p in (run_folder / "checkpoints").glob("step_*"))
+    return sorted(int(name[1]) for name in names if name)
+
+
+def path_of(run_folder: Path, step: int) -> Path:
+    return run_folder / "checkpoints" / f"step_{step}"
+
+
+def latest(run_folder: Path) -> Path | None:
+    steps = all_steps(run_folder)
+    return path_of(run_folder, steps[-1]) if steps else None
+
+
+def write(run_folder: Path, step: int, fill: Callable[[Path], None]) -> None:
+    """Let `fill` write into a folder that becomes checkpoints/step_N at once and whole, or not at all."""
+    target = path_of(run_folder, step)
+    if target.exists():  # a resumed run computes the same again
+        return
+    part = target.with_suffix(".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    fill(part)
+    for path in [*part.rglob("*"), part]:
+        _sync(path)
+    os.replace(part, target)
+    _sync(target.parent)
+
+
+def prune(run_folder: Path, keep: int, best: int | None) -> None:
+    """Delete all but the newest `keep` and the best one, and what a killed run has left half-written."""
+    for step in all_steps(run_folder)[:-keep]:
+        if step != best:
+            target = path_of(run_folder, step)
+            os.replace(target, target.with_suffix(".part"))  # killed halfway through, it is no checkpoint any more
+    for part in (run_folder / "checkpoints").glob("*.part"):
+        shutil.rmtree(part)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as problem:
+        reason = (str(problem).splitlines() or [type(problem).__name__])[0]
+        raise UserError(
+            f"{path}: cannot be read ({reason}): delete {path.parent} to go on from the checkpoint before it"
+        ) from None
+
+
+# ---------------------------------------------------------------- the same run?
+
+
+def flat(values: dict, prefix: str = "") -> dict[str, Any]:
+    """{"dpo": {"beta": 0.1}} -> {"dpo.beta": 0.1}"""
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        out |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return out
+
+
+def compare(old: dict, new: dict, where: Path) -> list[str]:
+    """Refuse a config that would make another run; the lines to say about what only changes the rounding."""
+    old, new = flat(old), flat(new)
+    changed = {
+        key: f"{key} {old[key]} -> {new[key]}"
+        for key in old
+        if key in new and old[key] != new[key] and not key.startswith(HARMLESS)
+    }
+    if new.get("training.schedule") == "constant":  # then how long the run is changes none of its steps
+        changed = {k: v for k, v in changed.items() if k not in ("training.max_steps", "training.epochs")}
+    refused = [line for key, line in changed.items() if key not in ROUNDING]
+    if refused:
+        raise UserError(
+            f"{where} was written with another configuration: {'; '.join(refused)}. Going on would be neither run: put the keys back, "
+            "or start again with --output.overwrite or in another --output.dir"
+        )
+    return [f"{line}: the same steps, rounded otherwise" for line in changed.values()]
+
+
+def fingerprint(module: nn.Module) -> str:
+    """Of every parameter, exactly: the sum of its bit patterns, a whole number that no order of summation changes."""
+    digest = hashlib.blake2b(digest_size=8)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            whole = sharded.whole(parameter).detach().contiguous()
+            bits = whole.view(-1).view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[whole.itemsize])
+            total = sum(int(part.sum(dtype=torch.int64)) for part in bits.split(2**24))
+            digest.update(f"{name} {tuple(whole.shape)} {total}\n".encode())
+    return digest.hexdigest()
+
+
+def fingerprint_of_rows(items: list) -> str:
+    """Of the token rows of a run, in their order."""
+    digest = hashlib.blake2b(digest_size=8)
+    for item in items:
+        for value in (getattr(item, field.name) for field in fields(item)):
+            if hasattr(value, "completion_mask"):
+                digest.update(array("q", value.input_ids).tobytes() + bytes(value.completion_mask))
+            elif isinstance(value, list):
+                digest.update(array("q", value).tobytes())
+            else:
+                digest.update(json.dumps(value, sort_keys=True, default=str).encode())
+    return digest.hexdigest()
+
+
+# ---------------------------------------------------------------- states
+
+
+def random_states() -> dict[str, Any]:
+    name, keys, *rest = numpy.random.get_state()
+    states = {"python": random.getstate(), "numpy": (name, keys.tolist(), *rest), "torch": torch.get_rng_state()}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    version, keys, gauss = states["python"]
+    random.setstate((version, tuple(keys), gauss))
+    numpy.random.set_state(tuple(states["numpy"]))
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses -> dicts, all the way down: what is written can be read without running code from the file."""
+    if is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, dict):
+        return {key: plain(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [plain(entry) for entry in value]
+    return value
+
+
+def save_weights(policy: nn.Module, model: nn.Module, folder: Path, gathered: dict[str, Tensor]) -> None:
+    """weights.pt: what is trained, and for what model/ holds already, only its name there. gathered: the whole tensors by name."""
+    from safetensors import safe_open
+
+    saved = {}
+    for file in (folder / "model").glob("*.safetensors"):
+        with safe_open(file, framework="pt") as opened:
+            saved |= {name: (s.get_shape(), s.get_dtype()) for name in opened.keys() for s in [opened.get_slice(name)]}  # noqa: SIM118
+    there = {id(p): name for name, p in model.named_parameters() if saved.get(name) == (list(p.shape), "F32")}
+    trained = {name: id(p) for name, p in policy.named_parameters() if p.requires_grad}
+    torch.save(
+        {
+            "in_model": {name: there[i] for name, i in trained.items() if i in there},
+            "tensors": {name: gathered[name] for name, i in trained.items() if i not in there},
+        },
+        folder / "weights.pt",
+    )
+
+
+@torch.no_grad()
+def load_weights(policy: nn.Module, folder: Path) -> None:
+    """Into the trained parameters of `policy`, exactly."""
+    from safetensors import safe_open
+
+    state = read(folder / "weights.pt")
+    parameters = {name: p for name, p in policy.named_parameters() if p.requires_grad}
+    if parameters.keys() != state["in_model"].keys() | state["tensors"].keys():
+        raise UserError(f"{folder}: it holds other trained tensors than this run has")
+
+    for name, tensor in state["tensors"].items():
+        sharded.put(parameters[name], tensor)
+    wanted = {saved: name for name, saved in state["in_model"].items()}
+    for file in sorted((folder / "model").glob("*.safetensors")):
+        with safe_open(file, framework="pt") as opened:
+            for saved in opened.keys() & wanted.keys():
+                sharded.put(parameters[wanted.pop(saved)], opened.get_tensor(saved))
+    if wanted:
+        raise UserError(
+            f"{folder / 'model'}: {next(iter(wanted))} is missing: delete {folder} to go on from the checkpoint before"
+        )

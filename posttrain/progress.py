@@ -1,0 +1,57 @@
+"""How a run tells where it is: a bar on a terminal, plain lines elsewhere (a file, CI). Only the main process speaks."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from tqdm import tqdm
+
+HEADLINE = ("loss", "dpo_loss", "reward", "accuracy", "kl", "explained_variance", "validation_loss")
+LINES = 10  # plain lines over the whole run
+
+
+class Progress:
+    def __init__(self, main: bool):
+        self.main = main
+        self.bars = main and sys.stderr.isatty() and "CI" not in os.environ
+        self._bar: tqdm | None = None
+
+    def say(self, line: str) -> None:
+        """One line that does not break the bar."""
+        if self.main:
+            tqdm.write(line, file=sys.stderr)
+
+    def begin(self, method: str, step: int, num_steps: int) -> None:
+        self.method, self.num_steps = method, num_steps
+        self.began, self.first = time.perf_counter(), step
+        self._bar = tqdm(total=num_steps, initial=step, desc=method, unit="step", disable=not self.bars)
+
+    def show(self, row: dict[str, float]) -> None:
+        step = int(row["step"])
+        seconds_per_step = (time.perf_counter() - self.began) / (step - self.first)
+        headline = {k: f"{row[k]:.3g}" for k in HEADLINE if k in row}
+        speed = f"{row['tokens_per_second']:,.0f} tokens/s"
+        if self.bars:
+            self._bar.set_postfix_str("  ".join(f"{k} {v}" for k, v in headline.items()) + f"  {speed}", refresh=False)
+            self._bar.update()
+        elif step % max(1, self.num_steps // LINES) == 0 or step == self.num_steps:
+            left = f", {clock((self.num_steps - step) * seconds_per_step)} left" if step < self.num_steps else ""
+            values = "  ".join(f"{k} {v}" for k, v in headline.items())
+            self.say(f"{self.method} step {step}/{self.num_steps}  {values}  {speed}{left}")
+
+    def end(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def clock(seconds: float) -> str:
+    """3725 -> 1:02:05
+
+    >>> clock(3725), clock(65.4)
+    ('1:02:05', '1:05')
+    """
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"

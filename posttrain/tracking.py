@@ -1,0 +1,80 @@
+"""Experiment trackers, through Accelerate's: TensorBoard, MLflow, Weights & Biases. metrics.jsonl and curves.png are written anyway.
+
+A tracker is told what metrics.jsonl is told. One that fails is reported once and left out: it never stops a run."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from posttrain.checkpoints import flat
+from posttrain.errors import UserError
+
+PACKAGES = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
+
+
+def refuse_missing(names: list[str]) -> None:
+    missing = [PACKAGES[name] for name in names if importlib.util.find_spec(PACKAGES[name]) is None]
+    if missing:
+        raise UserError(f"tracking.to: {' and '.join(missing)} missing here: pip install {' '.join(missing)}")
+
+
+class Trackers:
+    def __init__(self, config, main: bool, say: Callable[[str], None]):
+        """Started on the main process only. config.tracking says which; the resolved config goes along, flattened."""
+        self.say, self.alive = say, {}
+        names = config.tracking.to
+        refuse_missing(names)
+        if not main:
+            return
+        values = {key: value if isinstance(value, (int, float, bool)) else str(value) for key, value in flat(config.model_dump(mode="json")).items()}  # fmt: skip
+        for name in names:
+            with self._reported(name):
+                tracker = self._make(name, config)
+                tracker.start()
+                tracker.store_init_configuration(dict(values))
+                self.alive[name] = tracker
+
+    def _make(self, name: str, config) -> Any:
+        from accelerate import tracking
+
+        project, run = config.tracking.project or "posttrain", config.tracking.run_name or config.folder.name
+        if name == "tensorboard":
+            self.say(f"tracking: tensorboard --logdir {config.folder / 'logs'}")
+            return tracking.TensorBoardTracker(run, logging_dir=str(config.folder / "logs"))
+        if name == "mlflow":
+            self.say("tracking: mlflow ui (reads mlflow.db in this folder, unless MLFLOW_TRACKING_URI is set)")
+            return tracking.MLflowTracker(project, run_name=run)
+        offline = "WANDB_API_KEY" not in os.environ and "WANDB_MODE" not in os.environ and not _has_wandb_login()
+        self.say("tracking: wandb, offline (no key): wandb sync sends it later" if offline else "tracking: wandb")
+        mode = {"mode": "offline"} if offline else {}
+        return tracking.WandBTracker(project, name=run, dir=str(config.folder), **mode)
+
+    def log(self, row: dict[str, float]) -> None:
+        for name, tracker in list(self.alive.items()):
+            with self._reported(name):
+                tracker.log({k: v for k, v in row.items() if k != "step"}, step=int(row["step"]))
+
+    def end(self) -> None:
+        for name, tracker in list(self.alive.items()):
+            with self._reported(name), contextlib.redirect_stdout(io.StringIO()):
+                tracker.finish()
+
+    @contextlib.contextmanager
+    def _reported(self, name: str):
+        try:
+            yield
+        except Exception as problem:
+            self.alive.pop(name, None)
+            reason = (str(problem).strip().splitlines() or [""])[0]
+            self.say(f"tracking: {name} failed and is left out from here on ({type(problem).__name__}: {reason})")
+
+
+def _has_wandb_login() -> bool:
+    netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
+    return netrc.is_file() and "api.wandb.ai" in netrc.read_text(errors="ignore")

@@ -1,0 +1,66 @@
+"""A run that is killed by SIGKILL and resumed equals one that was not, bit for bit (weights, optimiser, every metric)."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small import family, folder
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = Path(__file__).with_name("killed.py")
+ALL = ["sft", "sft-lora", "sft-8bit-optimizer", "sft-packed", "sft-best", "dpo", "dpo-lora", "reward", "reward-lora", "grpo", "ppo", "ppo-shared"]  # fmt: skip
+LOOPS = ["sft", "dpo", "reward", "grpo", "ppo"]
+
+
+def trial(tmp_path, case, *kills):
+    model = family(tmp_path / "m", "gpt2") if case == "sft" else folder(tmp_path / "m")  # gpt2: dropout 0.1 everywhere
+    done = subprocess.run(
+        [sys.executable, SCRIPT, case, model, tmp_path / "runs", *kills],
+        env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", "CI": "1"},
+        capture_output=True,
+        text=True,
+        timeout=550,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert list(report) == list(kills)
+    for how, found in report.items():
+        assert found["exit"] == 0, (how, done.stderr[-3000:])
+        assert found["differences"] == [], (how, found)
+    return report
+
+
+@pytest.mark.parametrize("case", LOOPS)
+def test_ten_steps_are_five_killed_and_resumed(tmp_path, case):
+    """save_every 3: killed when step 5 was logged, so steps 4 and 5 are computed again, in the middle of an epoch or rollout."""
+    report = trial(tmp_path, case, "step:5")
+    assert report["step:5"]["checkpoints"] == [3]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("case", [case for case in ALL if case not in LOOPS])
+def test_the_same_with_adapters_packing_and_other_optimisers(tmp_path, case):
+    trial(tmp_path, case, "step:5", "step:9")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("case", ["sft", "ppo-shared"])
+def test_killed_before_every_file_operation_of_a_save(tmp_path, case):
+    report = trial(tmp_path, case, *(f"op:{n}" for n in range(1, 22)))
+    whole = [found["checkpoints"] for found in report.values()]
+    assert [] in whole and [3] in whole  # some kills fell before the checkpoint had its name, some after
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("case", LOOPS)
+def test_killed_at_random_moments(tmp_path, case):
+    trial(tmp_path, case, *(f"random:{n}" for n in range(4)))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("case", LOOPS)
+def test_killed_at_many_random_moments(tmp_path, case):
+    trial(tmp_path, case, *(f"random:{n}" for n in range(4, 24)))
