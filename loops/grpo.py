@@ -94,7 +94,7 @@ def train(
         in_flight = run.checkpoints.in_flight()  # resumed in the middle of this rollout: steps 1 to 3 are done
         if in_flight is not None:
             answers = [Answer.restored(a) for prompt in mine for a in in_flight["answers"][prompt]]
-            rollout_metrics = in_flight["metrics"] if accelerator.is_main_process else {}
+            rollout_metrics = in_flight["metrics"]
         else:
             # ---- 1. Rollout: this process's prompts, its rows of the uniforms of the whole rollout --------------------
             uniforms = draw_uniforms(
@@ -134,10 +134,11 @@ def train(
                 preflight.dead_groups(run, rollout_metrics, grpo.mask_truncated)
 
             # ---- 3. Old and reference log-probs, before anything moves ------------------------------------------------
-            if reference is not None:
-                answers = score(answers, reference, "ref_logps", run, pad_id, grpo.temperature)
-            if updates_per_rollout > 1:  # with a single update the old policy is the policy itself, detached
-                answers = score(answers, policy, "old_logps", run, pad_id, grpo.temperature)
+            with gathered(policy):
+                if reference is not None:
+                    answers = score(answers, reference, "ref_logps", run, pad_id, grpo.temperature)
+                if updates_per_rollout > 1:  # with a single update the old policy is the policy itself, detached
+                    answers = score(answers, policy, "old_logps", run, pad_id, grpo.temperature)
 
         # ---- 4. One optimiser step = one minibatch ----------------------------------------------------------------
         for window in run.minibatches(answers, mine, len(chosen), grpo, rollout_number):

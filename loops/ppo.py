@@ -119,7 +119,7 @@ def train(
         in_flight = run.checkpoints.in_flight()  # resumed in the middle of this rollout: steps 1 to 4 are done
         if in_flight is not None:
             answers = [Answer.restored(a) for prompt in mine for a in in_flight["answers"][prompt]]
-            rollout_metrics = in_flight["metrics"] if accelerator.is_main_process else {}
+            rollout_metrics = in_flight["metrics"]
             about_values, kl_coef, kl_loss_coef = (
                 in_flight[name] for name in ("about_values", "kl_coef", "kl_loss_coef")
             )
@@ -143,7 +143,8 @@ def train(
 
             # ---- 3. What policy, critic and reference say of it, before anything moves ----------------------------
             answers = [Answer(e, logps) for e, logps in zip(rollout.examples(), rollout.logps, strict=True)]
-            answers = look(answers, both, reference, run, pad_id, ppo.temperature)
+            with gathered(both):
+                answers = look(answers, both, reference, run, pad_id, ppo.temperature)
             if run.step == 0:
                 check_the_sampler(answers, pad_id, run)
 

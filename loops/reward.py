@@ -31,6 +31,7 @@ from posttrain.errors import clear_exit
 from posttrain.evaluate import Score
 from posttrain.examples import hold_out, labelled, pairs
 from posttrain.models import max_length, no_dropout
+from posttrain.sharded import gathered
 from posttrain.training import Result, Run
 
 
@@ -94,7 +95,8 @@ def train(config: RewardConfig, *, rows: list[dict] | None = None) -> Result:
     if validation and run.metrics and "validation_accuracy" in run.metrics[-1]:
         items = sum(item.counts for item in validation)
         run.say(f"held-out accuracy {Score(round(run.metrics[-1]['validation_accuracy'] * items), items)}")
-    after = scores_of(scorer.CompletionScores(model), shown, run, tokenizer)
+    with gathered(policy):
+        after = scores_of(scorer.CompletionScores(model), shown, run, tokenizer)
     return run.finish(model, tokenizer, tell(shown, before, after, tokenizer), save=scorer.save_scorer)
 
 

@@ -233,7 +233,7 @@ def load_weights(policy: nn.Module, folder: Path) -> None:
     wanted = {saved: name for name, saved in state["in_model"].items()}
     for file in sorted((folder / "model").glob("*.safetensors")):
         with safe_open(file, framework="pt") as opened:
-            for saved in opened.keys() & wanted.keys():
+            for saved in sorted(opened.keys() & wanted.keys()):
                 sharded.put(parameters[wanted.pop(saved)], opened.get_tensor(saved))
     if wanted:
         raise UserError(

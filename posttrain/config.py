@@ -2,6 +2,7 @@
 
     config = load("configs/dpo_tiny.yaml", overrides={"dpo.beta": 0.2})
     python -m loops.dpo --config configs/dpo_tiny.yaml --dpo.beta 0.2 --learning-rate 1e-4
+    python -m posttrain.config show configs/dpo_tiny.yaml --dpo.beta 0.2         # what results, and from where (config_tool.py)
 
 On the command line a leaf name that is unique (or stands in training) may be given without its group, and dashes are underscores. Unknown keys are
 refused, all problems are reported at once, each with where it stands, and nothing here imports torch: a wrong command
@@ -52,6 +53,17 @@ def load(
     overrides: {"dpo.beta": 0.2}; a unique leaf name will do ("beta"). origin: what messages call the overrides.
     Raises UserError with every problem found.
     """
+    return resolve(path, overrides, method=method, origin=origin)[0]
+
+
+def resolve(
+    path: str | os.PathLike | None = None,
+    overrides: dict[str, Any] | None = None,
+    *,
+    method: str | None = None,
+    origin: str = "overrides",
+) -> tuple[Any, dict[str, str]]:
+    """load(), and where each value came from: {"dpo.beta": "command line"}; what is not among them is a default."""
     values, places = _read_yaml(Path(path)) if path is not None else ({}, {})
     present = [name for name in METHODS if name in values]
     if method is None:
@@ -62,7 +74,7 @@ def load(
         method = present[0]
     elif present and method not in present:
         raise UserError(f"{path}: this is a config for loops.{present[0]}, not for loops.{method}")
-    return _validate(METHODS[method], values, places, path, overrides or {}, origin)
+    return _validate(METHODS[method], values, places, path, overrides or {}, origin), places
 
 
 def _validate(
@@ -125,7 +137,7 @@ def _in(key: str) -> str:
 def _suggestion(key: str, keys: list[str]) -> str:
     group, _, leaf = key.rpartition(".")
     groups = {k.split(".")[0] for k in keys}
-    siblings = [k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == group]
+    siblings = [k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == group] if group else sorted(groups)
     if close := difflib.get_close_matches(leaf, siblings or sorted(groups), n=1, cutoff=0.6):
         return f", did you mean '{close[0]}'?"
     leaves = {k.rpartition(".")[2]: k for k in keys}
@@ -296,17 +308,17 @@ def describe(kind: type[BaseModel], prefix: str = "") -> list[tuple[str, str, st
             out += describe(annotation, f"{prefix}{name}.")
             continue
         default = "(required)" if field.is_required() else str(field.get_default(call_default_factory=True))
-        out.append((prefix + name, _type_name(annotation), default, field.description or ""))
+        out.append((prefix + name, type_name(annotation), default, field.description or ""))
     return out
 
 
-def _type_name(annotation: Any) -> str:
+def type_name(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return " | ".join(map(str, get_args(annotation)))
     if args := get_args(annotation):
         if get_origin(annotation) in (list, dict):
-            return f"{get_origin(annotation).__name__} of {_type_name(args[-1])}"
-        return " | ".join("none" if a is type(None) else _type_name(a) for a in args)
+            return f"{get_origin(annotation).__name__} of {type_name(args[-1])}"
+        return " | ".join("none" if a is type(None) else type_name(a) for a in args)
     return getattr(annotation, "__name__", str(annotation)).lower()
 
 
@@ -334,3 +346,9 @@ def help_text(method: str) -> str:
 def save(config: Section, path: Path) -> None:
     """The resolved config as YAML; load() reads it back."""
     path.write_text(yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True))
+
+
+if __name__ == "__main__":
+    from posttrain.config_tool import main
+
+    main()

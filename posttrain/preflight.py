@@ -84,7 +84,9 @@ def start(run, what: str, loss: float, expected: float, why: str) -> None:
     off = not abs(loss - expected) < run.tolerance  # a NaN is off, too
     run.preflight.verdict(
         "start",
-        f"{what} of the first step is {loss:.6f}, not {expected:.6f}: {why}" if off else None,
+        f"{what} of the first step is {loss:.6f}, not {'ln 2 = ' * (expected == math.log(2))}{expected:.6f}: {why}"
+        if off
+        else None,
         f"{what} starts at {loss:.4f}",
     )
 

@@ -65,7 +65,11 @@ class Checkpoints:
     def in_flight(self) -> dict[str, Any] | None:
         """RL, once: the rollout in the middle of which the checkpoint was written."""
         saved, self._saved = self._saved, {}
-        return saved if "answers" in saved else None
+        if "answers" not in saved:
+            return None
+        if not self.run.accelerator.is_main_process:  # they were summed over the processes: one of them has them now
+            saved["metrics"] = {name: (0.0, 0.0) for name in saved["metrics"]}
+        return saved
 
     def restore(self, policy: nn.Module, optimizer, scheduler) -> None:
         """Weights, optimiser, schedule, counters; the random states last."""

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from posttrain.batch import Batch
+
 
 def is_sharded(module: nn.Module) -> bool:
     return any(hasattr(parameter, "full_tensor") for parameter in module.parameters())
@@ -26,7 +28,8 @@ def put(parameter: nn.Parameter, tensor: Tensor) -> None:
     if hasattr(parameter, "full_tensor"):
         from torch.distributed.tensor import distribute_tensor
 
-        tensor = distribute_tensor(tensor.to(parameter.device), parameter.device_mesh, parameter.placements)
+        where = {"device_mesh": parameter.device_mesh, "placements": parameter.placements}
+        tensor = distribute_tensor(tensor.to(parameter.device), **where, src_data_rank=None)  # all have read the same
     parameter.copy_(tensor)
 
 
@@ -44,6 +47,8 @@ def gathered(policy: nn.Module) -> Iterator[None]:
     from torch.distributed.fsdp import FSDPModule
 
     parts = [module for module in policy.modules() if isinstance(module, FSDPModule)]
+    if parts:
+        _forward_once(policy)
     for module in parts:
         module.set_reshard_after_forward(False, recurse=False)
         module.unshard()
@@ -55,6 +60,16 @@ def gathered(policy: nn.Module) -> Iterator[None]:
             module.set_reshard_after_forward(
                 module is not parts[0], recurse=False
             )  # the root keeps its own for backward
+
+
+@torch.no_grad()
+def _forward_once(policy: nn.Module) -> None:
+    """Two tokens through the root: FSDP wants to have seen it before one of its layers, and sampling calls the layers alone."""
+    ids = torch.zeros(1, 2, dtype=torch.long, device=next(policy.parameters()).device)
+    training = policy.training
+    policy.eval()
+    policy(Batch(ids, torch.ones_like(ids, dtype=torch.bool), torch.arange(2, device=ids.device)[None], ids.bool()))
+    policy.train(training)
 
 
 def optimizer_state(policy: nn.Module, optimizer) -> dict:

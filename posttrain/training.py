@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -52,11 +52,20 @@ class Run:
                 raise UserError(f"training.device is {kind}, but torch finds none here: use auto or cpu")
         on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
         self.compute = compute_dtype(config.model.dtype, on_cpu)
+        if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() in ("true", "1"):
+            raise UserError(
+                "DeepSpeed's engine counts backward passes and takes an optimiser step inside one of them, but a step here is a list of "
+                "micro-batches that are counted together first: use FSDP2 (accelerate launch --config_file configs/accelerate/fsdp2.yaml "
+                "-m loops.…)"
+            )
         # Accelerate keeps one state per Python process: a second run in a notebook may want another precision or device.
         AcceleratorState._reset_state(reset_partial_state="WORLD_SIZE" not in os.environ)
         try:
             self.accelerator = Accelerator(
-                cpu=on_cpu, mixed_precision="bf16" if self.compute == torch.bfloat16 else "no"
+                cpu=on_cpu,
+                mixed_precision="bf16" if self.compute == torch.bfloat16 else "no",
+                # the buffers of these models are constants (rotary frequencies): nothing to send around in every forward pass
+                kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
             )
         except ValueError as problem:
             raise UserError(f"Accelerate cannot start (WORLD_SIZE={os.environ.get('WORLD_SIZE')}): {problem}") from None
@@ -68,11 +77,6 @@ class Run:
             raise UserError(
                 f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but Accelerate sees {self.accelerator.num_processes} process(es): "
                 "each would train alone and overwrite the others. Start with torchrun --standalone --nproc_per_node N -m loops.…"
-            )
-        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
-            raise UserError(
-                "DeepSpeed's engine takes an optimiser step inside every backward pass it counts, and a step here is a list of micro-batches "
-                "counted first: use FSDP2 (accelerate launch --config_file configs/accelerate/fsdp2.yaml -m loops.…)"
             )
         set_seed(self.training.seed)
         self.step = 0

@@ -15,12 +15,15 @@ import time
 import traceback
 from pathlib import Path
 
+import matplotlib.pyplot
+import peft
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
 from two_processes import DPO, GRPO, ROOT, SFT, even_tokens
 
-import posttrain.tiny
 from loops import dpo, grpo, ppo, reward, sft
-from posttrain import checkpoints, lora, training
+from posttrain import checkpoints, training
 from posttrain.config import load
 
 NOT_THE_SAME = {"seconds", "tokens_per_second", "memory_gib"}  # of a metrics row
@@ -178,10 +181,14 @@ def main(case: str, model: str, folder: str, *kills: str) -> None:
         at = checkpoints.all_steps(out)
         finished = (out / "model").exists()
         again = ended(forked(lambda out=out: train(case, model, out, resume=True))) if not finished else 0
-        report[how] = {"checkpoints": at, "exit": again, "differences": differences(straight, out) if again == 0 else []}
+        report[how] = {
+            "checkpoints": at,
+            "exit": again,
+            "differences": differences(straight, out) if again == 0 else [],
+        }
     print(json.dumps(report))
 
 
 if __name__ == "__main__":
-    assert posttrain.tiny and lora  # imported for the children
+    assert matplotlib.pyplot and peft  # imported here, once, for the children
     main(*sys.argv[1:])

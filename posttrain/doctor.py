@@ -1,0 +1,238 @@
+"""What this machine has and can do, tried rather than guessed; and what a config will want of it.
+
+python -m posttrain.doctor
+python -m posttrain.doctor --config configs/sft_qlora.yaml --training.micro_batch_size 4     # with an estimate of memory
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import sys
+import warnings
+from pathlib import Path
+
+from posttrain import config as configs
+from posttrain.errors import UserError, clear_exit
+
+CORE = ("torch", "transformers", "datasets", "peft", "bitsandbytes", "accelerate", "numpy", "matplotlib", "pydantic")
+EXTRAS = {
+    "tensorboard": "tracking.to: tensorboard",
+    "mlflow": "tracking.to: mlflow",
+    "wandb": "tracking.to: wandb",
+    "flash_attn": "model.attn_implementation: flash_attention_2 (a CUDA GPU)",
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if "-h" in arguments or "--help" in arguments:
+        print(__doc__)
+        return
+    with clear_exit():
+        path, overrides = configs.parse(arguments)
+        if path is None and overrides:
+            raise UserError("--KEY VALUE needs --config FILE")
+        config = configs.load(path, overrides, origin="command line") if path is not None else None
+        if config is not None and config.method == "ladder":
+            raise UserError(f"{path}: give the config of one of its stages; a ladder holds several")
+        for title, lines in (
+            ("packages", packages()),
+            ("device", device()),
+            ("tried here", tried()),
+            ("extras", extras()),
+        ):
+            print(f"{title}\n  " + "\n  ".join(lines))
+        if config is not None:
+            print(f"memory for {path}\n  " + "\n  ".join(memory_lines(config)))
+
+
+def version_of(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package.replace("_", "-"))
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def packages() -> list[str]:
+    """The pinned ones with a word where another version stands here: what the tests have run with is what is pinned."""
+    pins = {}
+    requirements = Path(__file__).resolve().parent.parent / "requirements.txt"
+    if requirements.is_file():
+        found = (line.split("#")[0].strip().partition("==") for line in requirements.read_text().splitlines())
+        pins = {name: version for name, equals, version in found if equals}
+    lines = [f"python {platform.python_version()} on {platform.system()} {platform.machine()}"]
+    for package in CORE:
+        version = version_of(package)
+        pin = pins.get(package)
+        other = "" if version is None or pin is None or version.split("+")[0] == pin else f"   (tested with {pin})"
+        lines.append(f"{package} {version or 'MISSING: pip install -r requirements.txt'}{other}")
+    return lines
+
+
+def device() -> list[str]:
+    import torch
+
+    from posttrain.training import compute_dtype
+
+    lines = []
+    for i in range(torch.cuda.device_count()):
+        about = torch.cuda.get_device_properties(i)
+        lines.append(
+            f"cuda:{i} {about.name}, {about.total_memory / 2**30:.0f} GiB, compute capability {about.major}.{about.minor}"
+        )
+    if torch.backends.mps.is_available():
+        lines.append("mps is there (untested; training.device: mps)")
+    ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    lines.append(f"cpu: {os.cpu_count()} cores, {ram:.0f} GiB of memory, {torch.get_num_threads()} torch threads")
+    on_cpu = not torch.cuda.is_available()
+    auto = str(compute_dtype("auto", on_cpu)).removeprefix("torch.")
+    lines.append(f"training.device: auto is {'cpu' if on_cpu else 'cuda'}, model.dtype: auto computes in {auto}")
+    return lines
+
+
+def tried() -> list[str]:
+    return [f"{what}: {_try(attempt)}" for what, attempt in (
+        ("attention (sdpa)", attention), ("4-bit weights", four_bits), ("8-bit optimiser", eight_bit_adam), ("several processes", processes),
+    )]  # fmt: skip
+
+
+def _try(attempt) -> str:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return attempt()
+    except Exception as problem:
+        return f"does not work ({type(problem).__name__}: {(str(problem).splitlines() or [''])[0]})"
+
+
+def _device():
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def attention() -> str:
+    """Which kernels take a causal forward and backward pass here."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    where = _device()
+    dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
+    works = []
+    for name in ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION", "MATH"):
+        q = torch.randn(1, 2, 64, 64, device=where, dtype=dtype, requires_grad=True)
+        try:
+            with sdpa_kernel(getattr(SDPBackend, name)):
+                torch.nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True).sum().backward()
+            works.append(name.removesuffix("_ATTENTION").lower())
+        except RuntimeError:
+            pass
+    return f"{', '.join(works)} on {where.type} in {str(dtype).removeprefix('torch.')}"
+
+
+def four_bits() -> str:
+    """A linear layer in nf4: its gradient must be that of its own dequantised weights, before and after an eval pass."""
+    import torch
+
+    from posttrain import quantize
+
+    quantize.quiet()
+    import bitsandbytes as bnb
+
+    torch.manual_seed(0)
+    where = _device()
+    layer = bnb.nn.Linear4bit(64, 64, bias=False, quant_type="nf4", compute_dtype=torch.float32)
+    layer.weight = bnb.nn.Params4bit(torch.randn(64, 64), requires_grad=False, quant_type="nf4")
+    layer = layer.to(where)
+    quantize.guard(layer)
+    plain = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
+    worst = 0.0
+    for _ in range(2):
+        x = torch.randn(4, 64, device=where, requires_grad=True)
+        layer.train()(x).sum().backward()
+        worst = max(worst, (x.grad - torch.ones(4, 64, device=where) @ plain).abs().max().item())
+        with torch.no_grad():
+            layer.eval()(x)
+    return (
+        f"work (gradient off by {worst:.1g})"
+        if worst < 1e-3
+        else f"give WRONG gradients here (off by {worst:.2g}): do not use model.quantization"
+    )
+
+
+def eight_bit_adam() -> str:
+    import torch
+    from bitsandbytes.optim import AdamW8bit
+
+    weight = torch.nn.Parameter(torch.ones(64, 64, device=_device()))
+    optimizer = AdamW8bit([weight], lr=0.1)
+    weight.sum().backward()
+    optimizer.step()
+    return "works" if (weight < 1).all() else "did not move the weights"
+
+
+def processes() -> str:
+    import torch.distributed as dist
+
+    there = [name for name, ok in (("nccl", dist.is_nccl_available()), ("gloo", dist.is_gloo_available())) if ok]
+    return f"{', '.join(there)}: torchrun --standalone --nproc_per_node N -m loops.… (README)"
+
+
+def extras() -> list[str]:
+    lines = []
+    for package, use in EXTRAS.items():
+        there = importlib.util.find_spec(package) is not None
+        state = version_of(package) or "there" if there else f"not here: pip install {package.replace('_', '-')}"
+        lines.append(f"{package} ({use}): {state}")
+    return lines
+
+
+def memory_lines(config) -> list[str]:
+    import torch
+    from transformers import AutoConfig
+
+    from posttrain import hub, memory, tiny
+    from posttrain.models import EMBEDDED
+    from posttrain.training import compute_dtype
+
+    name = config.model.name
+    try:
+        path = str(tiny.folder(name)) if name in EMBEDDED else str(Path(name).expanduser())
+        if not Path(path).exists():
+            hub.use_cache_if_unreachable()
+        about = AutoConfig.from_pretrained(path, trust_remote_code=config.model.trust_remote_code)
+    except Exception as problem:
+        reason = (str(problem).splitlines() or [""])[0]
+        raise UserError(
+            f"model.name '{name}': its config cannot be read, so nothing can be estimated: {reason}"
+        ) from None
+    lora = config.model.lora if config.model.adapter == "lora" else None
+    shape = memory.shape_of(about, lora)
+    on_cpu = config.training.device == "cpu" or not torch.cuda.is_available()
+    compute = compute_dtype(config.model.dtype, on_cpu)
+    parts = memory.estimate(config, shape, compute.itemsize)
+    length = config.data.max_length or min(1024, shape.longest)
+    lines = [
+        f"{shape.parameters:,} parameters, {shape.adapter if lora else shape.parameters:,} trained, computing in "
+        f"{str(compute).removeprefix('torch.')}; rows of up to {length:,} tokens, micro_batch_size {config.training.micro_batch_size}"
+    ]
+    lines += [f"{_size(size):>10}  {part}" for part, size in parts.items()]
+    whole = memory.total(parts)
+    lines.append(f"{_size(whole):>10}  per process, and about 1 GiB for the libraries")
+    have = None if on_cpu else torch.cuda.get_device_properties(0).total_memory
+    if have is not None and whole > 0.9 * have:
+        lines.append(
+            "too much for this GPU: lower micro_batch_size or data.max_length, set gradient_checkpointing, or adapter: lora (quantization: 4bit)"
+        )
+    return lines
+
+
+def _size(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+
+
+if __name__ == "__main__":
+    main()
