@@ -13,7 +13,7 @@ test: .venv/installed
 	$(BIN)/python -m pytest -m "not long and not soak" --durations 10
 
 # what `make test-all` adds: several processes, every YAML, every command of the README
-test-long: .venv/installed
+test-long: .venv/installed-tracking
 	$(BIN)/python -m pytest -m long --durations 10
 
 test-all: test test-long
@@ -32,4 +32,8 @@ clean:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12 $(MAKECMDGOALS)")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -r requirements.txt
+	@touch $@
+
+.venv/installed-tracking: .venv/installed requirements-tracking.txt
+	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -r requirements-tracking.txt
 	@touch $@

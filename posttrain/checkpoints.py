@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from posttrain import sharded
+from posttrain.config import flat
 from posttrain.errors import UserError
 
 # Keys that may differ when a run is resumed: what is written and shown, not what is computed …
@@ -113,14 +114,6 @@ def read(path: Path) -> Any:
 
 
 # ---------------------------------------------------------------- the same run?
-
-
-def flat(values: dict, prefix: str = "") -> dict[str, Any]:
-    """{"dpo": {"beta": 0.1}} -> {"dpo.beta": 0.1}"""
-    out: dict[str, Any] = {}
-    for name, value in values.items():
-        out |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return out
 
 
 def compare(old: dict, new: dict, where: Path) -> list[str]:

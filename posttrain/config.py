@@ -236,6 +236,10 @@ def early_check(method: str) -> Any:
             raise UserError(
                 "1 problem in the configuration\n  'data.name' is missing: give it in the file or as --data.name VALUE"
             )
+        else:
+            from posttrain.tracking import refuse_missing
+
+            refuse_missing(config.tracking.to)
         return config
     except UserError as problem:
         sys.exit(f"error: {problem}\n(python -m loops.{method} --help lists every key)")
@@ -341,6 +345,14 @@ def help_text(method: str) -> str:
         lines.append(f"  --{key}  [{kind}]  default: {default}")
         lines += textwrap.wrap(meaning, 100, initial_indent=" " * 8, subsequent_indent=" " * 8)
     return "\n".join(lines)
+
+
+def flat(values: dict, prefix: str = "") -> dict[str, Any]:
+    """{"dpo": {"beta": 0.1}} -> {"dpo.beta": 0.1}"""
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        out |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return out
 
 
 def save(config: Section, path: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from posttrain.checkpoints import flat
+from posttrain.config import flat
 from posttrain.errors import UserError
 
 PACKAGES = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
@@ -29,7 +29,6 @@ class Trackers:
         """Started on the main process only. config.tracking says which; the resolved config goes along, flattened."""
         self.say, self.alive = say, {}
         names = config.tracking.to
-        refuse_missing(names)
         if not main:
             return
         values = {key: value if isinstance(value, (int, float, bool)) else str(value) for key, value in flat(config.model_dump(mode="json")).items()}  # fmt: skip
@@ -48,11 +47,16 @@ class Trackers:
             self.say(f"tracking: tensorboard --logdir {config.folder / 'logs'}")
             return tracking.TensorBoardTracker(run, logging_dir=str(config.folder / "logs"))
         if name == "mlflow":
+            for setting, value in (
+                ("TIMEOUT", "10"),
+                ("MAX_RETRIES", "2"),
+            ):  # a server that is gone costs seconds, not minutes
+                os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{setting}", value)
             self.say("tracking: mlflow ui (reads mlflow.db in this folder, unless MLFLOW_TRACKING_URI is set)")
             return tracking.MLflowTracker(project, run_name=run)
         offline = "WANDB_API_KEY" not in os.environ and "WANDB_MODE" not in os.environ and not _has_wandb_login()
         self.say("tracking: wandb, offline (no key): wandb sync sends it later" if offline else "tracking: wandb")
-        mode = {"mode": "offline"} if offline else {}
+        mode = {"mode": "offline", "settings": {"silent": True}} if offline else {}
         return tracking.WandBTracker(project, name=run, dir=str(config.folder), **mode)
 
     def log(self, row: dict[str, float]) -> None:

@@ -30,7 +30,7 @@ from posttrain.errors import NonFiniteError, UserError
 from posttrain.optimizer import make_optimizer, schedule
 from posttrain.progress import Progress
 from posttrain.resume import Checkpoints
-from posttrain.tracking import Trackers
+from posttrain.tracking import Trackers, refuse_missing
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Run:
 
     def __init__(self, config):
         self.config, self.training, self.folder = config, config.training, config.folder
+        refuse_missing(config.tracking.to)
         device = self.training.device
         for kind, there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())):
             if device == kind and not there:

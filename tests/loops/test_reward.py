@@ -182,7 +182,7 @@ def test_preflight_refuses_a_head_that_does_not_start_at_0(tmp_path, llama, monk
         return made
 
     monkeypatch.setattr(scorer, "as_scorer", warm)
-    with pytest.raises(UserError, match=r"preflight: the loss of the first step is .* not 0.693147"):
+    with pytest.raises(UserError, match=r"preflight: the loss of the first step is .* not ln 2 = 0.693147"):
         reward.train(config(tmp_path, llama), rows=ROWS)
 
 
