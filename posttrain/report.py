@@ -29,10 +29,21 @@ HEALTHY = {
     "ratio": "1 with one update per rollout; near 1 otherwise",
     "completion_length": "settles; pinned at the maximum = never stops",
     "finished": "1, or rising towards it",
+    "p_stop": "high where answers end; falling to 0 = never stops",
     "parse_failures": "falls",
     "entropy": "falls slowly; 0 = nothing left to explore",
+    "explained_variance": "above 0, rising: the critic knows more than the mean",
+    "value": "follows the return",
+    "return": "the reward, less the KL that was paid",
+    "policy_loss": "says nothing about progress: watch the reward",
+    "value_loss": "falls; grows with the reward's scale",
+    "value_clip_fraction": "small",
+    "kl_coef": "settles (moves with kl_target only)",
     "grad_norm": "bounded, without spikes",
+    "critic_grad_norm": "bounded, without spikes",
     "learning_rate": "the schedule",
+    "tokens_per_second": "steady (prompts and answers, padding not counted)",
+    "memory_gib": "flat after the first steps: a rise is a leak",
 }
 NOTES = {
     "reward": {
@@ -56,7 +67,8 @@ def wilson(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:
 
 def plot_curves(path: Path, metrics: Sequence[dict[str, float]], method: str) -> None:
     """One panel per metric that this run has, each with a line on what healthy looks like."""
-    names = [name for name in HEALTHY if any(name in row for row in metrics)]
+    found = dict.fromkeys(name for row in metrics for name in row if name not in ("step", "seconds"))
+    names = [name for name in HEALTHY if name in found] + [name for name in found if name not in HEALTHY]
     if not names:
         return
     import matplotlib
@@ -73,13 +85,20 @@ def plot_curves(path: Path, metrics: Sequence[dict[str, float]], method: str) ->
         rows = [row for row in metrics if name in row]
         axis.plot([r["step"] for r in rows], [r[name] for r in rows], lw=1.3, marker="." if len(rows) < 15 else None)
         axis.set_title(name.replace("_", " "), fontsize=10)
-        axis.set_xlabel(NOTES.get(method, {}).get(name, HEALTHY[name]), fontsize=7, color="0.4")
+        axis.set_xlabel(legend(name, method), fontsize=7, color="0.4")
         axis.tick_params(labelsize=7)
         axis.grid(alpha=0.25)
     for axis in axes.flat[len(names) :]:
         axis.axis("off")
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def legend(name: str, method: str) -> str:
+    """One line on what a healthy curve of this metric looks like."""
+    if name.startswith("watched/"):
+        return "only measured: falling while the reward rises = over-optimised"
+    return NOTES.get(method, {}).get(name, HEALTHY.get(name, "one of the reward functions: rises"))
 
 
 def write_samples(path: Path, samples: Sequence[tuple[str, str, str]], method: str) -> None:

@@ -83,6 +83,23 @@ def test_the_configs_of_hub_models_with_model_and_data_of_ones_own(tmp_path, con
     assert (tmp_path / "run" / "model").is_dir()
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("method", ["sft", "dpo", "reward", "grpo", "ppo"])
+def test_each_tiny_config_as_it_is_for_one_step(tmp_path, method):
+    out = command(
+        f"loops.{method}",
+        "--config",
+        f"configs/{method}_tiny.yaml",
+        "--training.max_steps",
+        1,
+        "--output.dir",
+        tmp_path / "run",
+        timeout=400,
+    )
+    assert out.returncode == 0, out.stderr
+    assert "preflight passed" in out.stderr and len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 1
+
+
 def test_every_shipped_config_validates():
     for path in sorted((ROOT / "configs").glob("*.yaml")):
         config = load(path)

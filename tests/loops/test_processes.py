@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,97 @@ def test_processes_that_do_not_see_each_other_are_refused(tmp_path, monkeypatch)
     training.AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.raises(UserError, match="WORLD_SIZE is 2, but Accelerate sees 1 process"):
         training.Run(load(ROOT / "configs/sft_tiny.yaml", {"output.dir": str(tmp_path / "run")}))
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "use FSDP2"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "on a CPU Accelerate trains with DDP instead"),
+        ({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}, "starts one and says nothing: use torchrun"),
+    ],
+)
+def test_launchers_that_would_do_something_else_are_refused(tmp_path, monkeypatch, environment, message):
+    from posttrain.config import load
+    from posttrain.errors import UserError
+    from posttrain.training import Run
+
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=message):
+        Run(load(ROOT / "configs/sft_tiny.yaml", {"output.dir": str(tmp_path / "run")}))
+
+
+def launch(*arguments, start=("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"), **environment):
+    return subprocess.run(
+        [sys.executable, *start, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=240,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CI": "1"} | environment,
+    )  # fmt: skip
+
+
+@pytest.mark.long
+def test_accelerate_launch_on_a_cpu_is_refused(tmp_path):
+    """The real launcher: it starts one process of the two that were asked for."""
+    start = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")
+    out = launch("-m", "loops.sft", "--config", "configs/sft_tiny.yaml", "--output.dir", tmp_path / "run", start=start)
+    assert out.returncode != 0 and "starts one and says nothing: use torchrun" in out.stderr
+
+
+@pytest.mark.long
+def test_torchrun_as_the_readme_has_it(tmp_path):
+    """7 rows, 2 processes: every row once an epoch; and the main process alone speaks."""
+    model, data = folder(tmp_path / "m"), tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"{i}?", "completion": "Yes." * (i + 1)}) + "\n" for i in range(7)))
+    more = ["--model.name", model, "--data.name", data, "--training.batch_size", "4", "--training.micro_batch_size", "1",
+            "--training.epochs", "2"]  # fmt: skip
+    config = ["-m", "loops.sft", "--config", "configs/sft_tiny.yaml", *more, "--output.dir"]
+    two = launch(*config, tmp_path / "two")
+    one = launch(*config, tmp_path / "one", start=())
+    assert one.returncode == two.returncode == 0, two.stderr[-3000:]
+    rows = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
+    assert [row["loss"] for row in rows[1]] == pytest.approx([row["loss"] for row in rows[0]], abs=1e-6, rel=1e-6)
+    assert len(rows[0]) == 4  # 7 rows: windows of 4 and 3, twice
+    for line in ("read 7 rows", "preflight passed", "sft step 4/4", "wrote "):
+        assert two.stderr.count(line) == 1, line
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("how", ["killed", "error"])
+def test_a_process_that_dies_ends_the_run(tmp_path, how):
+    """Within a bounded time and with an error: the other one would wait for it in the next all-reduce for ever."""
+    script = tmp_path / "dies.py"
+    script.write_text(
+        f"""
+import os, signal, sys
+sys.path[:0] = {[str(ROOT), str(Path(__file__).parent)]!r}
+from posttrain.training import Run
+log = Run.log
+def dying(self, extra):
+    row = log(self, extra)
+    if self.step == 2 and self.accelerator.process_index == 1:
+        {"os.kill(os.getpid(), signal.SIGKILL)" if how == "killed" else "raise RuntimeError('a disk is full')"}
+    return row
+Run.log = dying
+import two_processes
+two_processes.main("sft", {folder(tmp_path / "m")!r}, {str(tmp_path)!r}, "none")
+"""
+    )
+    started = time.perf_counter()
+    out = launch(script)
+    assert out.returncode != 0 and time.perf_counter() - started < 90
+    assert ("SIGKILL" if how == "killed" else "a disk is full") in out.stderr
+    assert (
+        not (tmp_path / "run" / "model").exists()
+        and len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 2
+    )
+
+
+def test_the_accelerate_configs_are_what_accelerate_reads():
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    ddp, fsdp = (load_config_from_file(str(ROOT / f"configs/accelerate/{name}.yaml")) for name in ("ddp", "fsdp2"))
+    assert str(ddp.distributed_type).endswith("MULTI_GPU") and str(fsdp.distributed_type).endswith("FSDP")
+    assert fsdp.fsdp_config["fsdp_version"] == 2 and ddp.num_processes == fsdp.num_processes == 2
