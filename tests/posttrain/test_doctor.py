@@ -107,7 +107,8 @@ def test_for_a_config(tmp_path, capsys):
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2", "gemma"])
 def test_activations_against_what_autograd_keeps(kind):
-    """The bytes that a forward pass leaves for the backward pass, counted by autograd's own hooks: within 15 %."""
+    """The bytes that a forward pass leaves for the backward pass, counted by autograd's own hooks: within 15 %. (The head's are
+    computed again in the backward pass, chunk by chunk.)"""
     made = model(kind, 500)
     for module in made.modules():
         module.p = 0.0 if isinstance(module, torch.nn.Dropout) else getattr(module, "p", None)
@@ -123,7 +124,5 @@ def test_activations_against_what_autograd_keeps(kind):
         policy(batch)
         weights = {p.untyped_storage().data_ptr() for p in made.parameters()}
     counted = sum(size for where, size in kept.items() if where not in weights)
-    # less the head: float32 log-probs of 200 predictions over 500 tokens, softmax and its logarithm
-    counted -= 2 * 200 * 500 * 4
     estimated = memory.estimate(config(data__max_length=200), memory.shape_of(made.config), 4)["activations"]
     assert estimated == pytest.approx(counted, rel=0.15), (estimated, counted)
