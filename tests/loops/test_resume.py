@@ -43,7 +43,8 @@ def test_ten_steps_are_five_killed_and_resumed(tmp_path, case):
 @pytest.mark.long
 @pytest.mark.parametrize("case", [case for case in ALL if case not in LOOPS])
 def test_the_same_with_adapters_packing_and_other_optimisers(tmp_path, case):
-    trial(tmp_path, case, "step:5", "step:9")
+    report = trial(tmp_path, case, "step:5", "step:9")
+    assert report["step:9"]["checkpoints"][-1] >= 6
 
 
 @pytest.mark.long
@@ -57,10 +58,10 @@ def test_killed_inside_a_save(tmp_path):
 @pytest.mark.long
 @pytest.mark.parametrize("case", LOOPS)
 def test_killed_at_random_moments(tmp_path, case):
-    trial(tmp_path, case, *(f"random:{n}" for n in range(4)))
+    assert len(trial(tmp_path, case, *(f"random:{n}" for n in range(4)))) == 4
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("case", LOOPS)
 def test_killed_at_many_random_moments(tmp_path, case):
-    trial(tmp_path, case, *(f"random:{n}" for n in range(4, 24)))
+    assert len(trial(tmp_path, case, *(f"random:{n}" for n in range(4, 24)))) == 20

@@ -1,0 +1,104 @@
+"""The first batch as the loop will see it: the same rows, weights and log-probs that the loop's first step is made of."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from small import folder
+
+from loops import dpo, grpo, sft
+from posttrain import inspect_batch
+from posttrain.config import load
+
+ROOT = Path(__file__).resolve().parents[2]
+SFT = [{"prompt": f"What is {i}?", "completion": "It is " + "so " * i + "."} for i in range(6)]
+PAIRS = [{"prompt": f"Q{i}?", "chosen": f"Yes {i}.", "rejected": "No." * (i + 1)} for i in range(6)]
+PROMPTS = [{"prompt": f"Question {i}?", "answer": "3"} for i in range(4)]
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return folder(tmp_path_factory.mktemp("llama"))
+
+
+def config(tmp_path, model, method, **changes):
+    shared = {"model.name": model, "output.dir": str(tmp_path / "run"), "output.samples": 0, "training.max_steps": 1}
+    return load(ROOT / f"configs/{method}_tiny.yaml", shared | {k.replace("__", "."): v for k, v in changes.items()})
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_sft_sums_to_the_loss_of_the_first_step(tmp_path, llama, packing):
+    """Σ w · (−log π) over the batch is the loss that the run logs at step 1."""
+    c = config(tmp_path, llama, "sft", training__packing=packing)
+    seen = inspect_batch.inspect(c, SFT)
+    loss = -(seen.weights * seen.logps).sum().item()
+    assert loss == pytest.approx(sft.train(c, rows=SFT).metrics[0]["loss"], abs=1e-5)
+    assert seen.weights.sum().item() == pytest.approx(1, abs=1e-6)
+    assert not (tmp_path / "run" / "inspect").exists() and "6 rows as prompt + completion" in seen.lines[0]
+
+
+def test_dpo_is_the_first_window_and_policy_equals_reference(tmp_path, llama):
+    c = config(tmp_path, llama, "dpo", training__batch_size=4, training__micro_batch_size=4)
+    seen = inspect_batch.inspect(c, PAIRS)
+    torch.testing.assert_close(seen.logps, seen.ref_logps)
+    assert seen.names == [f"{side} {i}" for side in ("chosen", "rejected") for i in (1, 2, 3, 4)]
+    assert seen.weights.max().item() == 0.25
+    metrics = dpo.train(c, rows=PAIRS).metrics[0]
+    chosen = seen.batch.active[:4]
+    per_token = (seen.logps[:4].sum() / chosen.sum()).item()
+    assert per_token == pytest.approx(metrics["chosen_logps_per_token"], abs=1e-5)
+    assert metrics["dpo_loss"] == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_reward_shows_scores_that_start_at_0(tmp_path, llama):
+    seen = inspect_batch.inspect(
+        config(tmp_path, llama, "reward", data__validation_split=0.0, training__eval_every=None), PAIRS
+    )
+    assert seen.logps is None and seen.scores == [0.0] * 12
+
+
+def test_grpo_samples_the_rollout_that_the_loop_will_sample(tmp_path, llama):
+    c = config(tmp_path, llama, "grpo", grpo__prompts_per_step=2, grpo__group_size=4, grpo__max_new_tokens=5)
+    seen = inspect_batch.inspect(c, PROMPTS)
+    metrics = grpo.train(c, rows=PROMPTS).metrics[0]
+    lengths = seen.batch.completion_mask.sum(1)
+    assert lengths.float().mean().item() == pytest.approx(metrics["completion_length"])
+    assert all(name.startswith("reward 0, advantage +0.00") for name in seen.names) and len(seen.names) == 8
+
+
+def test_what_is_shown(tmp_path, llama, capsys):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "Hello.", "completion": "My name is Nova."}\n')
+    page = tmp_path / "pages" / "batch.html"
+    inspect_batch.main(
+        [
+            "--config",
+            str(ROOT / "configs/sft_tiny.yaml"),
+            "--model.name",
+            llama,
+            "--data.name",
+            str(rows),
+            "--html",
+            str(page),
+        ]
+    )
+    out = capsys.readouterr().out
+    assert "1 rows as prompt + completion" in out and "learned: 'My name is Nova.<|im_end|>'" in out
+    assert "1.0000" in out and "'<|im_end|>'" in out and "completion (learned)" in out
+    html = page.read_text()
+    assert "My name is Nova." in html and "<span" in html
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rows", "3"], "give --config FILE"),
+        (["--config", str(ROOT / "configs/ladder_tiny.yaml")], "one of its stages"),
+        (["--config", str(ROOT / "configs/sft_tiny.yaml"), "--rows", "many"], "--rows takes a number"),
+        (["--config", str(ROOT / "configs/sft_tiny.yaml"), "--data.nmae", "x"], "did you mean 'name'"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        inspect_batch.main(arguments)
