@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test test-long test-all soak lint clean
+.PHONY: demo test test-long test-all soak mutate lint clean
 
 demo: .venv/installed
 	$(BIN)/python -m loops.ladder --config configs/ladder_tiny.yaml --output.overwrite
@@ -20,6 +20,10 @@ test-all: test test-long
 
 soak: .venv/installed
 	$(BIN)/python -m pytest -m soak --durations 10
+
+# flips one sign, drops one mask, swaps two arguments at a time in every loss: the tests must notice each
+mutate: .venv/installed
+	$(BIN)/python tests/mutate.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .

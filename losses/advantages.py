@@ -77,7 +77,7 @@ def kl_shaped_rewards(scores: Tensor, logps: Tensor, ref_logps: Tensor, active: 
     if kl_coef < 0:
         raise ValueError(f"kl_coef must not be negative (it would pay the policy for drifting), got {kl_coef}")
     k1 = torch.where(active, at_least_float32(logps) - at_least_float32(ref_logps), 0.0).detach()
-    rewards = torch.where(active, -kl_coef * k1, 0.0)  # [B, T]
+    rewards = -kl_coef * k1  # [B, T], 0 where inactive
     last = (active * torch.arange(1, active.shape[1] + 1, device=active.device)).argmax(dim=1)  # [B]
     has_any = active.any(dim=1)
     score = torch.where(has_any, at_least_float32(scores).detach(), 0.0)
@@ -114,7 +114,7 @@ def gae(
         advantages[:, t] = torch.where(on, delta + gamma * lam * later, 0.0)
         later = torch.where(on, advantages[:, t], later)
         next_value = torch.where(on, values[:, t], next_value)
-    return advantages, torch.where(active, advantages + values, 0.0)
+    return advantages, advantages + values
 
 
 def whiten(values: Tensor, active: Tensor, *, stats: tuple[float, float, float] | None = None) -> Tensor:

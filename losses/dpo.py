@@ -63,13 +63,13 @@ def dpo_loss(
     rewards_rejected = beta * (rejected - ref_rejected.detach())
     margin = rewards_chosen - rewards_rejected  # h
     per_pair = -(1 - label_smoothing) * logsigmoid(margin) - label_smoothing * logsigmoid(-margin)
-    loss = (weights * torch.where(active, per_pair, 0.0)).sum()
+    loss = (weights * per_pair).sum()
 
     count = active.sum()
     return loss, {
         "rewards_chosen": (rewards_chosen.detach().sum(), count),
         "rewards_rejected": (rewards_rejected.detach().sum(), count),
-        "accuracy": ((active & (margin > 0)).sum().float(), count),
+        "accuracy": ((margin > 0).sum().float(), count),
         "margin": (margin.detach().sum(), count),
     }
 

@@ -76,12 +76,13 @@ def grpo_loss(
 
     ratio = torch.exp(policy_logps - old_logps)  # ρ [B, T]
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
-    per_token = -torch.minimum(ratio * advantages, clipped * advantages)
+    free, limited = ratio * advantages, clipped * advantages
+    per_token = -torch.minimum(free, limited)
 
     count = active.sum()
-    bites = clipped * advantages < ratio * advantages  # the clip changes the value: the surrogate has no gradient there
+    bites = limited < free  # the clip changes the value: the surrogate has no gradient there
     metrics = {
-        "clip_fraction": ((active & bites).sum().float(), count),
+        "clip_fraction": (bites.sum().float(), count),
         "ratio": (torch.where(active, ratio, 0.0).detach().sum(), count),
     }
     if ref_logps is not None:
@@ -95,7 +96,7 @@ def grpo_loss(
         metrics["kl"] = (k3(policy_logps, ref_logps).detach().sum(), count)
         metrics["kl_k1"] = (k1(policy_logps, ref_logps).detach().sum(), count)
 
-    loss = (weights * torch.where(active, per_token, 0.0)).sum()
+    loss = (weights * per_token).sum()
     return loss, metrics
 
 

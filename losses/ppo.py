@@ -51,13 +51,14 @@ def ppo_policy_loss(
 
     ratio = torch.exp(policy_logps - old_logps)  # ρ [B, T]
     clipped = ratio.clamp(1 - clip_eps, 1 + clip_eps)
-    per_token = -torch.minimum(ratio * advantages, clipped * advantages)
-    loss = (weights * torch.where(active, per_token, 0.0)).sum()
+    free, limited = ratio * advantages, clipped * advantages
+    per_token = -torch.minimum(free, limited)
+    loss = (weights * per_token).sum()
 
     count = active.sum()
-    bites = clipped * advantages < ratio * advantages  # the clip changes the value: no gradient there
+    bites = limited < free  # the clip changes the value: no gradient there
     return loss, {
-        "clip_fraction": ((active & bites).sum().float(), count),
+        "clip_fraction": (bites.sum().float(), count),
         "ratio": (torch.where(active, ratio, 0.0).detach().sum(), count),
     }
 
@@ -86,11 +87,11 @@ def ppo_value_loss(
     if clip_eps is not None:
         held_back = (torch.clamp(values, old_values - clip_eps, old_values + clip_eps) - returns).square()
     per_token = 0.5 * torch.maximum(error, held_back)
-    loss = (weights * torch.where(active, per_token, 0.0)).sum()
+    loss = (weights * per_token).sum()
 
     count = active.sum()
     return loss, {
-        "value_clip_fraction": ((active & (held_back > error)).sum().float(), count),
+        "value_clip_fraction": ((held_back > error).sum().float(), count),
         "value": (values.detach().sum(), count),
         "return": (returns.sum(), count),
     }

@@ -57,13 +57,13 @@ def bradley_terry_loss(
     )
     difference = chosen - rejected
     per_pair = -logsigmoid(difference - margin) + center_coef * (chosen + rejected).square()
-    loss = (weights * torch.where(active, per_pair, 0.0)).sum()
+    loss = (weights * per_pair).sum()
 
     count = active.sum()
     return loss, {
         "rewards_chosen": (chosen.detach().sum(), count),
         "rewards_rejected": (rejected.detach().sum(), count),
-        "accuracy": ((active & (difference > 0)).sum().float(), count),
+        "accuracy": ((difference > 0).sum().float(), count),
         "margin": (difference.detach().sum(), count),
     }
 
@@ -86,7 +86,7 @@ def outcome_loss(
     if ((labels < 0) | (labels > 1)).any():
         raise ValueError(f"labels must lie in 0 … 1 (wrong, right), got {labels.tolist()}")
     per_row = -labels * logsigmoid(scores) - (1 - labels) * logsigmoid(-scores)
-    loss = (weights * torch.where(active, per_row, 0.0)).sum()
+    loss = (weights * per_row).sum()
 
     count = active.sum()
     return loss, {
@@ -96,7 +96,7 @@ def outcome_loss(
 
 
 def _mean_weights(scores: Tensor) -> Tensor:
-    return torch.full_like(at_least_float32(scores), 1 / max(len(scores), 1)).detach()
+    return torch.full_like(at_least_float32(scores), 1 / max(len(scores), 1))
 
 
 def walk_through() -> None:

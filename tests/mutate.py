@@ -97,7 +97,7 @@ def mutants_of(node):
         name = ast.unparse(node.func)
         if name == "torch.where" and len(node.args) == 3:
             yield node.args[1]  # the mask is dropped
-        elif name.endswith((".detach", ".exp", ".float")) and not node.args and isinstance(node.func, ast.Attribute):
+        elif name.endswith((".detach", ".exp")) and not node.args and isinstance(node.func, ast.Attribute):
             yield node.func.value
         elif name in ("torch.minimum", "torch.maximum"):
             other = {"torch.minimum": "maximum", "torch.maximum": "minimum"}[name]
