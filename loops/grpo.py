@@ -84,6 +84,7 @@ def train(
     policy = models.CompletionLogps(model.train())
     reference = frozen_reference(policy, config.model, run.compute) if grpo.kl_coef > 0 else None
     run.checkpoints.remember("the reference", reference)
+    run.checkpoints.remember("the reward functions", functions)
     pad_id, stops = tokenizer.pad_token_id, chat.stop_ids(tokenizer)
     showcase = Showcase(data, tokenizer, config.output.samples, limit, grpo.max_new_tokens)
     before = showcase.answers(model)

@@ -97,7 +97,7 @@ def train(
     kl_coef, kl_loss_coef = ppo.kl_coef, ppo.kl_loss_coef  # in the reward, or in the loss: never both
     reference = frozen_reference(policy, config.model, run.compute) if kl_coef + kl_loss_coef > 0 else None
     run.checkpoints.remember("the reference", reference)
-    run.checkpoints.remember("the reward model", judge.scorer)
+    run.checkpoints.remember("the reward", judge.scorer or judge.functions)
     critic = None
     if ppo.critic == "separate":
         critic_model, _, _ = scorer.load_scorer(config.model, run)

@@ -1,7 +1,8 @@
 """Checkpoints: what a run needs to go on as if it had never stopped, written so that a kill at any moment leaves a whole one.
 
     <run folder>/checkpoints/step_40/
-      run.json       the step, the resolved config, fingerprints of model, reference and rows, the best step so far
+      run.json       the step, the resolved config, fingerprints of model, reference and rows, the best steps so far
+      metrics.jsonl  the lines up to this step
       model/         the model in Hugging Face format: loads with plain transformers (or peft), like the finished one
       weights.pt     trained tensors that model/ does not hold under their own name (an adapter's, a critic's, a head's)
       optimizer.pt   the optimiser and its schedule
@@ -14,6 +15,7 @@ step_40.part, every file is fsynced, and only then it gets its name; an old one 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import random
@@ -32,6 +34,7 @@ from torch import Tensor, nn
 from posttrain import sharded
 from posttrain.config import flat
 from posttrain.errors import UserError
+from posttrain.methods import METHODS
 
 # Keys that may differ when a run is resumed: what is written and shown, not what is computed …
 HARMLESS = (
@@ -78,17 +81,24 @@ def write(run_folder: Path, step: int, fill: Callable[[Path], None]) -> None:
     part = target.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    fill(part)
-    for path in [*part.rglob("*"), part]:
-        _sync(path)
+    try:
+        fill(part)
+        for path in [*part.rglob("*"), part]:
+            _sync(path)
+    except Exception as problem:  # a full disk; safetensors has its own exception for it
+        shutil.rmtree(part, ignore_errors=True)
+        reason = (str(problem).splitlines() or [type(problem).__name__])[0]
+        raise UserError(
+            f"{target}: the checkpoint cannot be written ({reason}). Make room, then go on from the one before it with --resume"
+        ) from None
     os.replace(part, target)
     _sync(target.parent)
 
 
-def prune(run_folder: Path, keep: int, best: int | None) -> None:
-    """Delete all but the newest `keep` and the best one, and what a killed run has left half-written."""
+def prune(run_folder: Path, keep: int, best: set[int]) -> None:
+    """Delete all but the newest `keep` and the best ones, and what a killed run has left half-written."""
     for step in all_steps(run_folder)[:-keep]:
-        if step != best:
+        if step not in best:
             target = path_of(run_folder, step)
             os.replace(target, target.with_suffix(".part"))  # killed halfway through, it is no checkpoint any more
     for part in (run_folder / "checkpoints").glob("*.part"):
@@ -105,11 +115,12 @@ def _sync(path: Path) -> None:
 
 def read(path: Path) -> Any:
     try:
+        if path.suffix == ".json":
+            return json.loads(path.read_text())
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as problem:
-        reason = (str(problem).splitlines() or [type(problem).__name__])[0]
+    except Exception:
         raise UserError(
-            f"{path}: cannot be read ({reason}): delete {path.parent} to go on from the checkpoint before it"
+            f"{path} is {'damaged' if path.exists() else 'missing'}: delete {path.parent} to go on from the checkpoint before it"
         ) from None
 
 
@@ -118,7 +129,12 @@ def read(path: Path) -> Any:
 
 def compare(old: dict, new: dict, where: Path) -> list[str]:
     """Refuse a config that would make another run; the lines to say about what only changes the rounding."""
-    old, new = flat(old), flat(new)
+    methods = [next(name for name in METHODS if name in values) for values in (old, new)]
+    if methods[0] != methods[1]:
+        raise UserError(
+            f"{where} is of a run of loops.{methods[0]}, not of loops.{methods[1]}: give another --output.dir"
+        )
+    old, new = ({key: _same_place(value) for key, value in flat(values).items()} for values in (old, new))
     changed = {
         key: f"{key} {old[key]} -> {new[key]}"
         for key in old
@@ -132,18 +148,46 @@ def compare(old: dict, new: dict, where: Path) -> list[str]:
             f"{where} was written with another configuration: {'; '.join(refused)}. Going on would be neither run: put the keys back, "
             "or start again with --output.overwrite or in another --output.dir"
         )
-    return [f"{line}: the same steps, rounded otherwise" for line in changed.values()]
+    return [f"{line}: {same_steps(methods[1])}" for line in changed.values()]
 
 
+def same_steps(method: str) -> str:
+    return "the same steps, rounded otherwise" + (
+        "; where there is dropout, with other masks" if method == "sft" else ""
+    )
+
+
+def _same_place(value: Any) -> Any:
+    """A path however it is written, and a list of one as its entry."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    return str(Path(value).resolve()) if isinstance(value, str) and value and Path(value).exists() else value
+
+
+CHUNK = 2**22
+LEFT_OUT = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "pad_token_id", "_attn_implementation_internal")  # fmt: skip
+
+
+@torch.no_grad()
 def fingerprint(module: nn.Module) -> str:
-    """Of every parameter, exactly: the sum of its bit patterns, a whole number that no order of summation changes."""
-    digest = hashlib.blake2b(digest_size=8)
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            whole = sharded.whole(parameter).detach().contiguous()
-            bits = whole.view(-1).view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[whole.itemsize])
-            total = sum(int(part.sum(dtype=torch.int64)) for part in bits.split(2**24))
-            digest.update(f"{name} {tuple(whole.shape)} {total}\n".encode())
+    """Of every parameter, exactly (its bits as whole numbers, each times its place, added up without rounding), of what its
+    quantisation scales it by, and of the model's config."""
+    digest, places = hashlib.blake2b(digest_size=8), {}
+    for name, parameter in module.named_parameters():
+        scales = getattr(parameter, "quant_state", None)
+        tensors = [parameter, getattr(scales, "absmax", None), getattr(getattr(scales, "state2", None), "absmax", None), getattr(parameter, "SCB", None)]  # fmt: skip
+        for tensor in tensors:
+            if tensor is None:
+                continue
+            whole = sharded.whole(tensor).detach().contiguous().view(-1)
+            bits = whole.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[whole.itemsize])
+            if bits.device not in places:
+                places[bits.device] = torch.arange(1, CHUNK + 1, device=bits.device)
+            sums = [int((part.long() * places[bits.device][: len(part)]).sum()) for part in bits.split(CHUNK)]
+            digest.update(f"{name} {tuple(tensor.shape)} {sums}\n".encode())
+    configs = [m.config for m in module.modules() if hasattr(getattr(m, "config", None), "to_dict")]
+    for text in sorted({json.dumps(_canonical(c.to_dict()), sort_keys=True) for c in configs}):
+        digest.update(text.encode())
     return digest.hexdigest()
 
 
@@ -151,14 +195,44 @@ def fingerprint_of_rows(items: list) -> str:
     """Of the token rows of a run, in their order."""
     digest = hashlib.blake2b(digest_size=8)
     for item in items:
-        for value in (getattr(item, field.name) for field in fields(item)):
-            if hasattr(value, "completion_mask"):
-                digest.update(array("q", value.input_ids).tobytes() + bytes(value.completion_mask))
-            elif isinstance(value, list):
-                digest.update(array("q", value).tobytes())
-            else:
-                digest.update(json.dumps(value, sort_keys=True, default=str).encode())
+        fold(digest, item)
     return digest.hexdigest()
+
+
+def fold(digest, item: Any) -> None:
+    """One row into a running digest."""
+    for value in (getattr(item, field.name) for field in fields(item)):
+        if hasattr(value, "completion_mask"):
+            digest.update(array("q", value.input_ids).tobytes() + bytes(value.completion_mask))
+        elif isinstance(value, list):
+            digest.update(array("q", value).tobytes())
+        else:
+            digest.update(json.dumps(_canonical(value), sort_keys=True).encode())
+
+
+def fingerprint_of_functions(functions: list[Callable]) -> str:
+    """Of their names and, where it can be read, their source."""
+    digest = hashlib.blake2b(digest_size=8)
+    for function in functions:
+        try:
+            source = inspect.getsource(function)
+        except (OSError, TypeError):
+            source = ""
+        digest.update(f"{getattr(function, '__qualname__', type(function).__name__)}\n{source}\n".encode())
+    return digest.hexdigest()
+
+
+def _canonical(value: Any) -> Any:
+    """For JSON: the same for the same value in another process. Of an object that is none of the usual, only its type."""
+    if isinstance(value, dict):
+        return {str(k): _canonical(v) for k, v in value.items() if k not in LEFT_OUT}
+    if isinstance(value, (list, tuple)):
+        return [_canonical(v) for v in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(str, value))
+    if isinstance(value, (numpy.ndarray, Tensor)):
+        return hashlib.blake2b(numpy.ascontiguousarray(numpy.asarray(value)).tobytes(), digest_size=8).hexdigest()
+    return value if value is None or isinstance(value, (str, int, float, bool)) else type(value).__name__
 
 
 # ---------------------------------------------------------------- states
@@ -214,7 +288,7 @@ def save_weights(policy: nn.Module, model: nn.Module, folder: Path, gathered: di
 @torch.no_grad()
 def load_weights(policy: nn.Module, folder: Path) -> None:
     """Into the trained parameters of `policy`, exactly."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     state = read(folder / "weights.pt")
     parameters = {name: p for name, p in policy.named_parameters() if p.requires_grad}
@@ -225,10 +299,13 @@ def load_weights(policy: nn.Module, folder: Path) -> None:
         sharded.put(parameters[name], tensor)
     wanted = {saved: name for name, saved in state["in_model"].items()}
     for file in sorted((folder / "model").glob("*.safetensors")):
-        with safe_open(file, framework="pt") as opened:
-            for saved in sorted(opened.keys() & wanted.keys()):
-                sharded.put(parameters[wanted.pop(saved)], opened.get_tensor(saved))
+        try:
+            with safe_open(file, framework="pt") as opened:
+                for saved in sorted(opened.keys() & wanted.keys()):
+                    sharded.put(parameters[wanted.pop(saved)], opened.get_tensor(saved))
+        except SafetensorError:
+            raise UserError(f"{file} is damaged: delete {folder} to go on from the checkpoint before it") from None
     if wanted:
         raise UserError(
-            f"{folder / 'model'}: {next(iter(wanted))} is missing: delete {folder} to go on from the checkpoint before"
+            f"{folder / 'model'}: {next(iter(wanted))} is missing: delete {folder} to go on from the checkpoint before it"
         )

@@ -115,7 +115,8 @@ def _validate(
 
 def _sentence(error: Any, keys: list[str], places: dict[str, str], path: Any) -> str:
     key = ".".join(str(part) for part in error["loc"])
-    where = next((places[k] for k in (key, *_parents(key)) if k in places), str(path or "configuration"))
+    named = sorted((k for k in places if "." in k and k in error["msg"]), key=lambda k: places[k].startswith(str(path)))
+    where = next((places[k] for k in (key, *_parents(key), *named) if k in places), str(path or "configuration"))
     if error["type"] == "extra_forbidden":
         leaf = key.rsplit(".", 1)[-1]
         if leaf in REFUSED:
@@ -229,20 +230,25 @@ def early_check(method: str) -> Any:
     try:
         path, overrides = parse(arguments)
         config = load(path, overrides, method=method, origin="command line")
-        if method == "ladder":
-            for stage in ("sft", "dpo", "grpo", *config.ladder.beside):
-                stage_config(config, stage, "tiny-base")
-        elif config.data.name is None:
-            raise UserError(
-                "1 problem in the configuration\n  'data.name' is missing: give it in the file or as --data.name VALUE"
-            )
-        else:
+        refuse_incomplete(config)
+        if method != "ladder":
             from posttrain.tracking import refuse_missing
 
             refuse_missing(config.tracking.to)
         return config
     except UserError as problem:
         sys.exit(f"error: {problem}\n(python -m loops.{method} --help lists every key)")
+
+
+def refuse_incomplete(config: Any) -> None:
+    """What a command needs beyond valid keys: rows to read (from Python they may be given), a ladder the configs of its stages."""
+    if config.method == "ladder":
+        for stage in ("sft", "dpo", "grpo", *config.ladder.beside):
+            stage_config(config, stage, "tiny-base")
+    elif config.data.name is None:
+        raise UserError(
+            "1 problem in the configuration\n  'data.name' is missing: give it in the file or as --data.name VALUE"
+        )
 
 
 def parse(arguments: list[str]) -> tuple[str | None, dict[str, Any]]:
@@ -356,8 +362,10 @@ def flat(values: dict, prefix: str = "") -> dict[str, Any]:
 
 
 def save(config: Section, path: Path) -> None:
-    """The resolved config as YAML; load() reads it back."""
-    path.write_text(yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True))
+    """The resolved config as YAML; load() reads it back. Without output.overwrite: that was said of one start, not of the next."""
+    values = config.model_dump()
+    del values["output"]["overwrite"]
+    path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 if __name__ == "__main__":

@@ -84,14 +84,18 @@ def _yaml(value: Any) -> str:
 def validate(arguments: list[str]) -> None:
     files = [file for argument in arguments for file in _yaml_files(argument)]
     if not files:
-        raise UserError("validate takes one or more files or folders")
+        raise UserError(
+            f"no .yaml file in {', '.join(arguments)}" if arguments else "validate takes one or more files or folders"
+        )
     bad = 0
     for file in files:
         try:
-            print(f"{file}: fine, a config for loops.{configs.load(file).method}")
+            config = configs.load(file)
+            configs.refuse_incomplete(config)
+            print(f"{file}: fine, a config for loops.{config.method}")
         except UserError as problem:
             bad += 1
-            print(f"{file}: {problem}")
+            print(f"{file}: {str(problem).removeprefix(f'{file}: ')}")
     if bad:
         raise UserError(f"{bad} of {len(files)} files have problems")
 
@@ -104,7 +108,9 @@ def _yaml_files(argument: str) -> list[Path]:
 def show(arguments: list[str]) -> None:
     if not arguments or arguments[0].startswith("--"):
         raise UserError("show takes a file, then --KEY VALUE …")
-    path, (_, overrides) = arguments[0], configs.parse(arguments[1:])
+    path, (other, overrides) = arguments[0], configs.parse(arguments[1:])
+    if other is not None:
+        raise UserError(f"show takes one file: {path} or {other}?")
     config, places = configs.resolve(path, overrides, origin="command line")
     print(f"# loops.{config.method}, run folder {config.folder}")
     print("\n".join(_shown(config, places)))
@@ -127,7 +133,7 @@ def list_(arguments: list[str]) -> None:
         raise UserError(f"no .yaml file in {', '.join(arguments) or 'configs'}")
     rows = []
     for file in files:
-        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
         about = lines[0].removeprefix("#").strip() if lines and lines[0].startswith("#") else ""
         try:
             config = configs.load(file)

@@ -194,7 +194,7 @@ def memory_lines(config) -> list[str]:
     import torch
     from transformers import AutoConfig
 
-    from posttrain import hub, memory, tiny
+    from posttrain import hub, lora, memory, tiny
     from posttrain.models import EMBEDDED
     from posttrain.training import compute_dtype
 
@@ -203,20 +203,21 @@ def memory_lines(config) -> list[str]:
         path = str(tiny.folder(name)) if name in EMBEDDED else str(Path(name).expanduser())
         if not Path(path).exists():
             hub.use_cache_if_unreachable()
+        while lora.is_adapter(path):  # the shapes are those of the model under it
+            path = lora.base_of(path).name
         about = AutoConfig.from_pretrained(path, trust_remote_code=config.model.trust_remote_code)
+        shape = memory.shape_of(about, config.model.lora if config.model.adapter == "lora" else None)
     except Exception as problem:
         reason = (str(problem).splitlines() or [""])[0]
         raise UserError(
             f"model.name '{name}': its config cannot be read, so nothing can be estimated: {reason}"
         ) from None
-    lora = config.model.lora if config.model.adapter == "lora" else None
-    shape = memory.shape_of(about, lora)
     on_cpu = config.training.device == "cpu" or not torch.cuda.is_available()
     compute = compute_dtype(config.model.dtype, on_cpu)
     parts = memory.estimate(config, shape, compute.itemsize)
     length = config.data.max_length or min(1024, shape.longest)
     lines = [
-        f"{shape.parameters:,} parameters, {shape.adapter if lora else shape.parameters:,} trained, computing in "
+        f"{shape.parameters:,} parameters, {shape.adapter or shape.parameters:,} trained, computing in "
         f"{str(compute).removeprefix('torch.')}; rows of up to {length:,} tokens, micro_batch_size {config.training.micro_batch_size}"
     ]
     lines += [f"{_size(size):>10}  {part}" for part, size in parts.items()]

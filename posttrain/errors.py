@@ -1,6 +1,7 @@
 """One exception for what the user can mend, and the one place that turns it into a sentence and an exit code."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 
@@ -19,6 +20,7 @@ def clear_exit() -> Iterator[None]:
     try:
         yield
     except UserError as problem:
-        sys.exit(f"error: {problem}")
+        rank = os.environ.get("RANK", "0")
+        sys.exit(f"error{'' if rank == '0' else f' in process {rank}'}: {problem}")
     except KeyboardInterrupt:
-        sys.exit("interrupted: nothing was saved as finished")
+        sys.exit("interrupted: nothing was saved as finished; a run with checkpoints goes on with --resume")

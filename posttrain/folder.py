@@ -6,21 +6,24 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from posttrain import checkpoints
 from posttrain import config as configs
 from posttrain.errors import UserError
 
-WRITTEN = ("model", "model.part", "model.old", "start", "metrics.jsonl", "curves.png", "samples.md", "config.yaml", "checkpoints", "logs")  # fmt: skip
+WRITTEN = ("model", "model.part", "model.old", "start", "metrics.jsonl", "curves.png", "samples.md", "config.yaml", "checkpoints",
+    "checkpoints.old", "logs")  # fmt: skip
 
 
 def choose(config) -> Path | None:
     """The checkpoint to go on from (None: start at step 0). Nothing finished, and nothing begun, is overwritten unasked."""
     folder, there = config.folder, checkpoints.latest(config.folder)
+    _refuse_no_run_folder(folder)
     if config.resume and config.output.overwrite:
         raise UserError(
             "--resume goes on with the run in the folder, --output.overwrite replaces it: give one of the two"
@@ -41,6 +44,25 @@ def choose(config) -> Path | None:
     return there if config.resume else None
 
 
+def _refuse_no_run_folder(folder: Path) -> None:
+    """A typo must not turn somebody's folder into a run, which is written and, with --output.overwrite, cleared."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise UserError(
+            f"output.dir {folder}: {nearest} is {'not writable' if nearest.is_dir() else 'a file'}: give another --output.dir"
+        )
+    inside = list(folder.iterdir()) if folder.is_dir() else []
+    if (folder / "config.yaml").exists():
+        return
+    strange = [
+        p.name for p in inside if p.name not in (*WRITTEN, "start.part") and (p.is_dir() or p.name == "config.json")
+    ]
+    if strange:
+        raise UserError(
+            f"output.dir {folder} is not the folder of a run (it holds {strange[0]}): give another --output.dir"
+        )
+
+
 def _refuse_sources_inside(config) -> None:
     sources = {
         "model.name": config.model.name,
@@ -57,44 +79,58 @@ def _refuse_sources_inside(config) -> None:
             )
 
 
-def clear(config, resumed_from: Path | None) -> None:
-    """When model and data have loaded, and not before: what an older run wrote goes (of a resumed one: nothing)."""
-    folder = config.folder
-    folder.mkdir(parents=True, exist_ok=True)
+def clear(config, resumed_from: Path | None, has_start: bool) -> None:
+    """When model and data have loaded, and not before: what an older run wrote goes (of a resumed one: only the mark that
+    it is finished). The checkpoints go first, all at once: a kill in here leaves no half of one that could be resumed.
+
+    has_start: this run has written start.part, the merged model under its adapter."""
+    folder, old = config.folder, config.folder / "checkpoints.old"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise UserError(
+            f"output.dir {folder}: cannot be made ({problem.strerror}): give another --output.dir"
+        ) from None
+    _lock(folder)
     if resumed_from is None:
+        shutil.rmtree(old, ignore_errors=True)
+        if (folder / "checkpoints").exists():
+            os.replace(folder / "checkpoints", old)
         for name in WRITTEN:
             path = folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    if (folder / "start.part").exists():
-        shutil.rmtree(folder / "start", ignore_errors=True)
+    elif (folder / "model").exists():
+        shutil.rmtree(folder / "model.old", ignore_errors=True)
+        os.replace(folder / "model", folder / "model.old")  # until put_model
+    if has_start and not (folder / "start").exists():  # of a resumed run it is there, and has the fingerprint it had
         os.replace(folder / "start.part", folder / "start")
+    shutil.rmtree(folder / "start.part", ignore_errors=True)
     configs.save(config, folder / "config.yaml")
 
 
-def metrics_until(folder: Path, step: int) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl up to a step; those that were written after the checkpoint are dropped from the file."""
-    path, rows = folder / "metrics.jsonl", []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            row = json.loads(line)
-        except ValueError:  # the kill fell into this line
-            break
-        if row["step"] <= step:
-            rows.append(row)
-    return rows
+_locks: dict[Path, FileLock] = {}  # of this process: a second run in a notebook takes over the first one's
 
 
-def write_metrics(folder: Path, rows: list[dict[str, float]]) -> None:
-    part = folder / "metrics.jsonl.part"
-    part.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    os.replace(part, folder / "metrics.jsonl")
+def _lock(folder: Path) -> None:
+    """One run writes here. The lock is the operating system's: it goes with the process, however that ends."""
+    path = folder.resolve() / ".lock"
+    if path in _locks:
+        return
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"{folder}: another run is writing here: wait for it, or give another --output.dir") from None
+    _locks[path] = lock
 
 
-def put_model(folder: Path, part: Path) -> None:
-    """model.part -> model, whole at every moment; of a run that was resumed after its end, the old one is replaced."""
-    old = folder / "model.old"
-    shutil.rmtree(old, ignore_errors=True)
-    if (folder / "model").exists():
-        os.replace(folder / "model", old)
-    os.replace(part, folder / "model")
-    shutil.rmtree(old, ignore_errors=True)
+def unlock(folder: Path) -> None:
+    if (lock := _locks.pop(folder.resolve() / ".lock", None)) is not None:
+        lock.release()
+
+
+def put_model(folder: Path) -> None:
+    """model.part -> model. Of a run that was resumed after its end, model.old goes only when the new one stands."""
+    shutil.rmtree(folder / "model", ignore_errors=True)
+    os.replace(folder / "model.part", folder / "model")
+    shutil.rmtree(folder / "model.old", ignore_errors=True)

@@ -5,9 +5,9 @@ Each method's own keys stand in methods.py."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 
 class Section(BaseModel):
@@ -207,8 +207,14 @@ class Output(Section):
     )
 
 
+def _as_list(value: Any) -> Any:
+    """One name is a list of one, none an empty one, a name given twice counts once."""
+    names = [] if value is None else [value] if isinstance(value, str) else value
+    return list(dict.fromkeys(names)) if isinstance(names, list) else names
+
+
 class Tracking(Section):
-    to: list[Literal["tensorboard", "mlflow", "wandb"]] = Field(
+    to: Annotated[list[Literal["tensorboard", "mlflow", "wandb"]], BeforeValidator(_as_list)] = Field(
         default_factory=list,
         description="experiment trackers to tell as well, e.g. tensorboard; metrics.jsonl and curves.png are always written",
     )
@@ -258,6 +264,15 @@ VALIDATION_METRICS = {
 }
 
 
+def _refuse_unmeasured(best: str, method: str) -> None:
+    names = VALIDATION_METRICS[method]
+    watched = method == "ppo" and best.startswith("watched/") and best.endswith("_held_out")
+    if best not in names and not watched:
+        raise ValueError(
+            f"training.best_metric: {best} is not a validation metric of loops.{method}: it has {' and '.join(names)}"
+        )
+
+
 class Config(Section):
     """What all methods share."""
 
@@ -277,16 +292,10 @@ class Config(Section):
     def _best_of_what_is_measured(self):
         best = self.training.best_metric
         if best is not None:
+            _refuse_unmeasured(best, self.method)
             if self.training.eval_every is None:
                 raise ValueError(
                     "training.best_metric needs training.eval_every and data.validation_split: it is a validation metric"
-                )
-            names = VALIDATION_METRICS[self.method]
-            if best not in names and not (
-                self.method == "ppo" and best.startswith("watched/") and best.endswith("_held_out")
-            ):
-                raise ValueError(
-                    f"training.best_metric: {best} is not measured by loops.{self.method}: {' or '.join(names)}"
                 )
         return self
 

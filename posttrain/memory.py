@@ -27,6 +27,10 @@ class Shape:
     intermediate: int
     key_value: int  # width of the keys (and of the values) of one layer
     longest: int  # tokens the model can read
+    vocabulary: int
+    whole_logits: (
+        bool  # it does more to its logits than the head (soft caps, scales), so they are not computed in chunks
+    )
 
 
 def shape_of(model_config, lora=None) -> Shape:
@@ -47,17 +51,27 @@ def shape_of(model_config, lora=None) -> Shape:
         )
         adapted = [m for n, m in layers.items() if targets is None or n.rsplit(".", 1)[-1] in targets]
         adapter = sum(lora.rank * sum(m.weight.shape) for m in adapted)
-    heads = text.num_attention_heads
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+    heads = getattr(text, "num_attention_heads", 0)  # a state space model has none
+    head_dim = getattr(text, "head_dim", None) or (text.hidden_size // heads if heads else 0)
+    experts = getattr(text, "num_experts_per_tok", None) or 1
+    width = getattr(text, "moe_intermediate_size", None) or max(
+        m.weight.shape[i] for m in layers.values() for i in (0, 1)
+    )
+    scaled = any(
+        getattr(text, name, None) not in (None, 1, 1.0)
+        for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")
+    )
     return Shape(
         parameters=sum(p.numel() for p in model.parameters()),
         linear=sum(m.weight.numel() for m in layers.values()),
         adapter=adapter,
         layers=text.num_hidden_layers,
         hidden=text.hidden_size,
-        intermediate=max(m.weight.shape[i] for m in layers.values() for i in (0, 1)),
+        intermediate=width * experts,
         key_value=head_dim * (getattr(text, "num_key_value_heads", None) or heads),
         longest=getattr(text, "max_position_embeddings", None) or 1024,
+        vocabulary=text.vocab_size,
+        whole_logits=scaled,
     )
 
 
@@ -104,6 +118,11 @@ def estimate(config, shape: Shape, compute_bytes: int) -> dict[str, float]:
         else shape.layers * per_layer
     )
     parts["activations"] = float(tokens * kept) * (2 if method == "ppo" and section.critic == "separate" else 1)
+    if (
+        method != "reward"
+    ):  # float32 logits, their softmax and its gradient: of all tokens, or of one chunk (CompletionLogps)
+        chunk = tokens if shape.whole_logits else min(tokens, max(64, min(1024, 2**24 // shape.vocabulary)))
+        parts["logits"] = 3.0 * chunk * shape.vocabulary * 4
     if method in ("grpo", "ppo"):
         answers = section.prompts_per_step * (section.group_size if method == "grpo" else 1)
         cache = 2 * shape.layers * shape.key_value * compute_bytes
@@ -114,5 +133,5 @@ def estimate(config, shape: Shape, compute_bytes: int) -> dict[str, float]:
 def total(parts: dict[str, float]) -> float:
     """The peak: the sampler's cache is gone when the activations are there."""
     cache = sum(v for k, v in parts.items() if k.startswith("sampler"))
-    activations = parts["activations"]
+    activations = parts["activations"] + parts.get("logits", 0)
     return sum(parts.values()) - min(cache, activations)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -158,7 +159,9 @@ def base_folder(config, run, model: nn.Module, tokenizer) -> str:
     name = str(base.resolve()) if base.is_dir() else config.name
     if lora.is_adapter(name):  # the new adapter needs a full model on disk to sit on (Run.prepare moves it there)
         name = str((run.folder / "start").resolve())
+        run.has_start = True
         if run.accelerator.is_main_process:
+            shutil.rmtree(f"{name}.part", ignore_errors=True)
             model.save_pretrained(f"{name}.part")
             tokenizer.save_pretrained(f"{name}.part")
     return name

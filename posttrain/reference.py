@@ -17,6 +17,7 @@ from torch.func import functional_call
 from posttrain import models
 from posttrain.batch import Batch
 from posttrain.errors import UserError
+from posttrain.sharded import gathered
 
 
 class AdapterOff(nn.Module):
@@ -41,7 +42,8 @@ class AdapterAtStepZero(nn.Module):
         self.start = {n: p.detach().clone() for n, p in policy.named_parameters() if p.requires_grad}
 
     def forward(self, batch: Batch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-        return functional_call(self._policy[0], self.start, (batch, temperature))
+        with gathered(self._policy[0]):  # sharded parameters would be put back over the start in the forward pass
+            return functional_call(self._policy[0], self.start, (batch, temperature))
 
 
 def frozen_reference(policy: models.CompletionLogps, config, compute: torch.dtype) -> nn.Module:

@@ -29,7 +29,7 @@ HEALTHY = {
     "ratio": "1 with one update per rollout; near 1 otherwise",
     "completion_length": "settles; pinned at the maximum = never stops",
     "finished": "1, or rising towards it",
-    "p_stop": "high where answers end; falling to 0 = never stops",
+    "p_stop": "rises: how sure the model is where answers end",
     "parse_failures": "falls",
     "entropy": "falls slowly; 0 = nothing left to explore",
     "explained_variance": "above 0, rising: the critic knows more than the mean",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +25,9 @@ class Checkpoints:
         self.run, self.config = run, run.config
         training = self.config.training
         self.wanted = bool(training.save_every or training.best_metric or self.config.resume)
-        self.best: dict[str, float] = {}  # {"step", "value"} of training.best_metric
+        self.bests: dict[str, dict[str, float]] = {}  # {metric: {"step", "value"}}; of an earlier best_metric, too
         self.fingerprints: dict[str, str] = {}
+        self._stream = hashlib.blake2b(digest_size=8)
         self.resumed_from = folder.choose(self.config)
         self._info: dict[str, Any] = {}  # run.json of the checkpoint
         self._saved: dict[str, Any] = {}  # its loop.pt
@@ -36,27 +40,44 @@ class Checkpoints:
 
     def _refuse_another_run(self) -> None:
         """Before anything is loaded."""
-        self._info = json.loads((self.resumed_from / "run.json").read_text())
+        self._info = checkpoints.read(self.resumed_from / "run.json")
         lines = checkpoints.compare(self._info["config"], self.config.model_dump(mode="json"), self.resumed_from)
         before, now = self._info["processes"], self.run.accelerator.num_processes
         if before != now:
-            lines.append(f"{before} -> {now} processes: the same steps, rounded otherwise")
+            lines.append(f"{before} processes then, {now} now: {checkpoints.same_steps(self.config.method)}")
         for line in lines:
             self.run.say(line)
         self._saved = checkpoints.read(self.resumed_from / "loop.pt")
 
     def remember(self, what: str, thing: nn.Module | list | Any) -> None:
-        """Note the fingerprint of a model or of the rows; of a resumed run, refuse one that is not what it was."""
+        """Note the fingerprint of a model, of rows or of functions; of a resumed run, refuse one that is not what it was."""
         if not self.wanted or not isinstance(thing, (nn.Module, list)):
             return
-        of = checkpoints.fingerprint if isinstance(thing, nn.Module) else checkpoints.fingerprint_of_rows
-        self.fingerprints[what] = now = of(thing)
+        of = checkpoints.fingerprint
+        if isinstance(thing, list):
+            of = checkpoints.fingerprint_of_functions if callable(thing[0]) else checkpoints.fingerprint_of_rows
+        self.fingerprints[what] = of(thing)
+        self._refuse_other(what, self.fingerprints[what])
+
+    def _refuse_other(self, what: str, now: str) -> None:
         before = self._info.get("fingerprints", {}).get(what, now)
         if before != now:
             raise UserError(
                 f"{what}: not what it was when {self.resumed_from} was written (fingerprint {before} then, {now} now). Has its source "
                 "changed? Going on would mix two runs: start again with --output.overwrite or in another --output.dir"
             )
+
+    def read_on(self, items: Any, rows: list) -> None:
+        """A stream has no fingerprint beforehand: what is read of it is folded into one, which a resumed run reads again."""
+        if self.wanted and not isinstance(items, list):
+            for row in rows:
+                checkpoints.fold(self._stream, row)
+            self.fingerprints["the stream"] = self._stream.hexdigest()
+
+    def compare_stream(self) -> None:
+        """Asked where the checkpoint was written."""
+        if "the stream" in self.fingerprints:
+            self._refuse_other("the stream", self.fingerprints["the stream"])
 
     def saved(self, name: str) -> Any:
         """What the loop had put into the checkpoint that the run is resumed from; None on a fresh start."""
@@ -82,15 +103,21 @@ class Checkpoints:
         scheduler.load_state_dict(state["scheduler"])
         run.step, run.rollout, run.update = (self._info[name] for name in ("step", "rollout", "update"))
         run.started -= self._info["seconds"]
-        if self._info["config"]["training"]["best_metric"] == self.config.training.best_metric:
-            self.best = self._info["best"]
-        run.metrics = folder.metrics_until(run.folder, run.step)
-        run.accelerator.wait_for_everyone()
-        if run.accelerator.is_main_process:
-            folder.write_metrics(run.folder, run.metrics)
-        states = self._saved["random"]
-        checkpoints.restore_random_states(states[min(run.accelerator.process_index, len(states) - 1)])
-        run.say(f"resumed from {self.resumed_from}: {run.step} of {run.num_steps} steps are done")
+        self.bests = self._info["bests"]
+        if run.step > run.num_steps:
+            raise UserError(
+                f"{self.resumed_from}: {run.step} steps are done, more than training.max_steps = {run.num_steps}"
+            )
+        kept = self.resumed_from / "metrics.jsonl"
+        run.metrics = [json.loads(line) for line in kept.read_text().splitlines()]
+        if run.accelerator.is_main_process:  # what was logged after the checkpoint is logged again
+            shutil.copy(kept, run.folder / "metrics.jsonl")
+        states, process = self._saved["random"], run.accelerator.process_index
+        checkpoints.restore_random_states(states[min(process, len(states) - 1)])
+        if process >= len(states):  # there were fewer: not the same dropout masks as the last of them
+            torch.manual_seed(self.config.training.seed + 1_000_003 * run.step + process)
+        left = "" if run.step < run.num_steps else ": nothing is left to do, the model is written again"
+        run.say(f"resumed from {self.resumed_from}: {run.step} of {run.num_steps} steps are done{left}")
 
     # ------------------------------------------------------------ writing
 
@@ -98,10 +125,11 @@ class Checkpoints:
         """Asked after log: every training.save_every steps, and whenever training.best_metric is better than ever."""
         t, row, better = self.config.training, self.run.metrics[-1], False
         if t.best_metric is not None and t.best_metric in row:
-            sign = -1 if "loss" in t.best_metric else 1
-            better = not self.best or sign * row[t.best_metric] > sign * self.best["value"]
+            value, sign = row[t.best_metric], -1 if "loss" in t.best_metric else 1
+            best = self.bests.get(t.best_metric)
+            better = math.isfinite(value) and (best is None or sign * value > sign * best["value"])
             if better:
-                self.best = {"step": self.run.step, "value": row[t.best_metric]}
+                self.bests[t.best_metric] = {"step": self.run.step, "value": value}
         return better or (t.save_every is not None and self.run.step % t.save_every == 0)
 
     def write(self, model: nn.Module, tokenizer, state: dict | None = None, *, save: Callable = models.save) -> None:
@@ -112,7 +140,7 @@ class Checkpoints:
         of_optimizer, of_model = sharded.optimizer_state(policy, optimizer), sharded.state_dict(model)
         loop = {"random": run.gather(checkpoints.random_states()), **checkpoints.plain(state or {})}
         info = {
-            "step": run.step, "rollout": run.rollout, "update": run.update, "best": self.best,
+            "step": run.step, "rollout": run.rollout, "update": run.update, "bests": self.bests,
             "seconds": time.perf_counter() - run.started, "processes": run.accelerator.num_processes,
             "fingerprints": self.fingerprints, "config": self.config.model_dump(mode="json"),
         }  # fmt: skip
@@ -122,18 +150,20 @@ class Checkpoints:
             checkpoints.save_weights(whole, model, part, gathered)
             torch.save({"optimizer": of_optimizer, "scheduler": scheduler.state_dict()}, part / "optimizer.pt")
             torch.save(loop, part / "loop.pt")
+            shutil.copy(run.folder / "metrics.jsonl", part)
             (part / "run.json").write_text(json.dumps(info, indent=1))
 
         if run.accelerator.is_main_process:
             checkpoints.write(run.folder, run.step, fill)
-            checkpoints.prune(run.folder, self.config.training.keep_checkpoints, self.best.get("step"))
+            checkpoints.prune(
+                run.folder, self.config.training.keep_checkpoints, {int(best["step"]) for best in self.bests.values()}
+            )
         run.accelerator.wait_for_everyone()
         run.last = time.perf_counter()  # writing is no part of a step's speed
 
     def tell_best(self) -> str:
-        if not self.best:
+        name = self.config.training.best_metric
+        if name not in self.bests:
             return ""
-        where = checkpoints.path_of(self.run.folder, int(self.best["step"])) / "model"
-        return (
-            f"; best {self.config.training.best_metric} {self.best['value']:.4g} at step {self.best['step']}: {where}"
-        )
+        step, value = self.bests[name]["step"], self.bests[name]["value"]
+        return f"; best {name} {value:.4g} at step {step}: {checkpoints.path_of(self.run.folder, step) / 'model'}"

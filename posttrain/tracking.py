@@ -8,6 +8,7 @@ import contextlib
 import importlib.util
 import io
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,20 +25,25 @@ def refuse_missing(names: list[str]) -> None:
         raise UserError(f"tracking.to: {' and '.join(missing)} missing here: pip install {' '.join(missing)}")
 
 
+_open: list[Trackers] = []
+
+
 class Trackers:
-    def __init__(self, config, main: bool, say: Callable[[str], None]):
+    def __init__(self, config, main: bool, say: Callable[[str], None], step: int = 0):
         """Started on the main process only. config.tracking says which; the resolved config goes along, flattened."""
-        self.say, self.alive = say, {}
+        while _open:  # of a run in this process that did not come to its end
+            _open.pop().end()
+        self.say, self.alive, self.step = say, {}, step
         names = config.tracking.to
         if not main:
             return
         values = {key: value if isinstance(value, (int, float, bool)) else str(value) for key, value in flat(config.model_dump(mode="json")).items()}  # fmt: skip
         for name in names:
             with self._reported(name):
-                tracker = self._make(name, config)
+                tracker = self.alive[name] = self._make(name, config)
                 tracker.start()
                 tracker.store_init_configuration(dict(values))
-                self.alive[name] = tracker
+        _open.append(self)
 
     def _make(self, name: str, config) -> Any:
         from accelerate import tracking
@@ -45,7 +51,10 @@ class Trackers:
         project, run = config.tracking.project or "posttrain", config.tracking.run_name or config.folder.name
         if name == "tensorboard":
             self.say(f"tracking: tensorboard --logdir {config.folder / 'logs'}")
-            return tracking.TensorBoardTracker(run, logging_dir=str(config.folder / "logs"))
+            resumed = (
+                {"purge_step": self.step + 1} if self.step else {}
+            )  # what was told after the checkpoint is told again
+            return tracking.TensorBoardTracker(run, logging_dir=str(config.folder / "logs"), **resumed)
         if name == "mlflow":
             for setting, value in (
                 ("TIMEOUT", "10"),
@@ -62,19 +71,25 @@ class Trackers:
     def log(self, row: dict[str, float]) -> None:
         for name, tracker in list(self.alive.items()):
             with self._reported(name):
-                tracker.log({k: v for k, v in row.items() if k != "step"}, step=int(row["step"]))
+                values = {re.sub(r"[^\w. :/-]", "_", k): v for k, v in row.items() if k != "step"}
+                tracker.log(values, step=int(row["step"]))
 
     def end(self) -> None:
         for name, tracker in list(self.alive.items()):
             with self._reported(name), contextlib.redirect_stdout(io.StringIO()):
                 tracker.finish()
+        self.alive = {}
+        if self in _open:
+            _open.remove(self)
 
     @contextlib.contextmanager
     def _reported(self, name: str):
         try:
             yield
-        except Exception as problem:
-            self.alive.pop(name, None)
+        except (Exception, SystemExit) as problem:
+            tracker = self.alive.pop(name, None)
+            with contextlib.suppress(Exception, SystemExit):  # what it has begun is not left open
+                tracker.finish()
             reason = (str(problem).strip().splitlines() or [""])[0]
             self.say(f"tracking: {name} failed and is left out from here on ({type(problem).__name__}: {reason})")
 

@@ -75,6 +75,7 @@ class Run:
                 "each would train alone and overwrite the others. Start with torchrun --standalone --nproc_per_node N -m loops.…"
             )
         set_seed(self.training.seed)
+        self.has_start = False  # models.base_folder has written start.part into the run folder
         self.step = 0
         self.metrics: list[dict[str, float]] = []
         self._sums: dict[str, list[Tensor]] = {}
@@ -107,7 +108,7 @@ class Run:
         learning_rates: of the parameters whose names begin so, where it is not training.learning_rate."""
         self.checkpoints.remember("the model", policy)
         if self.accelerator.is_main_process:
-            folder.clear(self.config, self.checkpoints.resumed_from)
+            folder.clear(self.config, self.checkpoints.resumed_from, self.has_start)  # and locked, until finish
         self.accelerator.wait_for_everyone()
         small = sum(p.numel() for p in policy.parameters()) < 1_000_000
         if self.device.type == "cpu" and (threads := self.training.cpu_threads or (1 if small else None)):
@@ -127,8 +128,8 @@ class Run:
             f"{str(self.compute).removeprefix('torch.')} on {self.accelerator.num_processes} x {self.device.type}"
         )
         self.num_steps = num_steps
-        self.trackers = Trackers(self.config, self.accelerator.is_main_process, self.say)
         self.checkpoints.restore(policy, optimizer, scheduler)
+        self.trackers = Trackers(self.config, self.accelerator.is_main_process, self.say, self.step)
         self.progress.begin(self.config.method, self.step, num_steps)
         self.last = time.perf_counter()
         return policy, optimizer, scheduler
@@ -152,6 +153,9 @@ class Run:
             for rows in windows.batched(windows.in_order(items, self.training.seed, epoch), self.training.batch_size):
                 if step == self.num_steps:
                     return
+                if step == start:
+                    self.checkpoints.compare_stream()
+                self.checkpoints.read_on(items, rows)
                 if step >= start:
                     yield self.micro_batches(rows, pack_to)
                 step += 1
@@ -191,6 +195,9 @@ class Run:
                 if self.step >= self.num_steps:
                     return
                 if len(chosen) == per_step:  # a short last rollout is left for the next epoch's order
+                    self.checkpoints.read_on(prompts, chosen)
+                    if number == self.rollout:
+                        self.checkpoints.compare_stream()
                     if number >= self.rollout:
                         self.rollout = number
                         yield number, chosen, list(range(self.accelerator.process_index, per_step, processes))
@@ -313,9 +320,9 @@ class Run:
             with open(self.folder / "metrics.jsonl", "a") as file:
                 file.write(json.dumps(row) + "\n")
         self.trackers.log(row)
-        self.progress.show(row)
         if self.step == 1:
             self.preflight.report()
+        self.progress.show(row)
         for name, lesson in watch.lessons(self.metrics).items():
             if name not in self._warned:
                 self._warned.add(name)
@@ -350,12 +357,13 @@ class Run:
                 report.write_samples(self.folder / "samples.md", samples, self.config.method)
             report.plot_curves(self.folder / "curves.png", self.metrics, self.config.method)
             save(model, tokenizer, self.folder / "model.part", of_model)
-            folder.put_model(self.folder, self.folder / "model.part")
+            folder.put_model(self.folder)
             if self.config.data.streaming:
                 self.say(self._encoded.summary())
             seconds = time.perf_counter() - self.started
             self.say(f"{self.config.method}: {self.step} steps in {seconds:.1f} s{self.checkpoints.tell_best()}")
-            written = sorted(p.name + "/" * p.is_dir() for p in self.folder.iterdir())
+            written = sorted(p.name + "/" * p.is_dir() for p in self.folder.iterdir() if not p.name.startswith("."))
+            folder.unlock(self.folder)
             self.say(f"wrote {self.folder}/: {', '.join(written)}")
         self.trackers.end()
         self.accelerator.wait_for_everyone()

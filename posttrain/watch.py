@@ -28,7 +28,7 @@ def lessons(metrics: Sequence[dict[str, float]]) -> dict[str, str]:
             out["finished"] = (
                 f"no answer has ended by itself for {STEPS} steps: raise max_new_tokens, or teach the model to stop first (SFT)"
             )
-        if _all(last, "entropy", lambda x: x < 1e-3):
+        if "reward" in last[-1] and _all(last, "entropy", lambda x: x < 1e-3):
             out["entropy"] = (
                 f"the entropy has been below 0.001 nats for {STEPS} steps: the policy has stopped exploring, all samples are the same"
             )

@@ -155,7 +155,7 @@ def noticed(tree: Path, name: str) -> bool:
         os.chdir(tree)
         sys.path.insert(0, str(tree))
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-        files = [f"tests/losses/test_{test}.py" for test in TESTS.get(name, [name])]
+        files = [f"tests/losses/test_{test}.py" for test in [*TESTS.get(name, [name]), "purity"]]
         os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *files, f"losses/{name}.py"])))
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0
 

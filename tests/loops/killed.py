@@ -41,6 +41,7 @@ CASES = {
     "sft-lora": (sft, SFT, LORA | {"model.lora.dropout": 0.1}),
     "sft-8bit-optimizer": (sft, SFT, {"training.optimizer": "adamw_8bit", "data.max_length": 200}),
     "sft-packed": (sft, SFT, {"training.packing": True, "data.max_length": 90}),
+    "sft-stream": (sft, None, {"data.name": str(ROOT / "tests/data/chats.jsonl"), "data.streaming": True}),
     "sft-best": (sft, SFT, HELD_OUT | {"training.best_metric": "validation_loss", "training.keep_checkpoints": 1}),
     "dpo": (dpo, DPO, {"dpo.precompute": True, "model.adapter": "none"}),
     "dpo-lora": (dpo, DPO, LORA),
@@ -62,7 +63,7 @@ def train(case: str, model: str, out: Path, resume: bool) -> None:
         ROOT / f"configs/{method}_tiny.yaml", own | {"model.name": model, "output.dir": str(out), "resume": resume}
     )
     given = {"reward": even_tokens} if method in ("grpo", "ppo") else {}
-    loop.train(config, rows=[dict(row) for row in rows], **given)
+    loop.train(config, rows=rows and [dict(row) for row in rows], **given)
 
 
 def forked(run) -> int:

@@ -11,9 +11,9 @@ from pathlib import Path
 from torch.distributed.fsdp import fully_shard
 
 sys.path.insert(0, str(Path(__file__).parent))
-from two_processes import GRPO, ROOT, SFT, even_tokens
+from two_processes import DPO, GRPO, ROOT, SFT, even_tokens
 
-from loops import grpo, sft
+from loops import dpo, grpo, sft
 from posttrain.config import load
 from posttrain.training import Run
 
@@ -36,6 +36,10 @@ def main(method: str, model: str, out: str, how: str, resume: str = "") -> None:
     if method == "grpo":
         rl = {"grpo.prompts_per_step": 3, "grpo.group_size": 4, "grpo.max_new_tokens": 6, "grpo.inner_epochs": 2}
         grpo.train(load(ROOT / "configs/grpo_tiny.yaml", shared | rl), rows=GRPO, reward=even_tokens)
+        return
+    if method == "dpo-copy":  # the reference: the adapter's own starting weights, laid into the sharded policy
+        lora = {"model.adapter": "lora", "model.reference": "copy", "training.batch_size": 5}
+        dpo.train(load(ROOT / "configs/dpo_tiny.yaml", shared | lora), rows=DPO)
         return
     held_out = {"data.validation_split": 0.2, "training.eval_every": 2, "training.batch_size": 5}
     adapter = {"model.adapter": "lora"} if method == "sft-lora" else {}

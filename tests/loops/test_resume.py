@@ -11,7 +11,7 @@ from small import family, folder
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("killed.py")
-ALL = ["sft", "sft-lora", "sft-8bit-optimizer", "sft-packed", "sft-best", "dpo", "dpo-lora", "reward", "reward-lora", "grpo", "ppo", "ppo-shared"]  # fmt: skip
+ALL = ["sft", "sft-lora", "sft-8bit-optimizer", "sft-packed", "sft-stream", "sft-best", "dpo", "dpo-lora", "reward", "reward-lora", "grpo", "ppo", "ppo-shared"]  # fmt: skip
 LOOPS = ["sft", "dpo", "reward", "grpo", "ppo"]
 
 

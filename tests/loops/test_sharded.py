@@ -46,7 +46,7 @@ def assert_same(a, b):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("method", ["sft", "sft-lora", "grpo"])
+@pytest.mark.parametrize("method", ["sft", "sft-lora", "dpo-copy", "grpo"])
 def test_sharded_equals_whole_and_resumes(tmp_path, method):
     model = folder(tmp_path / "m")
     run(1, method, model, tmp_path / "one", "plain")
@@ -60,5 +60,5 @@ def test_sharded_equals_whole_and_resumes(tmp_path, method):
     assert_same(tmp_path / "one", tmp_path / "again")
     # a checkpoint of a sharded run is a whole one: one process goes on from it
     shutil.rmtree(tmp_path / "again" / "model")
-    assert "2 -> 1 processes" in run(1, method, model, tmp_path / "again", "plain", "resume")
+    assert "2 processes then, 1 now" in run(1, method, model, tmp_path / "again", "plain", "resume")
     assert_same(tmp_path / "one", tmp_path / "again")

@@ -1,7 +1,10 @@
 """What a resumed run refuses, what a checkpoint keeps, and what it costs."""
 
 import json
+import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,8 +13,9 @@ from safetensors.torch import load_file
 from small import folder
 from torch import nn
 
-from loops import dpo, sft
+from loops import dpo, grpo, sft
 from posttrain import checkpoints, resume
+from posttrain import folder as run_folder
 from posttrain.batch import Example
 from posttrain.config import load
 from posttrain.errors import UserError
@@ -68,7 +72,9 @@ def test_the_best_is_kept(tmp_path, llama, monkeypatch, capsys):
     held_out = {"data.validation_split": 0.2, "training.eval_every": 2, "training.best_metric": "validation_loss"}
     sft.train(config(tmp_path, llama, training__keep_checkpoints=1, **held_out), rows=ROWS)
     assert steps(tmp_path) == [4, 6]
-    assert json.loads((tmp_path / "run/checkpoints/step_6/run.json").read_text())["best"] == {"step": 4, "value": 1.0}
+    assert json.loads((tmp_path / "run/checkpoints/step_6/run.json").read_text())["bests"] == {
+        "validation_loss": {"step": 4, "value": 1.0}
+    }
     assert re.search(r"best validation_loss 1 at step 4: .*checkpoints/step_4/model", capsys.readouterr().err)
     measured = iter([0.1, 0.4, 0.3])  # more is better for everything that is no loss
     monkeypatch.setattr(dpo, "evaluate", lambda *_: {"validation_accuracy": next(measured), "validation_loss": 0.0})
@@ -81,7 +87,7 @@ def test_the_best_is_kept(tmp_path, llama, monkeypatch, capsys):
     ("changes", "message"),
     [
         ({"training.best_metric": "validation_loss"}, "best_metric needs training.eval_every"),
-        ({"training.best_metric": "accuracy", "data.validation_split": 0.2, "training.eval_every": 2}, "accuracy is not measured by loops.sft: validation_loss"),
+        ({"training.best_metric": "accuracy", "data.validation_split": 0.2, "training.eval_every": 2}, "accuracy is not a validation metric of loops.sft: it has validation_loss"),
     ],
 )  # fmt: skip
 def test_a_best_metric_that_is_never_measured(tmp_path, llama, changes, message):
@@ -190,20 +196,173 @@ def test_a_damaged_checkpoint_is_named(tmp_path, llama):
     interrupted(tmp_path, llama, ROWS)
     (tmp_path / "run/checkpoints/step_4/optimizer.pt").write_bytes(b"half")
     with pytest.raises(
-        UserError, match=r"step_4/optimizer.pt: cannot be read .* to go on from the checkpoint before it"
+        UserError, match=r"step_4/optimizer.pt is damaged: delete .* to go on from the checkpoint before it"
     ):
         sft.train(config(tmp_path, llama, resume=True), rows=ROWS)
 
 
 def test_fingerprints():
-    """Bit patterns, added up as whole numbers: 1.0 is 0x3F800000 = 1065353216, 2.0 is 0x40000000 = 1073741824."""
+    """Bit patterns times their places, added up: 1.0 is 0x3F800000 = 1065353216, 2.0 is 0x40000000 = 1073741824."""
     module = nn.Linear(2, 1, bias=False)
     module.weight.data = torch.tensor([[1.0, 2.0]])
-    expected = checkpoints.hashlib.blake2b(f"weight (1, 2) {1065353216 + 1073741824}\n".encode(), digest_size=8)
+    expected = checkpoints.hashlib.blake2b(f"weight (1, 2) [{1065353216 + 2 * 1073741824}]\n".encode(), digest_size=8)
     assert checkpoints.fingerprint(module) == expected.hexdigest()
     module.weight.data[0, 1] = 2.0000002384185791  # the next number float32 has
+    assert checkpoints.fingerprint(module) != expected.hexdigest()
+    module.weight.data = torch.tensor([[2.0, 1.0]])  # the same numbers in other places
     assert checkpoints.fingerprint(module) != expected.hexdigest()
     a, b = Example([1, 2, 3], [False, True, True]), Example([1, 2, 3], [False, False, True])
     of = checkpoints.fingerprint_of_rows
     assert of([a, a]) == of([a, Example([1, 2, 3], [False, True, True])])
     assert len({of([a]), of([b]), of([a, b]), of([b, a]), of([Pair(a, b)]), of([Prompt([1], {"answer": "2"})]), of([Prompt([1], {"answer": "3"})])}) == 7  # fmt: skip
+
+
+def test_a_stream_that_has_changed_is_refused(tmp_path, llama):
+    """It cannot be hashed beforehand: what was read of it is read again, and must be the same."""
+    data = tmp_path / "rows.jsonl"
+    lines = [json.dumps(row) for row in ROWS]
+    data.write_text("\n".join(lines))
+    stream = {"data.name": str(data), "data.streaming": True}
+    interrupted(tmp_path, llama, None, **stream)
+    data.write_text("\n".join(reversed(lines)))
+    with pytest.raises(UserError, match="the stream: not what it was when"):
+        sft.train(config(tmp_path, llama, resume=True, **stream))
+    data.write_text("\n".join(lines))
+    assert len(sft.train(config(tmp_path, llama, resume=True, **stream)).metrics) == 6
+
+
+def test_a_model_config_that_has_changed_is_refused(tmp_path, llama):
+    interrupted(tmp_path, llama, ROWS)
+    file = Path(llama) / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"rms_norm_eps": 0.5}))
+    with pytest.raises(UserError, match="the model: not what it was"):
+        sft.train(config(tmp_path, llama, resume=True), rows=ROWS)
+
+
+def test_another_reward_function_is_refused(tmp_path, llama):
+    def short(completion_ids):
+        return [-len(ids) for ids in completion_ids]
+
+    def long(completion_ids):
+        return [len(ids) for ids in completion_ids]
+
+    rl = {"training.batch_size": None, "grpo.prompts_per_step": 2, "grpo.group_size": 2, "grpo.max_new_tokens": 4}
+    rows = [
+        {"prompt": f"Q{i}?", "odd": {1: {2, 3}, "x": object()}} for i in range(4)
+    ]  # no row is too odd to be compared
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="stop here"):
+        patch.setattr(resume.Checkpoints, "due", stops_after(5))
+        grpo.train(config(tmp_path, llama, "grpo", **rl), rows=rows, reward=short)
+    with pytest.raises(UserError, match="the reward functions: not what it was"):
+        grpo.train(config(tmp_path, llama, "grpo", resume=True, **rl), rows=rows, reward=long)
+    assert len(grpo.train(config(tmp_path, llama, "grpo", resume=True, **rl), rows=rows, reward=short).metrics) == 6
+
+
+def test_lost_metrics_come_from_the_checkpoint(tmp_path, llama):
+    interrupted(tmp_path, llama, ROWS)
+    (tmp_path / "run/metrics.jsonl").write_text("")
+    sft.train(config(tmp_path, llama, resume=True), rows=ROWS)
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_best_stays_when_nobody_asks_for_it_any_more_and_nan_is_never_best(tmp_path, llama, monkeypatch):
+    measured = iter([math.nan, 1.0, 2.0])
+    monkeypatch.setattr(sft, "evaluate", lambda *_: next(measured))
+    held_out = {
+        "data.validation_split": 0.2,
+        "training.eval_every": 1,
+        "training.keep_checkpoints": 1,
+        "training.save_every": 1,
+    }
+    best = {"training.best_metric": "validation_loss"}
+    with pytest.raises(ValueError, match="stop here"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resume.Checkpoints, "due", stops_after(3))
+        sft.train(config(tmp_path, llama, **held_out, **best), rows=ROWS)
+    assert steps(tmp_path) == [2]
+    monkeypatch.setattr(sft, "evaluate", lambda *_: 5.0)
+    sft.train(config(tmp_path, llama, resume=True, **held_out), rows=ROWS)
+    assert steps(tmp_path) == [2, 6]
+
+
+def test_fewer_steps_than_are_done(tmp_path, llama):
+    constant = {"training.schedule": "constant"}
+    interrupted(tmp_path, llama, ROWS, **constant)
+    with pytest.raises(UserError, match=r"4 steps are done, more than training.max_steps = 3"):
+        sft.train(config(tmp_path, llama, resume=True, training__max_steps=3, **constant), rows=ROWS)
+
+
+@pytest.mark.parametrize("file", ["run.json", "loop.pt", "weights.pt", "model/model.safetensors"])
+def test_any_damaged_file_is_named(tmp_path, llama, file):
+    interrupted(tmp_path, llama, ROWS)
+    path = tmp_path / "run/checkpoints/step_4" / file
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(UserError, match=f"{file} is damaged: delete .*step_4 to go on from the checkpoint before it"):
+        sft.train(config(tmp_path, llama, resume=True), rows=ROWS)
+    path.unlink()
+    with pytest.raises(UserError, match=r"missing: delete .*step_4 to go on from the checkpoint before it"):
+        sft.train(config(tmp_path, llama, resume=True), rows=ROWS)
+
+
+def test_a_save_that_fails_leaves_the_one_before(tmp_path, llama, monkeypatch):
+    real = checkpoints.save_weights
+
+    def full(policy, model, at, gathered):
+        if at.name == "step_4.part":
+            raise OSError("No space left on device")
+        real(policy, model, at, gathered)
+
+    monkeypatch.setattr(checkpoints, "save_weights", full)
+    with pytest.raises(
+        UserError, match=r"step_4: the checkpoint cannot be written \(No space left on device\). Make room"
+    ):
+        sft.train(config(tmp_path, llama), rows=ROWS)
+    assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["step_2"]
+
+
+def test_clearing_takes_the_checkpoints_first_and_all_at_once(tmp_path, llama, monkeypatch):
+    """Killed anywhere in there, no half of an old checkpoint is left to be resumed."""
+    interrupted(tmp_path, llama, ROWS)
+
+    def killed(path, **_):
+        if Path(path).exists():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_folder.shutil, "rmtree", killed)
+        sft.train(config(tmp_path, llama, output__overwrite=True), rows=ROWS)
+    assert steps(tmp_path) == [] and (tmp_path / "run/checkpoints.old").exists()
+    assert len(sft.train(config(tmp_path, llama), rows=ROWS).metrics) == 6
+    assert not (tmp_path / "run/checkpoints.old").exists()
+
+
+def test_two_runs_in_one_folder(tmp_path, llama):
+    code = f"import sys, time; from filelock import FileLock; lock = FileLock({str(tmp_path / 'run/.lock')!r}); lock.acquire(); print('held', flush=True); time.sleep(60)"
+    (tmp_path / "run").mkdir()
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="another run is writing here"):
+            sft.train(config(tmp_path, llama), rows=ROWS)
+        other.kill()
+    assert len(sft.train(config(tmp_path, llama), rows=ROWS).metrics) == 6
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [("llama", r"is not the folder of a run \(it holds config.json\)"), ("", r"is not the folder of a run \(it holds llama\)"),
+     ("llama/config.json", "is a file"), ("llama/config.json/below", "is a file")],
+)  # fmt: skip
+def test_a_folder_that_is_no_run(tmp_path, llama, where, message):
+    with pytest.raises(UserError, match=message):
+        sft.train(config(tmp_path, llama, output__dir=str(tmp_path / where), output__overwrite=True), rows=ROWS)
+    assert (Path(llama) / "model.safetensors").exists()
+
+
+def test_the_config_of_another_loop_and_the_same_path_written_otherwise(tmp_path, llama, monkeypatch):
+    interrupted(tmp_path, llama, ROWS)
+    with pytest.raises(UserError, match=r"step_4 is of a run of loops.sft, not of loops.dpo"):
+        dpo.train(config(tmp_path, llama, "dpo", resume=True), rows=PAIRS)
+    monkeypatch.chdir(tmp_path)
+    assert len(sft.train(config(tmp_path, "llama", resume=True), rows=ROWS).metrics) == 6
+    again = load(tmp_path / "run/config.yaml", {"resume": True})  # what a run writes can be resumed as it is
+    assert again.output.overwrite is False and again.resume is True

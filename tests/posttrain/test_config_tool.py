@@ -44,7 +44,7 @@ def test_show_says_where_each_value_comes_from(tmp_path, capsys):
 
 def test_validate_tells_all_problems_of_all_files(tmp_path, capsys):
     (tmp_path / "a.yaml").write_text("model:\n  name: x\nsft: {}\ntraining:\n  learnig_rate: 1\n  epochs: 0\n")
-    (tmp_path / "b.yaml").write_text("model:\n  name: x\ngrpo: {}\n")
+    (tmp_path / "b.yaml").write_text("model:\n  name: x\ndata:\n  name: y\ngrpo: {}\n")
     (tmp_path / "c.yaml").write_text("model: [\n")
     with pytest.raises(SystemExit, match="error: 2 of 3 files have problems"):
         config_tool.main(["validate", str(tmp_path)])

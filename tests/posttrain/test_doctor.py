@@ -1,5 +1,6 @@
 """The doctor says what is there and what works; its estimate of memory counts what can be counted exactly."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,16 @@ def config(method="sft", **changes):
 
 
 SHAPE = memory.Shape(
-    parameters=1000, linear=600, adapter=50, layers=2, hidden=10, intermediate=40, key_value=10, longest=512
+    parameters=1000,
+    linear=600,
+    adapter=50,
+    layers=2,
+    hidden=10,
+    intermediate=40,
+    key_value=10,
+    longest=512,
+    vocabulary=100,
+    whole_logits=False,
 )
 
 
@@ -67,8 +77,11 @@ def test_the_parts_by_hand():
     """Full fine-tuning in float32: 4 + 4 + 8 bytes a parameter. Activations: 2 rows x 100 tokens x 2 layers x 4 bytes x
     (8 * 10 + 2 * 10 + 4 * 40 = 260) = 416,000."""
     parts = memory.estimate(config(), SHAPE, 4)
-    assert parts == {"weights": 4000, "gradients": 4000, "optimiser": 8000, "activations": 416_000}
-    assert memory.total(parts) == 432_000
+    assert parts == {"weights": 4000, "gradients": 4000, "optimiser": 8000, "activations": 416_000, "logits": 240_000}
+    assert memory.total(parts) == 672_000  # logits: all 200 tokens fit into a chunk, x 100 entries x 4 bytes x 3
+    soft_capped = replace(SHAPE, whole_logits=True, vocabulary=2**20)
+    assert memory.estimate(config(), soft_capped, 4)["logits"] == 200 * 2**20 * 12
+    assert memory.estimate(config(), replace(soft_capped, whole_logits=False), 4)["logits"] == 64 * 2**20 * 12
     # checkpointing keeps each layer's input (2 layers x 4 x 10 = 80 bytes a token) and one layer's insides (1,040)
     parts = memory.estimate(config(model__gradient_checkpointing=True, training__optimizer="adamw_8bit"), SHAPE, 4)
     assert parts["activations"] == 2 * 100 * (80 + 1040) and parts["optimiser"] == 2000
@@ -86,7 +99,7 @@ def test_references_critics_and_caches():
         config("grpo"), SHAPE, 4
     )  # 16 prompts x 8 answers x 100 tokens x 2 x 2 layers x 10 x 4 bytes
     assert parts["sampler's cache (not at the same time)"] == 128 * 100 * 160 == 2_048_000
-    assert memory.total(parts) == 4000 + 4000 + 8000 + 4000 + 2_048_000  # the larger of cache and activations (416,000)
+    assert memory.total(parts) == 4000 + 4000 + 8000 + 4000 + 2_048_000  # the larger of cache and activations
     parts = memory.estimate(config("ppo"), SHAPE, 4)
     assert parts["critic"] == 16_000 and parts["activations"] == 832_000
 
