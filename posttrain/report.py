@@ -71,16 +71,12 @@ def plot_curves(path: Path, metrics: Sequence[dict[str, float]], method: str) ->
     names = [name for name in HEALTHY if name in found] + [name for name in found if name not in HEALTHY]
     if not names:
         return
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure  # not pyplot: the backend of a notebook that runs a loop stays what it is
 
     columns = min(4, len(names))
     lines = math.ceil(len(names) / columns)
-    figure, axes = plt.subplots(
-        lines, columns, figsize=(3.4 * columns, 2.6 * lines), squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(3.4 * columns, 2.6 * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False)
     for axis, name in zip(axes.flat, names, strict=False):
         rows = [row for row in metrics if name in row]
         axis.plot([r["step"] for r in rows], [r[name] for r in rows], lw=1.3, marker="." if len(rows) < 15 else None)
@@ -91,7 +87,6 @@ def plot_curves(path: Path, metrics: Sequence[dict[str, float]], method: str) ->
     for axis in axes.flat[len(names) :]:
         axis.axis("off")
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def legend(name: str, method: str) -> str:

@@ -1,0 +1,51 @@
+"""notebooks/NN_name.py (read, written and compared) -> notebooks/NN_name.ipynb (executed, with outputs and plots).
+
+python notebooks/build.py            all of them
+python notebooks/build.py 03 04      only these
+python notebooks/build.py --check    execute in memory only, write nothing"""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import jupytext
+import nbclient
+import nbformat
+
+HERE = Path(__file__).resolve().parent
+SECONDS = 300  # a notebook is meant to take at most 90 on two cores; a busy machine may need longer
+
+
+def sources(chosen=()):
+    return [p for p in sorted(HERE.glob("[0-9][0-9]_*.py")) if not chosen or p.name[:2] in chosen]
+
+
+def executed(source: Path) -> nbformat.NotebookNode:
+    notebook = jupytext.read(source)
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number}"
+    os.environ["PYTHONWARNINGS"] = "ignore"  # of libraries, with the paths of this machine
+    nbclient.NotebookClient(notebook, timeout=SECONDS, resources={"metadata": {"path": str(HERE.parent)}}).execute()
+    for cell in notebook.cells:
+        cell.metadata = {}
+    return notebook
+
+
+def main(arguments):
+    chosen = [a for a in arguments if not a.startswith("--")]
+    for source in sources(chosen):
+        started = time.perf_counter()
+        notebook = executed(source)
+        if "--check" not in arguments:
+            nbformat.write(notebook, source.with_suffix(".ipynb"))
+        size = len(nbformat.writes(notebook)) / 1000
+        print(f"{source.stem}: {time.perf_counter() - started:.0f} s, {size:.0f} kB", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
