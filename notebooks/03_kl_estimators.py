@@ -19,7 +19,10 @@ theta = torch.tensor([0.0, 1.0, -1.0], dtype=torch.float64)
 ref = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
 pi = theta.softmax(0)
 kl = exact_kl(theta[None, None], ref.log()[None, None]).item()
-show.table(["action", "π", "π_ref", "log π − log π_ref"], [(i, pi[i].item(), ref[i].item(), (pi[i] / ref[i]).log().item()) for i in range(3)])
+show.table(
+    ["action", "π", "π_ref", "log π − log π_ref"],
+    [(i, pi[i].item(), ref[i].item(), (pi[i] / ref[i]).log().item()) for i in range(3)],
+)
 print(f"KL(π‖π_ref) = {kl:.6f}")
 
 # %% [markdown]
@@ -35,12 +38,14 @@ for where, p in (("far", pi), ("near", 0.1 * pi + 0.9 * ref)):
     for name, f in {"k1": k1, "k2": k2, "k3": k3}.items():
         values = f(p.log()[None], ref.log()[None])[0].double()
         mean = (p * values).sum().item()
-        rows.append((where, name, mean, mean - true, (p * (values - mean) ** 2).sum().sqrt().item(), values.min().item()))
+        rows.append(
+            (where, name, mean, mean - true, (p * (values - mean) ** 2).sum().sqrt().item(), values.min().item())
+        )
 show.table(["π is", "", "mean under π", "bias", "standard deviation", "smallest"], rows)
 
 # %% [markdown]
 # k1 and k3 are unbiased, k2 is biased, little when π is near π_ref. k3 is never negative, and near the reference, where a penalised policy lives, it varies far less
-than k1: that is why it is what one *plots*. Far away (the first three rows) it varies as much.
+# than k1: that is why it is what one *plots*. Far away (the first three rows) it varies as much.
 #
 # ## Gradients: here they part
 #
@@ -72,7 +77,9 @@ table = {
     "k3 as a loss": expected_gradient(k3),
     "ρ·k3 as a loss": expected_gradient(lambda x, y: k3_is(x, y, pi.log()[None])),
 }
-show.table(["", "∂/∂θ₁", "∂/∂θ₂", "∂/∂θ₃"], [(name, *(round(v, 6) + 0.0 for v in g.tolist())) for name, g in table.items()])
+show.table(
+    ["", "∂/∂θ₁", "∂/∂θ₂", "∂/∂θ₃"], [(name, *(round(v, 6) + 0.0 for v in g.tolist())) for name, g in table.items()]
+)
 fig, axis = plt.subplots(figsize=(7, 2.6))
 for i, (name, g) in enumerate(table.items()):
     axis.bar([j + 0.13 * i for j in range(3)], g.tolist(), width=0.12, label=name)
@@ -97,7 +104,9 @@ for name, f in {"ρ·k3 (mode-seeking)": None, "k3 (mass-covering)": k3}.items()
     for _ in range(60):
         logps = x.log_softmax(0)
         p = logps.exp().detach()
-        per = k3_is(logps[None], ref.log()[None], logps.detach()[None]) if f is None else f(logps[None], ref.log()[None])
+        per = (
+            k3_is(logps[None], ref.log()[None], logps.detach()[None]) if f is None else f(logps[None], ref.log()[None])
+        )
         (grad,) = torch.autograd.grad((p * per[0]).sum(), x)
         x.data -= 0.5 * grad
         path.append(p.tolist())
