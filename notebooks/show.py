@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 from IPython.display import HTML, display
 
 COLOURS = {"prompt": "#dbe7f5", "completion": "#cdeccd", "padding": "#eeeeee"}
-plt.rcParams.update({"figure.dpi": 70, "axes.grid": True, "grid.alpha": 0.25, "font.size": 9, "figure.constrained_layout.use": True})  # fmt: skip
+plt.rcParams.update({"figure.dpi": 62, "axes.grid": True, "grid.alpha": 0.25, "font.size": 9, "figure.constrained_layout.use": True})  # fmt: skip
 
 
 def tokens(texts: Sequence[str], colours: Sequence[str], titles: Sequence[str] | None = None) -> None:

@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -111,9 +113,15 @@ def clear(config, resumed_from: Path | None, has_start: bool) -> None:
 _locks: dict[Path, FileLock] = {}  # of this process: a second run in a notebook takes over the first one's
 
 
+def lock_path(folder: Path) -> Path:
+    """Outside the run folder, which holds what a run writes and nothing else."""
+    name = hashlib.blake2b(str(folder.resolve()).encode(), digest_size=8).hexdigest()
+    return Path(tempfile.gettempdir()) / f"posttrain-{os.getuid()}-{name}.lock"
+
+
 def _lock(folder: Path) -> None:
     """One run writes here. The lock is the operating system's: it goes with the process, however that ends."""
-    path = folder.resolve() / ".lock"
+    path = lock_path(folder)
     if path in _locks:
         return
     lock = FileLock(path)
@@ -125,8 +133,9 @@ def _lock(folder: Path) -> None:
 
 
 def unlock(folder: Path) -> None:
-    if (lock := _locks.pop(folder.resolve() / ".lock", None)) is not None:
+    if (lock := _locks.pop(lock_path(folder), None)) is not None:
         lock.release()
+        lock_path(folder).unlink(missing_ok=True)
 
 
 def put_model(folder: Path) -> None:

@@ -362,7 +362,7 @@ class Run:
                 self.say(self._encoded.summary())
             seconds = time.perf_counter() - self.started
             self.say(f"{self.config.method}: {self.step} steps in {seconds:.1f} s{self.checkpoints.tell_best()}")
-            written = sorted(p.name + "/" * p.is_dir() for p in self.folder.iterdir() if not p.name.startswith("."))
+            written = sorted(p.name + "/" * p.is_dir() for p in self.folder.iterdir())
             folder.unlock(self.folder)
             self.say(f"wrote {self.folder}/: {', '.join(written)}")
         self.trackers.end()

@@ -337,7 +337,7 @@ def test_clearing_takes_the_checkpoints_first_and_all_at_once(tmp_path, llama, m
 
 
 def test_two_runs_in_one_folder(tmp_path, llama):
-    code = f"import sys, time; from filelock import FileLock; lock = FileLock({str(tmp_path / 'run/.lock')!r}); lock.acquire(); print('held', flush=True); time.sleep(60)"
+    code = f"import sys, time; from filelock import FileLock; lock = FileLock({str(run_folder.lock_path(tmp_path / 'run'))!r}); lock.acquire(); print('held', flush=True); time.sleep(60)"
     (tmp_path / "run").mkdir()
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"

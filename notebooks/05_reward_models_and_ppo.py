@@ -1,0 +1,146 @@
+# %% [markdown]
+# # 5 · Reward models and PPO
+#
+# The classic road: learn from pairs what is better, then climb that. A reward model is one number at the end of an answer; PPO adds a critic that guesses, after every token,
+# how it will end. And beside it: GRPO, which needs no critic, and best-of-k, which hardly needs anything.
+
+# %%
+import sys
+
+sys.path.insert(0, ".")
+import matplotlib.pyplot as plt
+import torch
+
+from loops import grpo, ppo, reward
+from losses.advantages import gae, kl_shaped_rewards
+from losses.ppo import ppo_policy_loss, ppo_value_loss
+from losses.reward import bradley_terry_loss
+from notebooks import show
+from posttrain import chat, scorer
+from posttrain.batch import Example
+from posttrain.config import load
+
+torch.set_num_threads(1)
+
+# %% [markdown]
+# ## One number per answer
+#
+# Trained on pairs, by Bradley–Terry: −log σ(s_chosen − s_rejected). Only differences are learned: adding a constant to all scores changes nothing.
+
+# %%
+for chosen, rejected in ((1.0, 0.0), (101.0, 100.0), (0.0, 0.0), (0.0, 1.0)):
+    loss, _ = bradley_terry_loss(torch.tensor([chosen]), torch.tensor([rejected]))
+    print(f"s_w = {chosen:5.0f}, s_l = {rejected:5.0f}: loss {loss.item():.6f}")
+
+# %%
+with show.quietly() as folder:
+    config = load("configs/reward_tiny.yaml", {"output.dir": folder + "/run", "output.samples": 0})
+    trained = reward.train(config)
+show.curves({"reward model": trained.metrics}, ["loss", "accuracy", "validation_accuracy", "margin"], "reward")
+print(f"held-out pairs in the right order: {trained.metrics[-1]['validation_accuracy']:.2f}")
+
+# %% [markdown]
+# It reads a whole answer and says one number. Three answers to one problem:
+
+# %%
+judge, tokenizer = scorer.CompletionScores(trained.model.eval()), trained.tokenizer
+question = [{"role": "user", "content": "Tom has 3 pens. He buys 4 more. How many pens does he have now?"}]
+candidates = ["So 3 + 4 = 7.\n#### 7", "#### 7", "#### 9"]
+examples = [
+    Example.of(chat.prompt_ids(tokenizer, question), chat.completion_ids(tokenizer, question, text))
+    for text in candidates
+]
+scores = scorer.score_examples(judge, examples, tokenizer.pad_token_id, 4)
+show.table(["answer", "score"], [(text.replace("\n", " ⏎ "), s) for text, s in zip(candidates, scores, strict=True)])
+
+# %% [markdown]
+# It likes worked answers, and hardly sees whether an answer without work is right: in its pairs, showing the work and being right went together. What a reward model has *not*
+# learned is what a policy will find.
+#
+# ## GAE, step by step
+#
+# Three tokens; the reward comes at the end; the critic says 0.5 before each token. δ_t is the surprise at token t, and the advantage collects the surprises that follow, fading
+# with γλ:
+
+# %%
+r, v, on = torch.tensor([[0.0, 0.0, 1.0]]), torch.full((1, 3), 0.5), torch.ones(1, 3, dtype=torch.bool)
+advantages, returns = gae(r, v, on, gamma=1.0, lam=0.95)
+delta = [0 + 0.5 - 0.5, 0 + 0.5 - 0.5, 1 + 0 - 0.5]
+show.table(
+    ["t", "reward", "V", "δ = r + V(next) − V", "A = δ + 0.95 A(next)", "return = A + V"],
+    [(t, r[0, t].item(), v[0, t].item(), delta[t], advantages[0, t].item(), returns[0, t].item()) for t in range(3)],
+)
+fig, axis = plt.subplots(figsize=(5, 2.2))
+for lam in (0.0, 0.5, 0.95, 1.0):
+    axis.plot(
+        gae(torch.eye(1, 12).flip(1), torch.full((1, 12), 0.5), torch.ones(1, 12, dtype=torch.bool), lam=lam)[0][0],
+        label=f"λ = {lam}",
+        marker=".",
+    )
+axis.set(title="advantage of each token of a right answer, critic at 0.5", xlabel="token")
+axis.legend(fontsize=7)
+plt.show()
+
+# %% [markdown]
+# λ = 1 gives every token the whole outcome; λ = 0 only the last one, unless the critic has learned better in between.
+#
+# ## The KL is paid token by token
+#
+# In the reward: every token pays β (log π − log π_ref), the score is added at the last one. (GRPO has its KL in the loss. Paying it in both places is refused.)
+
+# %%
+logps, ref_logps = torch.tensor([[-1.0, -0.5, -0.1]]), torch.tensor([[-1.0, -1.5, -0.1]])
+print(kl_shaped_rewards(torch.tensor([1.0]), logps, ref_logps, on, kl_coef=0.1))
+
+# %% [markdown]
+# ## Two clipped losses
+#
+# The policy's, as in GRPO; and the critic's: a value that has moved by more than ε since the rollout is judged by the worse of both.
+
+# %%
+policy_loss, metrics = ppo_policy_loss(
+    torch.tensor([[0.262364]]), torch.zeros(1, 1), torch.ones(1, 1), torch.ones(1, 1)
+)
+print(
+    f"ρ = 1.3, A = 1: loss {policy_loss.item():.4f} (clipped at 1.2), clip fraction {metrics['clip_fraction'][0].item():.0f}"
+)
+value_loss, _ = ppo_value_loss(torch.tensor([[0.5]]), torch.zeros(1, 1), torch.ones(1, 1), torch.ones(1, 1))
+print(f"V = 0.5, was 0, return 1: ½ max((0.5 − 1)², (0.2 − 1)²) = {value_loss.item():.4f}")
+
+# %% [markdown]
+# ## PPO beside GRPO
+#
+# The same start (tiny-sft), the same verifiable reward, both as shipped. A PPO rollout has 256 answers and gives 16 updates, one of GRPO's has 128 and gives one.
+
+# %%
+with show.quietly() as folder:
+    shared = {"output.samples": 0, "training.eval_every": None, "data.validation_split": 0.0}
+    by_ppo = ppo.train(load("configs/ppo_tiny.yaml", shared | {"output.dir": folder + "/ppo"}))
+    by_grpo = grpo.train(
+        load("configs/grpo_tiny.yaml", {"model.name": "tiny-sft", "output.samples": 0, "output.dir": folder + "/grpo"})
+    )
+show.curves({"ppo": by_ppo.metrics}, ["reward", "explained_variance", "kl", "clip_fraction"], "ppo")
+fig, axis = plt.subplots(figsize=(5, 2.2))
+axis.plot([256 * (i // 16 + 1) for i in range(240)], [row["reward"] for row in by_ppo.metrics], label="PPO")
+axis.plot([128 * (i + 1) for i in range(60)], [row["reward"] for row in by_grpo.metrics], label="GRPO")
+axis.set(title="share of right answers among those sampled", xlabel="answers sampled so far")
+axis.legend()
+plt.show()
+
+# %% [markdown]
+# And **best of k**: sample 8 answers to each problem, keep a right one, SFT on those. It reaches 0.90 in five seconds (README; `python -m posttrain.curate best-of-k`), where
+# the model already solves most problems in eight tries. What it cannot do is go on from there by itself.
+#
+# ## Change one line, predict, run
+#
+# 1. `"ppo.lam": 0.0`: credit is what the critic says, and nothing else. Does the policy still learn?
+# 2. `"ppo.critic": "shared"`: a value head on the policy's own backbone. What does the explained variance do?
+# 3. Score "#### 7." (with a full stop) by the reward model. Higher or lower than "#### 7"? Was the reward model ever shown one?
+#
+# <details><summary>Answers</summary>
+#
+# 1. No: 0.35 after 240 steps instead of 0.97. And the explained variance looks splendid (0.7), because the returns are now the critic's own opinion.
+# 2. It stays at −0.25: at this size the two losses pull at the same few weights. The policy learns all the same (0.85), its baseline is only a poor one.
+# 3. Whatever it says, nobody taught it: answers unlike the training pairs are where a learned reward is exploited first.
+#
+# </details>

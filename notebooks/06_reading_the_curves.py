@@ -1,0 +1,203 @@
+# %% [markdown]
+# # 6 · Reading the curves
+#
+# A healthy run, and next to it six sick ones. Each sickness is really run: the fault is patched into the loop (some straight from the bug museum, `tests/museum.py`), and
+# the preflight that would have refused it is switched off. All of them end with exit code 0 and a saved model.
+
+# %%
+import sys
+
+sys.path[:0] = [".", "tests"]
+import contextlib
+from dataclasses import replace
+from unittest.mock import patch
+
+import museum
+import torch
+
+from loops import dpo, grpo, sft
+from notebooks import show
+from posttrain import chat
+from posttrain.batch import collate
+from posttrain.config import load
+from posttrain.evaluate import ask
+
+torch.set_num_threads(1)
+QUESTIONS = ["Who are you?", "What is 2 + 3?", "Tom has 3 pens. He buys 4 more. How many pens does he have now?"]
+
+
+def run(loop, name, overrides=None, reward=None, fault=None):
+    """One run of a shipped config, without a preflight, perhaps with something patched."""
+    checks = {f"preflight.{check}": False for check in type(load(f"configs/{name}_tiny.yaml").preflight).model_fields}
+    with show.quietly() as folder, fault or contextlib.nullcontext():
+        more = {"output.dir": folder + "/run", "output.samples": 0} | (overrides or {})
+        config = load(f"configs/{name}_tiny.yaml", checks | more)
+        return loop.train(config, **({"reward": reward} if reward else {}))
+
+
+def answers(result):
+    prompts = [chat.prompt_ids(result.tokenizer, [{"role": "user", "content": q}]) for q in QUESTIONS]
+    rollout = ask(result.model.eval(), result.tokenizer, prompts, max_new_tokens=24)
+    marks = [" ⏹" if done else " …" for done in rollout.finished]
+    return [text.replace("\n", "⏎") + mark for text, mark in zip(rollout.texts(result.tokenizer), marks, strict=True)]
+
+
+def compare(healthy, sick):
+    show.table(["question", "healthy", "sick"], list(zip(QUESTIONS, answers(healthy), answers(sick), strict=True)))
+
+
+# %% [markdown]
+# ## Healthy
+#
+# SFT: the loss falls and flattens, P(stop) rises. GRPO: the reward rises, groups are mixed, the KL stays bounded.
+
+# %%
+SHORT = {"training.max_steps": 120}
+RL = {"model.name": "tiny-sft", "training.max_steps": 24}
+healthy_sft = run(sft, "sft", SHORT)
+healthy_grpo = run(grpo, "grpo", RL)
+show.curves({"sft": healthy_sft.metrics}, ["loss", "p_stop", "grad_norm"], "sft")
+show.curves({"grpo": healthy_grpo.metrics}, ["reward", "dead_groups", "kl"], "grpo")
+
+# %% [markdown]
+# ## 1 · The mask covers everything
+#
+# Prompt tokens are learned as well. The loss is an average over easy and hard tokens alike, so it even *looks* better at first; much of what is learned is asking questions.
+# Preflight cannot know what you wanted; `python -m posttrain.inspect_batch` shows it at once (all green).
+
+# %%
+
+
+def mask_everything(rows, pad_id):
+    batch = collate(rows, pad_id)
+    return replace(batch, completion_mask=batch.attention_mask)
+
+
+everything = run(sft, "sft", SHORT, fault=patch.object(sft, "collate", mask_everything))
+show.curves(
+    {"healthy": healthy_sft.metrics, "mask covers everything": everything.metrics}, ["loss", "entropy", "p_stop"], "sft"
+)
+compare(healthy_sft, everything)
+
+# %% [markdown]
+# ## 2 · pad == eos, and a mask `ids != pad`
+#
+# The end of the turn is masked as if it were padding. The loss is perfect, the answers are right, and **never end**. The sign: there is no P(stop) to be measured at all.
+# Preflight `stop_token` refuses this run.
+
+# %%
+
+
+def mask_from_ids(rows, pad_id):
+    batch = collate(rows, pad_id)
+    starts = [row.completion_mask.index(True) for row in rows]
+    mask = museum.mask_from_pad_id(batch.input_ids, starts, end)  # the tokenizer pads with its end token
+    return replace(batch, completion_mask=mask & batch.attention_mask)
+
+
+end = chat.completion_ids(healthy_sft.tokenizer, [{"role": "user", "content": "a"}], "b")[-1]
+endless = run(sft, "sft", SHORT, fault=patch.object(sft, "collate", mask_from_ids))
+show.curves({"healthy": healthy_sft.metrics, "pad == eos": endless.metrics}, ["loss", "entropy", "p_stop"], "sft")
+compare(healthy_sft, endless)
+
+# %% [markdown]
+# ## 3 · Learning rate too high
+#
+# Thirty times what suits. The loss falls like any other at first, then stays near 2 nats: about what it costs to know which tokens are frequent, and nothing else. A curve
+# that flattens early is not a run that has converged.
+
+# %%
+hot = run(sft, "sft", SHORT | {"training.learning_rate": 0.075})
+show.curves(
+    {"healthy": healthy_sft.metrics, "learning rate × 30": hot.metrics}, ["loss", "grad_norm", "entropy"], "sft"
+)
+compare(healthy_sft, hot)
+
+# %% [markdown]
+# ## 4 · The reference has moved
+#
+# DPO against a reference that is not the starting policy (here: noise on its weights; in the wild: the base instead of the SFT model). Accuracy and margin rise all the same. The
+# sign: **the first DPO term is not ln 2 = 0.693**. Preflight `start` refuses this run.
+
+# %%
+real = dpo.frozen_reference
+
+
+def another_reference(policy, config, compute):
+    frozen = real(policy, config.model_copy(update={"adapter": "none", "reference": "copy"}), compute)
+    generator = torch.Generator().manual_seed(0)
+    for p in frozen.parameters():
+        p.data += 0.05 * torch.randn(p.shape, generator=generator)
+    return frozen
+
+
+healthy_dpo = run(dpo, "dpo")
+moved = run(dpo, "dpo", fault=patch.object(dpo, "frozen_reference", another_reference))
+print("first DPO term:", healthy_dpo.metrics[0]["dpo_loss"], "and", moved.metrics[0]["dpo_loss"])
+show.curves(
+    {"healthy": healthy_dpo.metrics, "reference moved": moved.metrics},
+    ["dpo_loss", "accuracy", "margin", "rewards_chosen"],
+    "dpo",
+)
+
+# %% [markdown]
+# ## 5 · KL off, and the reward hacked
+#
+# The reward counts equals signs, which is almost "show your work"; no KL price holds the policy. The reward rises beautifully. What it stood for (right answers, only measured, with
+# weight 0) rises with it at first, from 0.3 to 0.8, and then falls to 0.1: nobody who looks at the reward alone can tell where.
+
+# %%
+
+
+def equals_signs(completions, **_):
+    return [text.count("=") / 4 for text in completions]
+
+
+from posttrain import rewards
+
+hacked = run(
+    grpo,
+    "grpo",
+    RL | {"grpo.kl_coef": 0, "grpo.reward_weights": [1, 0], "grpo.reward": ["answer", "answer"]},
+    reward=[equals_signs, rewards.answer],
+)
+show.curves({"hacked": hacked.metrics}, ["reward", "reward/answer", "completion_length", "entropy"], "grpo")
+compare(healthy_grpo, hacked)
+
+# %% [markdown]
+# ## 6 · All groups dead
+#
+# A reward that is always 0 (a bug in the parser, problems far too hard). Every advantage is 0, the KL term has no gradient either while the policy is the reference, nothing is learned, and the run ends like any
+# other. Preflight `dead_groups` says so at the first rollout, with the reason; `dead_groups` stays at 1.
+
+# %%
+dead = run(grpo, "grpo", RL, reward=lambda completions, **_: [0.0] * len(completions))
+show.curves({"healthy": healthy_grpo.metrics, "dead": dead.metrics}, ["reward", "dead_groups", "grad_norm"], "grpo")
+print("largest gradient norm of the dead run:", max(row["grad_norm"] for row in dead.metrics))
+
+# %% [markdown]
+# ## The short list
+#
+# | look at | it tells |
+# |---|---|
+# | the first DPO term | ln 2, or another reference than you think |
+# | `p_stop` | missing or falling: the end of the turn is not learned |
+# | `chosen_logps_per_token` | falling: the margin is won by forgetting |
+# | `dead_groups` | 1: nothing can be learned |
+# | a reward that is only watched | falls while the reward rises: hacked |
+# | `kl_k1` | negative for long: the tokens were not sampled from this policy |
+# | `samples.md` | everything else |
+#
+# ## Change one line, predict, run
+#
+# 1. Give the hacked run `"grpo.kl_coef": 0.2`. Is it cured?
+# 2. Run 2 with `"preflight.stop_token": True` instead. What is the sentence?
+# 3. Run 3 with `"training.max_grad_norm": 0.01`. Does clipping save it?
+#
+# <details><summary>Answers</summary>
+#
+# 1. Slowed, not cured (0.36 right instead of 0.12 at the end, and falling): a price on drifting does not make a wrong reward right.
+# 2. "preflight: no row of the first step teaches a stop token …: the model would never learn to end its answers."
+# 3. No: Adam divides by the size of the gradient, so its step is as long after clipping as before.
+#
+# </details>

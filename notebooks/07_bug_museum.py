@@ -1,0 +1,299 @@
+# %% [markdown]
+# # 7 · The bug museum
+#
+# The kinds of mistake that one meets in public post-training code, each next to the right version, with the number that gives it away. The wrong versions are in
+# `tests/museum.py`; `tests/test_bug_museum.py` proves that each breaks a property which the right one keeps. All of them run without an error and with a plausible curve.
+
+# %%
+import sys
+
+sys.path[:0] = [".", "tests"]
+import math
+
+import museum
+import torch
+from small import CHATML, bytelevel_tokenizer
+
+from losses.advantages import gae, group_relative_advantages, whiten
+from losses.dpo import dpo_loss
+from losses.kl import k1, k3, k3_is
+from losses.logprobs import sequence_logps, token_logps
+from losses.sft import completion_cross_entropy
+from losses.weights import token_weights
+from notebooks import show
+from posttrain.batch import Example, collate
+
+
+def compare(wrong, right, sign):
+    show.table(["", "number"], [("wrong", wrong), ("right", right), ("what gives it away", sign)])
+
+
+# %% [markdown]
+# ## The KL
+#
+# **k3 with the ratio upside down.** π/π_ref where π_ref/π belongs. Three actions, exact expectations: KL = .5 log 2.5 + .2 log .4 = 0.274887.
+
+# %%
+pi, ref = torch.tensor([[0.5, 0.3, 0.2]]), torch.tensor([[0.2, 0.3, 0.5]])
+compare(
+    (pi * museum.k3_upside_down(pi.log(), ref.log())).sum().item(),
+    (pi * k3(pi.log(), ref.log())).sum().item(),
+    "0.355113 is χ² − KL, not KL",
+)
+
+# %% [markdown]
+# **k1 with its sign flipped, in the reward.** A token three times as likely as under the reference should *cost* 0.1 · log 3.
+
+# %%
+zero, logps, ref_logps = torch.zeros(1, 1), torch.tensor([[0.6]]).log(), torch.tensor([[0.2]]).log()
+compare(
+    museum.k1_reward_penalty_with_flipped_sign(zero, logps, ref_logps, 0.1).item(),
+    (-0.1 * k1(logps, ref_logps)).item(),
+    "it is paid for drifting",
+)
+
+# %% [markdown]
+# **k1 as a loss.** Its expected gradient is Σ π ∇log π = 0: the penalty does nothing but add noise.
+
+# %%
+
+
+def largest_expected_gradient(estimator):
+    theta = pi.log().clone().requires_grad_()
+    x = torch.log_softmax(theta, -1)
+    (x.detach().exp() * estimator(x)).sum().backward()
+    return theta.grad.abs().max().item()
+
+
+compare(
+    largest_expected_gradient(lambda x: museum.k1_as_a_loss(x, ref.log())),
+    largest_expected_gradient(lambda x: k3_is(x, ref.log(), x)),
+    "0: nobody pulls",
+)
+
+# %% [markdown]
+# **KL in the reward *and* in the loss.** Both lines look right.
+
+# %%
+compare(
+    museum.kl_in_the_reward_and_in_the_loss(0.05, 0.05), 0.05, "twice what either line says; refused in configs here"
+)
+
+# %% [markdown]
+# ## What a token counts
+#
+# **Mean of micro-batch means.** 2 tokens of NLL 1 and 200 of NLL 2: the mean is (2 + 400) / 202.
+
+# %%
+nlls = [torch.full((2,), 1.0), torch.full((200,), 2.0)]
+parts = [completion_cross_entropy(-x[None], torch.full((1, len(x)), 1 / 202))[0] for x in nlls]
+compare(museum.mean_of_micro_batch_means(nlls).item(), sum(parts).item(), "two tokens count as much as two hundred")
+
+# %% [markdown]
+# **"Dr. GRPO" that still divides each row by its own length.** Answers of 2 and 4 tokens; what a token of each counts:
+
+# %%
+active = torch.tensor([[True, True, False, False], [True] * 4])
+wrong = museum.dr_grpo_that_still_divides_by_its_own_length(active, 2)
+right = token_weights(active, "constant", total=2 * 8)
+compare(
+    str((wrong[0, 0].item(), wrong[1, 0].item())),
+    str((right[0, 0].item(), right[1, 0].item())),
+    "the length bias that was to be removed",
+)
+
+# %% [markdown]
+# **Normalised over the micro-batch, not the step.** The weight of the same token, batch cut in two or not cut:
+
+# %%
+split = museum.token_weights_of_the_micro_batch(active[:1], 2)[0, 0].item()
+whole = museum.token_weights_of_the_micro_batch(active, 1)[0, 0].item()
+compare(
+    f"{split:.4f} cut, {whole:.4f} whole",
+    token_weights(active[:1], total=6)[0, 0].item(),
+    "memory settings change the mathematics",
+)
+
+# %% [markdown]
+# **A short last window, divided by the full accumulation.** Accumulation 4, one micro-batch left, NLL 2 and 2:
+
+# %%
+last = [torch.tensor([2.0, 2.0])]
+compare(
+    museum.linear_in_a_short_last_window(last, 4).item(),
+    completion_cross_entropy(-last[0][None], token_weights(torch.ones(1, 2, dtype=torch.bool)))[0].item(),
+    "the last step is a quarter of a step",
+)
+
+# %% [markdown]
+# **Writing through a view of the labels.** Filling −100 with 0 "for gather" changes what is counted:
+
+# %%
+compare(
+    museum.count_after_writing_through_a_view(torch.tensor([[-100] * 6 + [4, 5, 6]])),
+    3,
+    "the denominator has grown from 3 to 8",
+)
+
+# %% [markdown]
+# ## Masks and tokens
+#
+# **pad == eos, and mask = `ids != pad`.** Two prompt tokens, answers of 3 and 5, padded with the end token 2:
+
+# %%
+batch = collate([Example.of([5, 6], [7, 8, 2]), Example.of([5, 6], [7, 8, 9, 9, 2])], 2)
+wrong = museum.mask_from_pad_id(batch.input_ids, [2, 2], 2)
+compare(
+    str(wrong.sum(1).tolist()),
+    str(batch.completion_mask.sum(1).tolist()),
+    "one token less a row: the end, so the model never stops",
+)
+
+# %% [markdown]
+# **The sampled end token dropped from the rollout.** RL then never trains stopping.
+
+# %%
+compare(
+    str(museum.completion_without_its_end_token([7, 8, 2], 2)),
+    str([7, 8, 2]),
+    "three decisions were made, two are rewarded",
+)
+
+# %% [markdown]
+# **Each side of a pair truncated from the left.** Prompt 1 2 3 4, room for five tokens:
+
+# %%
+a, b = museum.truncate_each_side_from_the_left([1, 2, 3, 4], [7], [8, 8, 8], 5)
+compare(f"{a} and {b}", "both behind 1 2 3 4, or dropped", "two answers to two different prompts are compared")
+
+# %% [markdown]
+# **Decode, then tokenise again.** The sampler said "name" letter by letter; tokenised anew it is one token that nobody sampled:
+
+# %%
+tokenizer = bytelevel_tokenizer(CHATML)
+sampled = [tokenizer.convert_tokens_to_ids(c) for c in "name"]
+compare(
+    str(museum.decode_and_tokenize_again(tokenizer, sampled)), str(sampled), "log-probs of other tokens: off policy"
+)
+
+# %% [markdown]
+# ## Log-probs
+#
+# **log-softmax in bf16, then summed.** 200 tokens at −log 1000:
+
+# %%
+logits, ids = torch.zeros(1, 201, 1000), torch.zeros(1, 201, dtype=torch.long)
+right = sequence_logps(token_logps(logits.bfloat16(), ids), torch.ones(1, 200, dtype=torch.bool)).item()
+compare(
+    museum.sequence_logps_in_bf16(logits, ids).item(),
+    right,
+    f"true value {-200 * math.log(1000):.3f}; DPO's margins are a few nats",
+)
+
+# %% [markdown]
+# **A mask inferred from `value != 0`.** At step 0 policy and reference agree, and everything is 0:
+
+# %%
+same = torch.tensor([-5.0])
+compare(
+    museum.masked_mean_with_the_mask_inferred(torch.zeros(1, 3)).item(),
+    dpo_loss(same, same, same, same)[0].item(),
+    "0 / 0",
+)
+
+# %% [markdown]
+# **Sampled at temperature 0.6, scored at 1.** The ratio at the very first update, which must be 1:
+
+# %%
+logits, ids = torch.tensor([[[2.0, 0.0, 0.0], [0.0] * 3]]), torch.tensor([[1, 0]])
+old = token_logps(logits, ids, temperature=0.6)
+wrong = (museum.sample_at_a_temperature_and_score_without_it(logits, ids) - old).exp().item()
+compare(wrong, (token_logps(logits, ids, temperature=0.6) - old).exp().item(), "'on policy' is false from the start")
+
+# %% [markdown]
+# ## Advantages
+#
+# **Normalised inside a micro-batch that splits a group.** Rewards 1 0 1 1, one group, micro-batches of two:
+
+# %%
+group = torch.tensor([1.0, 0.0, 1.0, 1.0])
+wrong, right = museum.normalise_inside_the_micro_batch(group, 2), group_relative_advantages(group, 4)
+compare(
+    str([round(x, 3) for x in wrong.tolist()]),
+    str([round(x, 3) for x in right.tolist()]),
+    "two right answers teach nothing",
+)
+
+# %% [markdown]
+# **Unfinished answers dropped before the mean.** Two right and finished, two cut off:
+
+# %%
+group, finished = torch.tensor([1.0, 1.0, 0.0, 0.0]), torch.tensor([True, True, False, False])
+right = group_relative_advantages(group, 4, scale="none")
+compare(
+    str(museum.drop_unfinished_before_the_mean(group, finished).tolist()),
+    str(right.tolist()),
+    "finishing is worth nothing",
+)
+
+# %% [markdown]
+# **`whiten` that adds the mean back.** 1, 2, 3:
+
+# %%
+values = torch.tensor([1.0, 2.0, 3.0])
+right = whiten(values[None], torch.ones(1, 3, dtype=torch.bool))[0]
+wrong = museum.whiten_that_adds_the_mean_back(values)
+compare(
+    str([round(x, 3) for x in wrong.tolist()]),
+    str([round(x, 3) for x in right.tolist()]),
+    "no token is ever discouraged",
+)
+
+# %% [markdown]
+# **An ending paid twice.** A truncated answer gets its score *and* the value of what would have come:
+
+# %%
+on, half = torch.tensor([[True]]), torch.tensor([[0.5]])
+compare(
+    museum.ending_paid_twice(1.0, 1.0, 0.5),
+    gae(torch.tensor([[1.0]]), half, on)[0].item(),
+    "being cut off is the best that can happen",
+)
+
+# %% [markdown]
+# ## Reward models and tests
+#
+# **A score read at the last id that is not pad.** pad == eos again: the score of the token before the end:
+
+# %%
+ids, per_token = torch.tensor([[5, 6, 0, 0, 0]]), torch.tensor([[0.1, 0.2, 0.9, 7.0, 7.0]])
+compare(
+    museum.score_at_the_last_id_that_is_not_pad(per_token, ids, pad_id=0).item(),
+    0.9,
+    "the place that was never trained",
+)
+
+# %% [markdown]
+# **A test with `rtol=1e6`.** It passes for 1000 against 0.5:
+
+# %%
+museum.assert_close_with_rtol_1e6(torch.tensor(1000.0), torch.tensor(0.5))
+print("passed")
+
+# %% [markdown]
+# Two more need a model or a tokenizer of their own and are shown in `tests/test_bug_museum.py`: **two BOS tokens** (the template writes one, the tokenizer adds another), and
+# **"adapter off" as the reference after an SFT adapter** (it is the bare base; the first DPO term is not ln 2).
+#
+# ## Change one line, predict, run
+#
+# 1. `pi = ref`. Which of the KL mistakes can still be seen?
+# 2. Pad the batch of "pad == eos" with 0 instead of 2. Is the wrong mask still wrong?
+# 3. Make all rewards of the split group 1. Do wrong and right agree?
+#
+# <details><summary>Answers</summary>
+#
+# 1. None: every estimator is 0 there. Tests that only look at π = π_ref prove nothing.
+# 2. No: it is a mistake only where pad and end share an id, which is why it survives in code that was tested with another tokenizer.
+# 3. Yes, all 0: a dead group is dead however it is cut.
+#
+# </details>
