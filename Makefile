@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test test-long test-all soak mutate lint clean
+.PHONY: demo test test-long test-all soak mutate notebooks lint clean
 
 demo: .venv/installed
 	$(BIN)/python -m loops.ladder --config configs/ladder_tiny.yaml --output.overwrite
@@ -12,14 +12,18 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest -m "not long and not soak" --durations 10
 
-# what `make test-all` adds: several processes, every YAML, every command of the README
-test-long: .venv/installed-tracking
+# what `make test-all` adds: several processes, kills, trackers, notebooks, every YAML, every command of the README
+test-long: .venv/installed-extras
 	$(BIN)/python -m pytest -m long --durations 10
 
 test-all: test test-long
 
 soak: .venv/installed
 	$(BIN)/python -m pytest -m soak --durations 10
+
+# executes notebooks/*.py and writes them, with their outputs, as .ipynb
+notebooks: .venv/installed-extras
+	$(BIN)/python notebooks/build.py
 
 # flips one sign, drops one mask, swaps two arguments at a time in every loss: the tests must notice each
 mutate: .venv/installed
@@ -38,6 +42,6 @@ clean:
 	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -r requirements.txt
 	@touch $@
 
-.venv/installed-tracking: .venv/installed requirements-tracking.txt
-	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -r requirements-tracking.txt
+.venv/installed-extras: .venv/installed requirements-tracking.txt requirements-notebooks.txt
+	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -r requirements-tracking.txt -r requirements-notebooks.txt
 	@touch $@

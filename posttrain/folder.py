@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import os
 import shutil
@@ -116,7 +117,7 @@ _locks: dict[Path, FileLock] = {}  # of this process: a second run in a notebook
 def lock_path(folder: Path) -> Path:
     """Outside the run folder, which holds what a run writes and nothing else."""
     name = hashlib.blake2b(str(folder.resolve()).encode(), digest_size=8).hexdigest()
-    return Path(tempfile.gettempdir()) / f"posttrain-{os.getuid()}-{name}.lock"
+    return Path(tempfile.gettempdir()) / f"posttrain-{getpass.getuser()}-{name}.lock"
 
 
 def _lock(folder: Path) -> None:

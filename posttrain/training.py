@@ -9,7 +9,6 @@ import contextlib
 import json
 import math
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -333,6 +332,10 @@ class Run:
         """The most that this (the main) process has held so far, in GiB: of the GPU where there is one, else of RAM."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**30
+        try:
+            import resource
+        except ImportError:  # Windows
+            return float("nan")
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
 
     def evaluate_now(self) -> bool:

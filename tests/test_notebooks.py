@@ -1,0 +1,59 @@
+"""The notebooks are what their .py says, executed; and they still run."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.py"))
+
+
+def cells(source: Path) -> list[tuple[str, str]]:
+    """(kind, text) of a py:percent file."""
+    out = []
+    for part in re.split(r"(?m)^# %%", source.read_text(encoding="utf-8"))[1:]:
+        head, _, body = part.partition("\n")
+        if "[markdown]" in head:
+            out.append(
+                ("markdown", "\n".join(line.removeprefix("#").removeprefix(" ") for line in body.strip().split("\n")))
+            )
+        else:
+            out.append(("code", body.strip()))
+    return out
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_it_is_its_source_executed(source):
+    notebook = json.loads(source.with_suffix(".ipynb").read_text(encoding="utf-8"))
+    found = [(cell["cell_type"], "".join(cell["source"]).strip()) for cell in notebook["cells"]]
+    assert found == cells(source), "make notebooks"
+    text = json.dumps(notebook)
+    assert len(text) < 150_000
+    assert not re.search(r"/(home|root|work|Users)/\w|site-packages", text)
+    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
+    assert outputs and not any(output["output_type"] == "error" for output in outputs)
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_it_imports_the_project_and_ends_with_exercises(source):
+    text = source.read_text(encoding="utf-8")
+    assert re.search(r"from (losses|loops|posttrain)", text)
+    assert "## Change one line, predict, run" in text and "<details><summary>Answers</summary>" in text
+    assert all(f"\n# {n}. " in text for n in (1, 2, 3))
+
+
+def test_there_are_eight():
+    assert [path.name[:2] for path in SOURCES] == ["00", "01", "02", "03", "04", "05", "06", "07"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", [path.name[:2] for path in SOURCES])
+def test_it_runs(number):
+    done = subprocess.run(
+        [sys.executable, "notebooks/build.py", "--check", number], cwd=ROOT, capture_output=True, text=True, timeout=400
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
