@@ -1,4 +1,4 @@
-"""Every ```bash and ```python block of the README runs, in a copy of the project. (```sh blocks need a person: installs, placeholders.)"""
+"""Every ```bash and ```python block of the README and of docs/ runs, in a copy of the project. (```sh blocks need a person: installs, placeholders.)"""
 
 import os
 import re
@@ -11,8 +11,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))]
 BASH = [
-    line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines() if line.strip()
+    line
+    for text in (README, *DOCS)  # in this order: what the README runs is there for the others
+    for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    for line in block.splitlines()
+    if line.strip()
 ]
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
@@ -47,12 +52,15 @@ def test_the_files_it_names_exist():
     assert len(BASH) >= 10 and len(PYTHON) >= 1
     for link in re.findall(r"\]\(((?!http)[^)]+)\)", README):
         assert (ROOT / link).exists(), link
+    for page, text in zip(sorted((ROOT / "docs").glob("*.md")), DOCS, strict=True):
+        for link in re.findall(r"\]\(((?!http|#)[^)#]+)(?:#[^)]*)?\)", text):
+            assert (page.parent / link).exists(), (page.name, link)
     for command in BASH:
         for name in re.findall(r"configs/\w+\.yaml", command):
             assert (ROOT / name).exists()
 
 
 def test_nothing_here_names_a_machine():
-    for path in [*ROOT.glob("*.md"), *ROOT.glob("*/*.py"), *ROOT.glob("*/*.md"), *ROOT.glob("configs/*.yaml")]:
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("*/*.py"), *ROOT.glob("*/*.md"), *ROOT.glob("configs/**/*.yaml")]:
         if path != Path(__file__):
             assert not re.search(r"/(home|root|work|Users)/\w", path.read_text(encoding="utf-8")), path
