@@ -23,6 +23,11 @@ TESTS = {"advantages": ["advantages", "ppo"], "logprobs": ["logprobs"], "weights
 NAMES = ["logprobs", "weights", "sft", "dpo", "reward", "kl", "advantages", "grpo", "ppo"]
 EQUIVALENT: dict[tuple[str, str], str] = {  # (loss, the mutant as it is printed): why nothing can notice
     (
+        "ppo",
+        "torch.clamp(values, old_values - clip_eps, old_values + clip_eps)  ->  "
+        "torch.clamp(old_values - clip_eps, values, old_values + clip_eps)",
+    ): "the middle one of three numbers, in whatever order",
+    (
         "logprobs",
         "torch.promote_types(x.dtype, torch.float32)  ->  torch.promote_types(torch.float32, x.dtype)",
     ): "symmetric",

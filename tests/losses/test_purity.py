@@ -113,5 +113,25 @@ def test_advantages_are_constants_and_equal_ones_whiten_to_0():
     assert not kl_shaped_rewards(scores, ones, 2 * ones, active, 0.1).requires_grad
     assert not any(x.requires_grad for x in gae(ones, ones, active, bootstrap=scores))
     assert not whiten(ones, active).requires_grad
-    assert torch.equal(whiten(ones, active), torch.zeros(2, 3))  # 0 / sqrt(0 + 1e-8)
+    assert whiten(ones, active).dtype == torch.float32  # 0 / sqrt(0 + 1e-8): a root of less than nothing is not real
+    assert torch.equal(whiten(ones, active), torch.zeros(2, 3))
     assert not whiten(ones, ~active).requires_grad
+
+
+def test_the_reference_of_grpo_is_a_constant():
+    policy, ref = torch.full((1, 2), -1.0, requires_grad=True), torch.full((1, 2), -2.0, requires_grad=True)
+    old, weights = torch.full((1, 2), -1.0), torch.full((1, 2), 0.5)
+    loss, metrics = grpo_loss(policy, old, torch.zeros(1), weights, ref_logps=ref, kl_coef=0.1)
+    loss.backward()
+    assert ref.grad is None and policy.grad.abs().sum() > 0
+    assert not any(x.requires_grad for name in ("kl", "kl_k1") for x in metrics[name])
+
+
+def test_gae_looks_over_what_is_no_step():
+    """A gap between two steps (another turn, a tool's answer) is none of them: the two as neighbours give the same.
+
+    Rewards 0 and 1, values 0.2 and 0.6, λ = 0.5: A_2 = 1 − 0.6 = 0.4, A_1 = 0.6 − 0.2 + 0.5 · 0.4 = 0.6."""
+    on = torch.tensor([[True, False, True]])
+    advantages, returns = gae(torch.tensor([[0.0, 9.0, 1.0]]), torch.tensor([[0.2, 9.0, 0.6]]), on, lam=0.5)
+    torch.testing.assert_close(advantages, torch.tensor([[0.6, 0.0, 0.4]]))
+    torch.testing.assert_close(returns, torch.tensor([[0.8, 0.0, 1.0]]))
