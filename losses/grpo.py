@@ -86,7 +86,7 @@ def grpo_loss(
         "ratio": (torch.where(active, ratio, 0.0).detach().sum(), count),
     }
     if ref_logps is not None:
-        ref_logps = torch.where(active, at_least_float32(ref_logps.detach()), 0.0)
+        ref_logps = torch.where(active, at_least_float32(ref_logps), 0.0)
         if kl_coef > 0:
             per_token = per_token + kl_coef * (
                 k3_is(policy_logps, ref_logps, old_logps)
