@@ -103,7 +103,7 @@ print("pure DPO now says:", name_of(fallen.model))
 #
 # ## LoRA references
 #
-# Three ways to keep π_ref, one number: on the first batch they must agree.
+# Two ways to keep π_ref under LoRA, one number: on the first batch each must agree with the policy.
 
 # %%
 from posttrain import inspect_batch
@@ -125,7 +125,7 @@ print((reference.__doc__ or "").split("\n\n")[1])
 #
 # 1. Further (−8.5 instead of −4.8 nats per token), though the gap between chosen and rejected is a third of what it was. β prices the *gap*; nothing in the loss
 #    holds the chosen answer itself, and Adam's steps are as long for one β as for another.
-# 2. At margin ln 9 = 2.2, where σ(margin) = 0.9: beyond it the smoothed loss pulls back.
+# 2. In the pure run at margin ln 9 = 2.2, where σ(margin) = 0.9: beyond it the smoothed loss pulls back.
 # 3. ln 2 again: policy and reference (now a full copy) agree at step 0, however much of the policy is trained.
 #
 # </details>

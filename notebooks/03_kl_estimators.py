@@ -120,8 +120,8 @@ for axis, (name, path) in zip(axes, paths.items(), strict=True):
 plt.show()
 
 # %% [markdown]
-# The plain k3 rushes to give mass to what the reference likes and the policy has lost (its gradient there is π_ref/π, which can be huge: one unlikely token can
-# dominate a batch). ρ·k3 moves in proportion to what the policy itself does.
+# With exact expectations the plain k3 rushes to give mass to what the reference likes and the policy has lost. In a real batch those tokens are hardly ever sampled, and when one is, its
+# gradient is π_ref/π, which can be huge: the same mean, with an enormous variance. ρ·k3 moves in proportion to what the policy itself does.
 #
 # ## Change one line, predict, run
 #
@@ -133,6 +133,6 @@ plt.show()
 #
 # 1. 0, all of them: a good check for any KL code.
 # 2. χ²(π‖π_ref) − KL: much larger, and not the KL of anything.
-# 3. k3: its gradient is large exactly where the policy has no mass. ρ·k3 hardly moves at first, it only sees what it samples.
+# 3. k3, here where expectations are exact: its gradient is large where the policy has no mass. From samples neither would move: an action of probability 1e-7 is not drawn.
 #
 # </details>

@@ -77,8 +77,8 @@ for how, total in (("sequence", 2), ("token", 6), ("constant", 2 * 8)):
     )
 
 # %% [markdown]
-# (`sequence` is the paper's, `token` is DAPO's and the default here, `constant` is Dr. GRPO's. With ρ = 1 the loss is the mean of −A: near 0 by construction.
-# **GRPO's loss says nothing about progress.**)
+# (`sequence` is the paper's, `token` is DAPO's and the default here, `constant` is Dr. GRPO's. With ρ = 1 the loss is a length-weighted mean of −A: which answers are long
+# decides it, not how good they are. **GRPO's loss says nothing about progress.**)
 #
 # ## One rollout, looked at
 #

@@ -139,8 +139,8 @@ plt.show()
 #
 # <details><summary>Answers</summary>
 #
-# 1. No: 0.35 after 240 steps instead of 0.97. And the explained variance looks splendid (0.7), because the returns are now the critic's own opinion.
-# 2. It stays at −0.25: at this size the two losses pull at the same few weights. The policy learns all the same (0.85), its baseline is only a poor one.
+# 1. No: 0.3 of the sampled answers are right at the end, as at the start, instead of 0.86. And the explained variance looks splendid (0.7), because the returns are now the critic's own opinion.
+# 2. It stays at −0.25: at this size the two losses pull at the same few weights. The policy learns all the same (0.84 of the sampled answers, against 0.86).
 # 3. Whatever it says, nobody taught it: answers unlike the training pairs are where a learned reward is exploited first.
 #
 # </details>

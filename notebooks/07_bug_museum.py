@@ -2,7 +2,7 @@
 # # 7 · The bug museum
 #
 # The kinds of mistake that one meets in public post-training code, each next to the right version, with the number that gives it away. The wrong versions are in
-# `tests/museum.py`; `tests/test_bug_museum.py` proves that each breaks a property which the right one keeps. All of them run without an error and with a plausible curve.
+# `tests/museum.py`; `tests/test_bug_museum.py` proves that each breaks a property which the right one keeps. Almost all of them run without an error and with a plausible curve.
 
 # %%
 import sys
@@ -292,7 +292,8 @@ print("passed")
 #
 # <details><summary>Answers</summary>
 #
-# 1. None: every estimator is 0 there. Tests that only look at π = π_ref prove nothing.
+# 1. Two hide: every estimator is 0 there, whichever way up, and so is every gradient. (The flipped sign and the KL paid twice have numbers of their own.) Tests that only look at
+#    π = π_ref prove little.
 # 2. No: it is a mistake only where pad and end share an id, which is why it survives in code that was tested with another tokenizer.
 # 3. Yes, all 0: a dead group is dead however it is cut.
 #

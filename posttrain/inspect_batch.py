@@ -3,9 +3,10 @@
     python -m posttrain.inspect_batch --config configs/dpo_tiny.yaml
     python -m posttrain.inspect_batch --config configs/grpo_tiny.yaml --html outputs/batch.html --rows 4
 
-Which tokens are prompt, completion and padding; what each one counts in the step's loss; its log-probability under policy and
-reference (equal at step 0, or the run would be refused); the text that is learned, decoded; what was left out, and why. Of an RL
-config the first rollout is sampled, with the random numbers that the loop will use. Every key of the loop may be overridden.
+Which tokens are prompt, completion and padding; what each one (or each pair) counts in the step's loss; its log-probability
+under policy and reference (equal at step 0, unless model.reference names another model); the text that is learned, decoded; what was
+left out, and why. Of an RL config the first rollout is sampled, with the random numbers that the loop will use. The model is read
+without dropout. Every key of the loop may be overridden.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ class Inspection:
 
     tokenizer: Any
     batch: Any
+    lengths: list[int]  # of each row, without its padding
     names: list[str]  # of each row: "chosen", "reward 1, advantage +0.87" …
-    weights: Any  # [B, T]: what each prediction counts in the whole step
+    counts: str  # what a row, a pair or a token counts in the whole step
+    weights: Any | None  # [B, T]: what each prediction counts, where tokens are what is counted
     logps: Any | None  # [B, T] of the policy, at the config's temperature
     ref_logps: Any | None
     scores: list[float] | None
@@ -61,6 +64,8 @@ def inspect(config, rows: list[dict] | None = None) -> Inspection:
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         config = config.model_copy(deep=True)
         config.output.dir, config.resume, config.tracking.to = folder, False, []
+        if hasattr(config.preflight, "rows"):
+            config.preflight.rows = False  # a row without a supervised token is what one may want to look at
         lines: list[str] = []
         run = Run(config)
         run.progress.say = lines.append
@@ -96,7 +101,12 @@ def _sft(config, rows, run) -> Inspection:
     }[config.sft.length_weighting]
     batch = (collate if pack_to is None else collate_packed)(window[0], tokenizer.pad_token_id).to(run.device)
     weights = token_weights(batch.active, config.sft.length_weighting, total=total)
-    return _finish(run, policy, None, tokenizer, batch, ["row"] * len(batch), weights)
+    lengths, counts = (
+        [len(row) for row in window[0]],
+        f"{config.sft.length_weighting} weighting, total {total:g} in the step",
+    )
+    names = [f"{len(row.examples)} rows packed" if pack_to is not None else "row" for row in window[0]]
+    return _finish(run, policy, None, tokenizer, batch, lengths, names, counts, weights)
 
 
 def _pairs(config, rows, run) -> Inspection:
@@ -125,14 +135,21 @@ def _pairs(config, rows, run) -> Inspection:
         items = [p.chosen for p in micro] + [p.rejected for p in micro]
         names = [f"{side} {i + 1}" for side in ("chosen", "rejected") for i in range(len(micro))]
     batch = collate(items, tokenizer.pad_token_id).to(run.device)
-    weights = batch.active.float() / n  # a pair (or label) counts 1/n; the sum of its tokens is what is compared
+    lengths, counts = [len(item) for item in items], f"a {'row' if outcome else 'pair'} counts 1/{n:g} of the step"
     if config.method == "reward":
+        counts += ", by the scores at the end of its answers"
         scores = scorer.CompletionScores(model.eval())(batch).tolist()
-        return Inspection(tokenizer, batch, names, weights, None, None, scores, [])
+        return Inspection(tokenizer, batch, lengths, names, counts, None, None, None, scores, [])
+    counts += ", by the sums of its log-probs"
+    if config.dpo.sft_weight:
+        chosen = sum(pair.chosen.num_active for part in window for pair in part)
+        counts += (
+            f"; beside it each chosen token counts {config.dpo.sft_weight:g}/{chosen:g} in the NLL (dpo.sft_weight)"
+        )
     models.no_dropout(model)
     policy = models.CompletionLogps(model.train())
     reference = frozen_reference(policy, config.model, run.compute)
-    return _finish(run, policy, reference, tokenizer, batch, names, weights)
+    return _finish(run, policy, reference, tokenizer, batch, lengths, names, counts, None)
 
 
 def _rollout(config, rows, run) -> Inspection:
@@ -171,6 +188,7 @@ def _rollout(config, rows, run) -> Inspection:
     examples = rollout.examples()
     if config.method == "grpo":
         functions = rewards.find(rl.reward, rl.reward_weights)
+        rewards.refuse_bad_targets(functions, data)
         totals, _ = rewards.of_rollout(functions, rl.reward_weights, rollout, rollout.texts(tokenizer), [p.row for p in chosen])  # fmt: skip
         scores = torch.tensor(totals)
         advantages = (
@@ -184,18 +202,26 @@ def _rollout(config, rows, run) -> Inspection:
         how = rl.length_weighting
     else:
         judge = Judge(rl, None, data, run.device, config.training.micro_batch_size)
+        judge.refuse_another_vocabulary(tokenizer)
         totals, _ = judge(rollout, tokenizer, chosen)
         names, how = [f"score {s:g}" for s in totals], "token"
-    names = [name if done else f"{name}, cut off" for name, done in zip(names, rollout.finished, strict=True)]
+    cut_off = ", cut off"
+    if config.method == "ppo" and rl.truncated == "bootstrap":
+        cut_off += " (the critic's value counts instead of it)"
+    elif config.method == "ppo" and rl.truncation_penalty is not None:
+        cut_off += f" ({rl.truncation_penalty:g} counts instead of it)"
+    elif config.method == "grpo" and rl.mask_truncated:
+        cut_off += " and left out of the loss"
+    names = [name if done else name + cut_off for name, done in zip(names, rollout.finished, strict=True)]
     window = next(run.minibatches([_Row(e, n) for e, n in zip(examples, names, strict=True)], mine, len(chosen), rl, 0))
     active = [row.example.num_active for micro in window for row in micro]
     alive = sum(n > 0 for n in active)
     total = {"token": sum(active), "sequence": alive, "constant": alive * rl.max_new_tokens}[how]
     batch = collate([row.example for row in window[0]], tokenizer.pad_token_id).to(run.device)
     weights = token_weights(batch.active, how, total=total)
-    return _finish(
-        run, policy, reference, tokenizer, batch, [row.name for row in window[0]], weights, temperature=rl.temperature
-    )
+    lengths, shown = [len(row) for row in window[0]], [row.name for row in window[0]]
+    counts = f"{how} weighting, total {total:g} in the step"
+    return _finish(run, policy, reference, tokenizer, batch, lengths, shown, counts, weights, rl.temperature)
 
 
 @dataclass(frozen=True)
@@ -210,11 +236,13 @@ class _Row:
         return replace(self, example=self.example.muted())
 
 
-def _finish(run, policy, reference, tokenizer, batch, names, weights, temperature: float = 1.0) -> Inspection:
+def _finish(
+    run, policy, reference, tokenizer, batch, lengths, names, counts, weights, temperature: float = 1.0
+) -> Inspection:
     with run.accelerator.autocast():
         logps = policy(batch, temperature)[0]
         ref_logps = None if reference is None else reference(batch, temperature)[0]
-    return Inspection(tokenizer, batch, names, weights, logps, ref_logps, None, [])
+    return Inspection(tokenizer, batch, lengths, names, counts, weights, logps, ref_logps, None, [])
 
 
 # ---------------------------------------------------------------- showing it
@@ -224,10 +252,8 @@ COLOURS = {"prompt": "cyan", "completion": "bold green", "padding": "bright_blac
 
 def kinds(inspection: Inspection, row: int) -> list[str]:
     """Of each token of a row: prompt, completion (it is learned, or was sampled), padding."""
-    batch = inspection.batch
-    real = batch.attention_mask[row].tolist() if batch.attention_mask is not None else [True] * batch.input_ids.shape[1]
-    learned = batch.completion_mask[row].tolist()
-    return ["completion" if c else "prompt" if r else "padding" for c, r in zip(learned, real, strict=True)]
+    learned, length = inspection.batch.completion_mask[row].tolist(), inspection.lengths[row]
+    return ["completion" if c else "prompt" if i < length else "padding" for i, c in enumerate(learned)]
 
 
 def show(inspection: Inspection, config, shown: int, html: str | None) -> None:
@@ -258,8 +284,7 @@ def _show(console, inspection: Inspection, config, shown: int) -> None:
     console.print(legend)
     console.print(
         Text(
-            f"first micro-batch of loops.{config.method}: {len(batch)} rows of {batch.input_ids.shape[1]} tokens; "
-            f"weights of this micro-batch sum to {inspection.weights.sum().item():.4f}"
+            f"first micro-batch of loops.{config.method}: {len(batch)} rows of {batch.input_ids.shape[1]} tokens; {inspection.counts}"
         )
     )
     for row in range(min(shown, len(batch))):
@@ -279,15 +304,17 @@ def _show(console, inspection: Inspection, config, shown: int) -> None:
         console.print(text)
         learned = tokenizer.decode([t for t, k in zip(ids, kind, strict=True) if k == "completion"])
         console.print(Text(f"learned: {learned!r}"))
-        table = Table("position", "id", "token", "kind", "weight", "log π", "log π_ref", box=None, pad_edge=False)
+        columns = {"weight": inspection.weights, "log π": inspection.logps, "log π_ref": inspection.ref_logps}
+        columns = {name: values for name, values in columns.items() if values is not None}
+        table = Table("position", "id", "token", *columns, box=None, pad_edge=False)
         for i, (token, k) in enumerate(zip(ids, kind, strict=True)):
-            if k != "completion":
-                continue
-            values = [inspection.weights[row, i - 1].item()] if i else [0.0]
-            for logps in (inspection.logps, inspection.ref_logps):
-                values.append(None if logps is None or i == 0 else logps[row, i - 1].item())
-            cells = [f"{values[0]:.5f}", *("" if v is None else f"{v:.3f}" for v in values[1:])]
-            table.add_row(str(i), str(token), repr(tokenizer.decode([token])), k, *cells)
+            if k == "completion" and i:
+                cells = [
+                    f"{values[row, i - 1].item():.{5 if name == 'weight' else 3}f}" for name, values in columns.items()
+                ]
+                table.add_row(
+                    str(i), str(token), Text(repr(tokenizer.decode([token]))), *cells
+                )  # Text: [/INST] is no markup
         console.print(table)
     if len(batch) > shown:
         console.print(Text(f"\n… and {len(batch) - shown} more rows (--rows N shows more)"))

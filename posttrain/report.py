@@ -12,7 +12,7 @@ HEALTHY = {
     "nll": "falls, then flattens (nats per token)",
     "validation_loss": "falls with the training loss; rising = overfitting",
     "dpo_loss": "starts at ln 2 = 0.693, falls",
-    "accuracy": "rises from 0.5 towards 1",
+    "accuracy": "rises towards 1 (DPO's first step has ties only, and shows 0)",
     "margin": "rises; look at chosen below, too",
     "rewards": "near the log-odds of being right",
     "rewards_chosen": "near or above 0; falling = the good answers get less likely",

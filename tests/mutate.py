@@ -190,7 +190,7 @@ def main(names):
                     survivors.append(f"losses/{name}.py, {description}")
                     print("survived:", survivors[-1], flush=True)
             file.write_text(source, encoding="utf-8")
-            print(f"{name}: {killed} mutants, each noticed", flush=True)
+            print(f"{name}: {killed} mutants noticed", flush=True)
     print(f"{count} mutants, {len(survivors)} survivors")
     return len(survivors)
 

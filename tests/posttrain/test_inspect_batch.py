@@ -35,6 +35,9 @@ def test_sft_sums_to_the_loss_of_the_first_step(tmp_path, llama, packing):
     loss = -(seen.weights * seen.logps).sum().item()
     assert loss == pytest.approx(sft.train(c, rows=SFT).metrics[0]["loss"], abs=1e-5)
     assert seen.weights.sum().item() == pytest.approx(1, abs=1e-6)
+    kinds = [inspect_batch.kinds(seen, row) for row in range(len(seen.batch))]
+    pads = sum(k.count("padding") for k in kinds)
+    assert pads == seen.batch.input_ids.numel() - sum(seen.lengths) and (pads > 0) is not packing
     assert not (tmp_path / "run" / "inspect").exists() and "6 rows as prompt + completion" in seen.lines[0]
 
 
@@ -43,7 +46,9 @@ def test_dpo_is_the_first_window_and_policy_equals_reference(tmp_path, llama):
     seen = inspect_batch.inspect(c, PAIRS)
     torch.testing.assert_close(seen.logps, seen.ref_logps)
     assert seen.names == [f"{side} {i}" for side in ("chosen", "rejected") for i in (1, 2, 3, 4)]
-    assert seen.weights.max().item() == 0.25
+    assert seen.weights is None and seen.counts.startswith("a pair counts 1/4 of the step")
+    n_chosen = seen.batch.active[:4].sum().item()
+    assert f"each chosen token counts 1/{n_chosen} in the NLL" in seen.counts
     metrics = dpo.train(c, rows=PAIRS).metrics[0]
     chosen = seen.batch.active[:4]
     per_token = (seen.logps[:4].sum() / chosen.sum()).item()
@@ -85,9 +90,37 @@ def test_what_is_shown(tmp_path, llama, capsys):
     )
     out = capsys.readouterr().out
     assert "1 rows as prompt + completion" in out and "learned: 'My name is Nova.<|im_end|>'" in out
-    assert "1.0000" in out and "'<|im_end|>'" in out and "completion (learned)" in out
+    assert (
+        "token weighting, total 7" in out.replace("\n", " ") and "'<|im_end|>'" in out and "completion (learned)" in out
+    )
     html = page.read_text()
     assert "My name is Nova." in html and "<span" in html
+
+
+def test_tokens_that_look_like_markup_are_shown_as_they_are(tmp_path, capsys):
+    """'[/INST]' would be a closing tag to rich, and '[i]' would vanish."""
+    from small import sentencepiece_tokenizer
+
+    mistral = folder(tmp_path / "m", tokenizer=with_tokens(sentencepiece_tokenizer(), ["[i]", "[/b]"]))
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "Hello.", "completion": "a [i] b [/b] c"}\n')
+    inspect_batch.main(
+        ["--config", str(ROOT / "configs/sft_tiny.yaml"), "--model.name", mistral, "--data.name", str(rows)]
+    )
+    out = capsys.readouterr().out
+    assert "'[i]'" in out and "'[/b]'" in out
+
+
+def with_tokens(tokenizer, tokens):
+    tokenizer.add_tokens(tokens)
+    return tokenizer
+
+
+def test_ppo_says_what_counts_for_an_answer_that_was_cut_off(tmp_path, llama):
+    c = config(tmp_path, llama, "ppo", ppo__prompts_per_step=4, ppo__max_new_tokens=4, ppo__minibatches=1, ppo__truncation_penalty=-1.0,
+               data__validation_split=0.0, training__eval_every=None)  # fmt: skip
+    seen = inspect_batch.inspect(c, PROMPTS)
+    assert any(name.endswith("cut off (-1 counts instead of it)") for name in seen.names)
 
 
 @pytest.mark.parametrize(
