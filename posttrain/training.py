@@ -26,6 +26,7 @@ from tqdm import tqdm
 from posttrain import folder, models, preflight, report, sharded, watch, windows
 from posttrain.batch import Packed, pack
 from posttrain.errors import NonFiniteError, UserError
+from posttrain.launch import refuse_launchers
 from posttrain.optimizer import make_optimizer, schedule
 from posttrain.progress import Progress
 from posttrain.resume import Checkpoints
@@ -52,7 +53,7 @@ class Run:
                 raise UserError(f"training.device is {kind}, but torch finds none here: use auto or cpu")
         on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
         self.compute = compute_dtype(config.model.dtype, on_cpu)
-        _refuse_launchers(on_cpu)
+        refuse_launchers(on_cpu)
         # Accelerate keeps one state per Python process: a second run in a notebook may want another precision or device.
         AcceleratorState._reset_state(reset_partial_state="WORLD_SIZE" not in os.environ)
         try:
@@ -371,29 +372,6 @@ class Run:
         self.trackers.end()
         self.accelerator.wait_for_everyone()
         return Result(model, tokenizer, self.metrics, self.folder)
-
-
-def _refuse_launchers(on_cpu: bool) -> None:
-    """What accelerate launch may have been told that would not do what it says."""
-
-    def told(name: str) -> bool:
-        return os.environ.get(name, "").lower() in ("true", "1")
-
-    if told("ACCELERATE_USE_DEEPSPEED"):
-        raise UserError(
-            "DeepSpeed's engine counts backward passes and takes an optimiser step inside one of them, but a step here is a list of "
-            "micro-batches that are counted together first: use FSDP2 (accelerate launch --config_file configs/accelerate/fsdp2.yaml -m loops.…)"
-        )
-    if told("ACCELERATE_USE_FSDP") and on_cpu:
-        raise UserError(
-            "FSDP was asked for, but on a CPU Accelerate trains with DDP instead and says nothing: on a CPU use "
-            "torchrun --standalone --nproc_per_node N -m loops.…"
-        )
-    if told("ACCELERATE_USE_CPU") and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
-        raise UserError(
-            "accelerate launch was asked for several processes on a CPU, but starts one and says nothing: use "
-            "torchrun --standalone --nproc_per_node N -m loops.…"
-        )
 
 
 def compute_dtype(asked: str, on_cpu: bool) -> torch.dtype:
