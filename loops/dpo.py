@@ -9,6 +9,7 @@
 4. Loss: − log σ(margin), plus, if asked for, sft_weight × the mean NLL of the chosen tokens. Backward.
 5. Preflight on the first step: policy == reference, so the DPO term must be ln 2. Clip, refuse NaN, update.
 6. Log and evaluate: look at the chosen log-prob too. The loss only sees the difference, and both can fall together.
+   Keep a checkpoint.
 7. Save the model, the curves, and the same questions answered before and after.
 
 Left out: the other preference losses (IPO, SimPO, ORPO, KTO), a moving reference, one row per pair with a shared prompt.

@@ -9,7 +9,8 @@
 4. One optimiser step = one minibatch of the rollout, in micro-batches. Count its tokens first, in all of them.
 5. Forward and loss: the clipped surrogate plus β · KL. Backward.
 6. Preflight on the first step (sampler and trainer must agree). Clip, refuse NaN, update.
-7. Log and evaluate: watch reward, dead groups, KL and length; the loss's value says nothing (losses/grpo.py). Save at the end.
+7. Log and evaluate: watch reward, dead groups, KL and length; the loss's value says nothing (losses/grpo.py). Keep a
+   checkpoint, which holds the rollout too: a run resumed in the middle of one goes on at 4. Save at the end.
 
 Left out: a value function (that is PPO), process rewards, asynchronous rollouts, an inference engine for sampling,
 resampling of dead groups (DAPO's dynamic sampling), a reference that moves.

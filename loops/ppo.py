@@ -9,7 +9,8 @@
 4. Rewards per token: − β · (log π − log π_ref), the score at the last. GAE makes advantages and returns; whiten over all.
 5. One optimiser step = one minibatch, in micro-batches; count its tokens first. Clipped policy loss + value loss. Backward.
 6. Preflight at the first rollout (sampler and trainer must agree). Clip, refuse NaN, update.
-7. Log and evaluate: reward, KL, explained variance, and what is only watched. Adapt β. Save the policy at the end.
+7. Log and evaluate: reward, KL, explained variance, and what is only watched. Adapt β. Keep a checkpoint,
+   which holds the rollout too: a run resumed in the middle of one goes on at 5. Save the policy at the end.
 
 PPO beside GRPO (loops/grpo.py), step by step:
 1. one answer per prompt                     GRPO: a group of them
