@@ -7,7 +7,7 @@
 2. One optimiser step = a list of micro-batches. Count the pairs (or answers) in all of them, on all processes, first.
 3. Forward: the score of every answer.  Loss: − log σ(s_chosen − s_rejected − margin), or cross-entropy of right and wrong.
 4. Backward. Preflight on the first step: all scores are 0, so the loss must be ln 2. Clip, refuse NaN, update.
-5. Log, and evaluate on held-out rows: the share of pairs in the right order, with its interval.
+5. Log, and evaluate on held-out rows: the share of pairs in the right order, with its interval. Keep a checkpoint.
 6. Save for plain AutoModelForSequenceClassification: its own forward gives these scores.
 
 Left out: ranked lists of more than two answers (Plackett-Luce), process rewards (one label per step), ensembles.
