@@ -29,11 +29,11 @@ from losses.logprobs import sequence_logps
 from losses.sft import completion_cross_entropy
 from losses.weights import token_weights
 from posttrain import chat, models, preflight
+from posttrain.asking import Showcase
 from posttrain.batch import collate, stop_probability
 from posttrain.config import DpoConfig
 from posttrain.data import load_rows
 from posttrain.errors import clear_exit
-from posttrain.evaluate import Showcase
 from posttrain.examples import hold_out, pairs
 from posttrain.reference import frozen_reference
 from posttrain.sharded import gathered

@@ -30,11 +30,11 @@ from losses.advantages import group_relative_advantages, leave_one_out_advantage
 from losses.grpo import grpo_loss
 from losses.weights import token_weights
 from posttrain import chat, models, preflight, rewards
+from posttrain.asking import Showcase, ask
 from posttrain.batch import Example, collate, pad_values, stop_probability
 from posttrain.config import GrpoConfig
 from posttrain.data import load_rows
 from posttrain.errors import clear_exit
-from posttrain.evaluate import Showcase, ask
 from posttrain.examples import Prompt, hold_out, prompts
 from posttrain.reference import frozen_reference
 from posttrain.rollout import Rollout, draw_uniforms, sample

@@ -39,12 +39,12 @@ from losses.kl import k1, k3, k3_is
 from losses.ppo import ppo_policy_loss, ppo_value_loss
 from losses.weights import token_weights
 from posttrain import chat, models, preflight, scorer
+from posttrain.asking import Showcase, ask
 from posttrain.batch import Example, collate, pad_values, stop_probability
 from posttrain.config import PpoConfig
 from posttrain.critic import ActorCritic
 from posttrain.data import load_rows
 from posttrain.errors import clear_exit
-from posttrain.evaluate import Showcase, ask
 from posttrain.examples import hold_out, prompts
 from posttrain.judge import Judge
 from posttrain.reference import frozen_reference

@@ -28,8 +28,8 @@ from posttrain.batch import Batch, collate
 from posttrain.config import RewardConfig
 from posttrain.data import load_rows
 from posttrain.errors import clear_exit
-from posttrain.evaluate import Score
 from posttrain.examples import hold_out, labelled, pairs
+from posttrain.intervals import Proportion
 from posttrain.models import max_length, no_dropout
 from posttrain.sharded import gathered
 from posttrain.training import Result, Run
@@ -94,7 +94,7 @@ def train(config: RewardConfig, *, rows: list[dict] | None = None) -> Result:
     # ---- 6. Save ----------------------------------------------------------------------------------------------
     if validation and run.metrics and "validation_accuracy" in run.metrics[-1]:
         items = sum(item.counts for item in validation)
-        run.say(f"held-out accuracy {Score(round(run.metrics[-1]['validation_accuracy'] * items), items)}")
+        run.say(f"held-out accuracy {Proportion(round(run.metrics[-1]['validation_accuracy'] * items), items)}")
     with gathered(policy):
         after = scores_of(scorer.CompletionScores(model), shown, run, tokenizer)
     return run.finish(model, tokenizer, tell(shown, before, after, tokenizer), save=scorer.save_scorer)

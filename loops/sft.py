@@ -24,11 +24,11 @@ import torch
 from losses.sft import completion_cross_entropy
 from losses.weights import token_weights
 from posttrain import chat, models, preflight
+from posttrain.asking import Showcase
 from posttrain.batch import collate, collate_packed, stop_probability
 from posttrain.config import SftConfig
 from posttrain.data import load_rows
 from posttrain.errors import clear_exit
-from posttrain.evaluate import Showcase
 from posttrain.examples import hold_out, sft_examples
 from posttrain.sharded import gathered
 from posttrain.training import Result, Run

@@ -18,9 +18,9 @@ from losses.sft import completion_cross_entropy
 from losses.weights import token_weights
 from notebooks import show
 from posttrain import chat, models
+from posttrain.asking import ask
 from posttrain.batch import Example, collate
 from posttrain.config import load
-from posttrain.evaluate import ask
 
 torch.set_num_threads(1)
 

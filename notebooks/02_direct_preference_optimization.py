@@ -15,8 +15,8 @@ from loops import dpo
 from losses.dpo import dpo_loss
 from notebooks import show
 from posttrain import chat, models, reference
+from posttrain.asking import ask
 from posttrain.config import load
-from posttrain.evaluate import ask
 
 torch.set_num_threads(1)
 

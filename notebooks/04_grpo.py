@@ -17,8 +17,9 @@ from losses.grpo import grpo_loss
 from losses.weights import token_weights
 from notebooks import show
 from posttrain import chat, inspect_batch, models, rewards, tiny_data
+from posttrain.asking import ask
 from posttrain.config import load
-from posttrain.evaluate import Score, ask
+from posttrain.intervals import Proportion
 
 torch.set_num_threads(1)
 
@@ -116,7 +117,7 @@ def accuracy(model):
         rollout.texts(tokenizer),
         [{"asked": row["prompt"], "columns": row} for row in problems],
     )
-    return Score(sum(scores), len(problems)), rollout.texts(tokenizer)
+    return Proportion(sum(scores), len(problems)), rollout.texts(tokenizer)
 
 
 before, texts_before = accuracy(start)

@@ -17,10 +17,11 @@ from losses.ppo import ppo_policy_loss, ppo_value_loss
 from losses.reward import bradley_terry_loss
 from notebooks import show
 from posttrain import chat, rewards, scorer, tiny_data
+from posttrain.asking import ask
 from posttrain.batch import Example
 from posttrain.best_of_k import as_rows, sample_and_score
 from posttrain.config import load
-from posttrain.evaluate import Score, ask
+from posttrain.intervals import Proportion
 
 torch.set_num_threads(1)
 
@@ -161,7 +162,7 @@ for name, result in (("GRPO", by_grpo), ("PPO", by_ppo), ("best of 8", by_best))
     rollout = ask(result.model.eval(), tokenizer, asked, max_new_tokens=28)
     columns = [{"asked": row["prompt"], "columns": row} for row in problems]
     right, _ = rewards.of_rollout([rewards.answer], None, rollout, rollout.texts(tokenizer), columns)
-    print(f"{name:10} held-out problems solved: {Score(sum(right), len(right))}")
+    print(f"{name:10} held-out problems solved: {Proportion(sum(right), len(right))}")
 
 # %% [markdown]
 # Where a model already solves most problems in eight tries, rejection sampling is hard to beat. What it cannot do is go on from there by itself: the next round has to sample

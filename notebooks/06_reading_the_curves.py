@@ -18,9 +18,9 @@ import torch
 from loops import dpo, grpo, sft
 from notebooks import show
 from posttrain import chat
+from posttrain.asking import ask
 from posttrain.batch import collate
 from posttrain.config import load
-from posttrain.evaluate import ask
 
 torch.set_num_threads(1)
 QUESTIONS = ["Who are you?", "What is 2 + 3?", "Tom has 3 pens. He buys 4 more. How many pens does he have now?"]

@@ -106,8 +106,8 @@ def sample_and_score(
     import torch
 
     from posttrain import models, rewards, scorer
+    from posttrain.asking import ask
     from posttrain.data import load_rows
-    from posttrain.evaluate import ask
     from posttrain.examples import prompts as encode
     from posttrain.keys import Data
 

@@ -1,313 +1,169 @@
-"""Checkpoints: what a run needs to go on as if it had never stopped, written so that a kill at any moment leaves a whole one.
-
-    <run folder>/checkpoints/step_40/
-      run.json       the step, the resolved config, fingerprints of model, reference and rows, the best steps so far
-      metrics.jsonl  the lines up to this step
-      model/         the model in Hugging Face format: loads with plain transformers (or peft), like the finished one
-      weights.pt     trained tensors that model/ does not hold under their own name (an adapter's, a critic's, a head's)
-      optimizer.pt   the optimiser and its schedule
-      loop.pt        every process's random states, and what the loop was in the middle of (a rollout, precomputed log-probs)
-
-The order of the rows is a pure function of (seed, epoch), so no position in a file is kept. A checkpoint is written to
-step_40.part, every file is fsynced, and only then it gets its name; an old one loses its name before it is deleted.
-"""
+"""When a run writes a checkpoint, and how it goes on from one as if it had never stopped. checkpoint_files.py has the files."""
 
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
-import os
-import random
-import re
+import math
 import shutil
-from array import array
+import time
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from posttrain import sharded
-from posttrain.config import flat
+from posttrain import checkpoint_files, fingerprints, folder, models, sharded
 from posttrain.errors import UserError
-from posttrain.methods import METHODS
-
-# Keys that may differ when a run is resumed: what is written and shown, not what is computed …
-HARMLESS = (
-    "resume",
-    "output.",
-    "tracking.",
-    "preflight.",
-    "training.save_every",
-    "training.keep_checkpoints",
-    "training.best_metric",
-    "training.eval_every",
-)
-# … and what changes only how sums are rounded: the same steps, to the last digits.
-ROUNDING = (
-    "training.micro_batch_size",
-    "training.cpu_threads",
-    "training.device",
-    "model.gradient_checkpointing",
-)
 
 
-# ---------------------------------------------------------------- the folder
+class Checkpoints:
+    """Of one run. Nothing is done at all unless training.save_every, training.best_metric or --resume asks for it."""
 
+    def __init__(self, run):
+        self.run, self.config = run, run.config
+        training = self.config.training
+        self.wanted = bool(training.save_every or training.best_metric or self.config.resume)
+        self.bests: dict[str, dict[str, float]] = {}  # {metric: {"step", "value"}}; of an earlier best_metric, too
+        self.fingerprints: dict[str, str] = {}
+        self._stream = hashlib.blake2b(digest_size=8)
+        self.resumed_from = folder.choose(self.config)
+        self._info: dict[str, Any] = {}  # run.json of the checkpoint
+        self._saved: dict[str, Any] = {}  # its loop.pt
+        if self.resumed_from is not None:
+            self._refuse_another_run()
+        elif self.config.resume:
+            run.say(f"--resume: no checkpoint in {run.folder}, starting at step 0")
 
-def all_steps(run_folder: Path) -> list[int]:
-    names = (re.fullmatch(r"step_(\d+)", p.name) for p in (run_folder / "checkpoints").glob("step_*"))
-    return sorted(int(name[1]) for name in names if name)
+    # ------------------------------------------------------------ going on
 
+    def _refuse_another_run(self) -> None:
+        """Before anything is loaded."""
+        self._info = checkpoint_files.read(self.resumed_from / "run.json")
+        lines = fingerprints.compare(self._info["config"], self.config.model_dump(mode="json"), self.resumed_from)
+        before, now = self._info["processes"], self.run.accelerator.num_processes
+        if before != now:
+            lines.append(f"{before} processes then, {now} now: {fingerprints.same_steps(self.config.method)}")
+        for line in lines:
+            self.run.say(line)
+        self._saved = checkpoint_files.read(self.resumed_from / "loop.pt")
 
-def path_of(run_folder: Path, step: int) -> Path:
-    return run_folder / "checkpoints" / f"step_{step}"
+    def remember(self, what: str, thing: nn.Module | list | Any) -> None:
+        """Note the fingerprint of a model, of rows or of functions; of a resumed run, refuse one that is not what it was."""
+        if not self.wanted or not isinstance(thing, (nn.Module, list)):
+            return
+        of = fingerprints.fingerprint
+        if isinstance(thing, list):
+            of = fingerprints.fingerprint_of_functions if callable(thing[0]) else fingerprints.fingerprint_of_rows
+        self.fingerprints[what] = of(thing)
+        self._refuse_other(what, self.fingerprints[what])
 
+    def _refuse_other(self, what: str, now: str) -> None:
+        before = self._info.get("fingerprints", {}).get(what, now)
+        if before != now:
+            raise UserError(
+                f"{what}: not what it was when {self.resumed_from} was written (fingerprint {before} then, {now} now). Has its source "
+                "changed? Going on would mix two runs: start again with --output.overwrite or in another --output.dir"
+            )
 
-def latest(run_folder: Path) -> Path | None:
-    steps = all_steps(run_folder)
-    return path_of(run_folder, steps[-1]) if steps else None
+    def read_on(self, items: Any, rows: list) -> None:
+        """A stream has no fingerprint beforehand: what is read of it is folded into one, which a resumed run reads again."""
+        if self.wanted and not isinstance(items, list):
+            for row in rows:
+                fingerprints.fold(self._stream, row)
+            self.fingerprints["the stream"] = self._stream.hexdigest()
 
+    def compare_stream(self) -> None:
+        """Asked where the checkpoint was written."""
+        if "the stream" in self.fingerprints:
+            self._refuse_other("the stream", self.fingerprints["the stream"])
 
-def write(run_folder: Path, step: int, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write into a folder that becomes checkpoints/step_N at once and whole, or not at all."""
-    target = path_of(run_folder, step)
-    if target.exists():  # a resumed run computes the same again
-        return
-    part = target.with_suffix(".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        fill(part)
-        for path in [*part.rglob("*"), part]:
-            _sync(path)
-    except Exception as problem:  # a full disk; safetensors has its own exception for it
-        shutil.rmtree(part, ignore_errors=True)
-        reason = (str(problem).splitlines() or [type(problem).__name__])[0]
-        raise UserError(
-            f"{target}: the checkpoint cannot be written ({reason}). Make room, then go on from the one before it with --resume"
-        ) from None
-    os.replace(part, target)
-    _sync(target.parent)
+    def saved(self, name: str) -> Any:
+        """What the loop had put into the checkpoint that the run is resumed from; None on a fresh start."""
+        return self._saved.get(name)
 
+    def in_flight(self) -> dict[str, Any] | None:
+        """RL, once: the rollout in the middle of which the checkpoint was written."""
+        saved, self._saved = self._saved, {}
+        if "answers" not in saved:
+            return None
+        if not self.run.accelerator.is_main_process:  # they were summed over the processes: one of them has them now
+            saved["metrics"] = {name: (0.0, 0.0) for name in saved["metrics"]}
+        return saved
 
-def prune(run_folder: Path, keep: int, best: set[int]) -> None:
-    """Delete all but the newest `keep` and the best ones, and what a killed run has left half-written."""
-    for step in all_steps(run_folder)[:-keep]:
-        if step not in best:
-            target = path_of(run_folder, step)
-            os.replace(target, target.with_suffix(".part"))  # killed halfway through, it is no checkpoint any more
-    for part in (run_folder / "checkpoints").glob("*.part"):
-        shutil.rmtree(part)
+    def restore(self, policy: nn.Module, optimizer, scheduler) -> None:
+        """Weights, optimiser, schedule, counters; the random states last."""
+        self._prepared, run = (policy, optimizer, scheduler), self.run
+        if self.resumed_from is None:
+            return
+        checkpoint_files.load_weights(run.accelerator.unwrap_model(policy), self.resumed_from)
+        state = checkpoint_files.read(self.resumed_from / "optimizer.pt")
+        sharded.load_optimizer_state(policy, optimizer, state["optimizer"])
+        scheduler.load_state_dict(state["scheduler"])
+        run.step, run.rollout, run.update = (self._info[name] for name in ("step", "rollout", "update"))
+        run.started -= self._info["seconds"]
+        self.bests = self._info["bests"]
+        if run.step > run.num_steps:
+            raise UserError(
+                f"{self.resumed_from}: {run.step} steps are done, more than training.max_steps = {run.num_steps}"
+            )
+        kept = self.resumed_from / "metrics.jsonl"
+        run.metrics = [json.loads(line) for line in kept.read_text().splitlines()]
+        if run.accelerator.is_main_process:  # what was logged after the checkpoint is logged again
+            shutil.copy(kept, run.folder / "metrics.jsonl")
+        states, process = self._saved["random"], run.accelerator.process_index
+        checkpoint_files.restore_random_states(states[min(process, len(states) - 1)])
+        if process >= len(states):  # there were fewer: not the same dropout masks as the last of them
+            torch.manual_seed(self.config.training.seed + 1_000_003 * run.step + process)
+        left = "" if run.step < run.num_steps else ": nothing is left to do, the model is written again"
+        run.say(f"resumed from {self.resumed_from}: {run.step} of {run.num_steps} steps are done{left}")
 
+    # ------------------------------------------------------------ writing
 
-def _sync(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():  # Windows cannot open a folder
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    def due(self) -> bool:
+        """Asked after log: every training.save_every steps, and whenever training.best_metric is better than ever."""
+        t, row, better = self.config.training, self.run.metrics[-1], False
+        if t.best_metric is not None and t.best_metric in row:
+            value, sign = row[t.best_metric], -1 if "loss" in t.best_metric else 1
+            best = self.bests.get(t.best_metric)
+            better = math.isfinite(value) and (best is None or sign * value > sign * best["value"])
+            if better:
+                self.bests[t.best_metric] = {"step": self.run.step, "value": value}
+        return better or (t.save_every is not None and self.run.step % t.save_every == 0)
 
+    def write(self, model: nn.Module, tokenizer, state: dict | None = None, *, save: Callable = models.save) -> None:
+        """checkpoints/step_N. state: what the loop is in the middle of, and reads again with saved() or in_flight()."""
+        run, (policy, optimizer, scheduler) = self.run, self._prepared
+        whole = run.accelerator.unwrap_model(policy)
+        gathered = {n: sharded.whole(p).detach() for n, p in whole.named_parameters() if p.requires_grad}
+        of_optimizer, of_model = sharded.optimizer_state(policy, optimizer), sharded.state_dict(model)
+        loop = {"random": run.gather(checkpoint_files.random_states()), **checkpoint_files.plain(state or {})}
+        info = {
+            "step": run.step, "rollout": run.rollout, "update": run.update, "bests": self.bests,
+            "seconds": time.perf_counter() - run.started, "processes": run.accelerator.num_processes,
+            "fingerprints": self.fingerprints, "config": self.config.model_dump(mode="json"),
+        }  # fmt: skip
 
-def read(path: Path) -> Any:
-    try:
-        if path.suffix == ".json":
-            return json.loads(path.read_text())
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:
-        raise UserError(
-            f"{path} is {'damaged' if path.exists() else 'missing'}: delete {path.parent} to go on from the checkpoint before it"
-        ) from None
+        def fill(part: Path) -> None:
+            save(model, tokenizer, part / "model", of_model)
+            checkpoint_files.save_weights(whole, model, part, gathered)
+            torch.save({"optimizer": of_optimizer, "scheduler": scheduler.state_dict()}, part / "optimizer.pt")
+            torch.save(loop, part / "loop.pt")
+            shutil.copy(run.folder / "metrics.jsonl", part)
+            (part / "run.json").write_text(json.dumps(info, indent=1))
 
+        if run.accelerator.is_main_process:
+            checkpoint_files.write(run.folder, run.step, fill)
+            checkpoint_files.prune(
+                run.folder, self.config.training.keep_checkpoints, {int(best["step"]) for best in self.bests.values()}
+            )
+        run.accelerator.wait_for_everyone()
+        run.last = time.perf_counter()  # writing is no part of a step's speed
 
-# ---------------------------------------------------------------- the same run?
-
-
-def compare(old: dict, new: dict, where: Path) -> list[str]:
-    """Refuse a config that would make another run; the lines to say about what only changes the rounding."""
-    methods = [next(name for name in METHODS if name in values) for values in (old, new)]
-    if methods[0] != methods[1]:
-        raise UserError(
-            f"{where} is of a run of loops.{methods[0]}, not of loops.{methods[1]}: give another --output.dir"
-        )
-    old, new = ({key: _same_place(value) for key, value in flat(values).items()} for values in (old, new))
-    changed = {
-        key: f"{key} {old[key]} -> {new[key]}"
-        for key in old
-        if key in new and old[key] != new[key] and not key.startswith(HARMLESS)
-    }
-    if new.get("training.schedule") == "constant":  # then how long the run is changes none of its steps
-        changed = {k: v for k, v in changed.items() if k not in ("training.max_steps", "training.epochs")}
-    refused = [line for key, line in changed.items() if key not in ROUNDING]
-    if refused:
-        raise UserError(
-            f"{where} was written with another configuration: {'; '.join(refused)}. Going on would be neither run: put the keys back, "
-            "or start again with --output.overwrite or in another --output.dir"
-        )
-    return [f"{line}: {same_steps(methods[1])}" for line in changed.values()]
-
-
-def same_steps(method: str) -> str:
-    return "the same steps, rounded otherwise" + (
-        "; where there is dropout, with other masks" if method == "sft" else ""
-    )
-
-
-def _same_place(value: Any) -> Any:
-    """A path however it is written, and a list of one as its entry."""
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    return str(Path(value).resolve()) if isinstance(value, str) and value and Path(value).exists() else value
-
-
-CHUNK = 2**22
-LEFT_OUT = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "pad_token_id", "_attn_implementation_internal")  # fmt: skip
-
-
-@torch.no_grad()
-def fingerprint(module: nn.Module) -> str:
-    """Of every parameter, exactly (its bits as whole numbers, each times its place, added up without rounding), of what its
-    quantisation scales it by, and of the model's config."""
-    digest, places = hashlib.blake2b(digest_size=8), {}
-    for name, parameter in module.named_parameters():
-        scales = getattr(parameter, "quant_state", None)
-        tensors = [parameter, getattr(scales, "absmax", None), getattr(getattr(scales, "state2", None), "absmax", None), getattr(parameter, "SCB", None)]  # fmt: skip
-        for tensor in tensors:
-            if tensor is None:
-                continue
-            whole = sharded.whole(tensor).detach().contiguous().view(-1)
-            bits = whole.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[whole.itemsize])
-            if bits.device not in places:
-                places[bits.device] = torch.arange(1, CHUNK + 1, device=bits.device)
-            sums = [int((part.long() * places[bits.device][: len(part)]).sum()) for part in bits.split(CHUNK)]
-            digest.update(f"{name} {tuple(tensor.shape)} {sums}\n".encode())
-    configs = [m.config for m in module.modules() if hasattr(getattr(m, "config", None), "to_dict")]
-    for text in sorted({json.dumps(_canonical(c.to_dict()), sort_keys=True) for c in configs}):
-        digest.update(text.encode())
-    return digest.hexdigest()
-
-
-def fingerprint_of_rows(items: list) -> str:
-    """Of the token rows of a run, in their order."""
-    digest = hashlib.blake2b(digest_size=8)
-    for item in items:
-        fold(digest, item)
-    return digest.hexdigest()
-
-
-def fold(digest, item: Any) -> None:
-    """One row into a running digest."""
-    for value in (getattr(item, field.name) for field in fields(item)):
-        if hasattr(value, "completion_mask"):
-            digest.update(array("q", value.input_ids).tobytes() + bytes(value.completion_mask))
-        elif isinstance(value, list):
-            digest.update(array("q", value).tobytes())
-        else:
-            digest.update(json.dumps(_canonical(value), sort_keys=True).encode())
-
-
-def fingerprint_of_functions(functions: list[Callable]) -> str:
-    """Of their names and, where it can be read, their source."""
-    digest = hashlib.blake2b(digest_size=8)
-    for function in functions:
-        try:
-            source = inspect.getsource(function)
-        except (OSError, TypeError):
-            source = ""
-        digest.update(f"{getattr(function, '__qualname__', type(function).__name__)}\n{source}\n".encode())
-    return digest.hexdigest()
-
-
-def _canonical(value: Any) -> Any:
-    """For JSON: the same for the same value in another process. Of an object that is none of the usual, only its type."""
-    if isinstance(value, dict):
-        return {str(k): _canonical(v) for k, v in value.items() if k not in LEFT_OUT}
-    if isinstance(value, (list, tuple)):
-        return [_canonical(v) for v in value]
-    if isinstance(value, (set, frozenset)):
-        return sorted(map(str, value))
-    if isinstance(value, (numpy.ndarray, Tensor)):
-        return hashlib.blake2b(numpy.ascontiguousarray(numpy.asarray(value)).tobytes(), digest_size=8).hexdigest()
-    return value if value is None or isinstance(value, (str, int, float, bool)) else type(value).__name__
-
-
-# ---------------------------------------------------------------- states
-
-
-def random_states() -> dict[str, Any]:
-    name, keys, *rest = numpy.random.get_state()
-    states = {"python": random.getstate(), "numpy": (name, keys.tolist(), *rest), "torch": torch.get_rng_state()}
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
-
-
-def restore_random_states(states: dict[str, Any]) -> None:
-    version, keys, gauss = states["python"]
-    random.setstate((version, tuple(keys), gauss))
-    numpy.random.set_state(tuple(states["numpy"]))
-    torch.set_rng_state(states["torch"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
-
-
-def plain(value: Any) -> Any:
-    """Dataclasses -> dicts, all the way down: what is written can be read without running code from the file."""
-    if is_dataclass(value):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, dict):
-        return {key: plain(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [plain(entry) for entry in value]
-    return value
-
-
-def save_weights(policy: nn.Module, model: nn.Module, folder: Path, gathered: dict[str, Tensor]) -> None:
-    """weights.pt: what is trained, and for what model/ holds already, only its name there. gathered: the whole tensors by name."""
-    from safetensors import safe_open
-
-    saved = {}
-    for file in (folder / "model").glob("*.safetensors"):
-        with safe_open(file, framework="pt") as opened:
-            saved |= {name: (s.get_shape(), s.get_dtype()) for name in opened.keys() for s in [opened.get_slice(name)]}  # noqa: SIM118
-    there = {id(p): name for name, p in model.named_parameters() if saved.get(name) == (list(p.shape), "F32")}
-    trained = {name: id(p) for name, p in policy.named_parameters() if p.requires_grad}
-    torch.save(
-        {
-            "in_model": {name: there[i] for name, i in trained.items() if i in there},
-            "tensors": {name: gathered[name] for name, i in trained.items() if i not in there},
-        },
-        folder / "weights.pt",
-    )
-
-
-@torch.no_grad()
-def load_weights(policy: nn.Module, folder: Path) -> None:
-    """Into the trained parameters of `policy`, exactly."""
-    from safetensors import SafetensorError, safe_open
-
-    state = read(folder / "weights.pt")
-    parameters = {name: p for name, p in policy.named_parameters() if p.requires_grad}
-    if parameters.keys() != state["in_model"].keys() | state["tensors"].keys():
-        raise UserError(f"{folder}: it holds other trained tensors than this run has")
-
-    for name, tensor in state["tensors"].items():
-        sharded.put(parameters[name], tensor)
-    wanted = {saved: name for name, saved in state["in_model"].items()}
-    for file in sorted((folder / "model").glob("*.safetensors")):
-        try:
-            with safe_open(file, framework="pt") as opened:
-                for saved in sorted(opened.keys() & wanted.keys()):
-                    sharded.put(parameters[wanted.pop(saved)], opened.get_tensor(saved))
-        except SafetensorError:
-            raise UserError(f"{file} is damaged: delete {folder} to go on from the checkpoint before it") from None
-    if wanted:
-        raise UserError(
-            f"{folder / 'model'}: {next(iter(wanted))} is missing: delete {folder} to go on from the checkpoint before it"
-        )
+    def tell_best(self) -> str:
+        name = self.config.training.best_metric
+        if name not in self.bests:
+            return ""
+        step, value = self.bests[name]["step"], self.bests[name]["value"]
+        return f"; best {name} {value:.4g} at step {step}: {checkpoint_files.path_of(self.run.folder, step) / 'model'}"

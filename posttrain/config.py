@@ -20,6 +20,7 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from posttrain import ROOT
 from posttrain.errors import UserError
 from posttrain.keys import Section
 from posttrain.methods import METHODS, REFUSED, DpoConfig, GrpoConfig, LadderConfig, PpoConfig, RewardConfig, SftConfig
@@ -232,7 +233,7 @@ def early_check(method: str) -> Any:
         config = load(path, overrides, method=method, origin="command line")
         refuse_incomplete(config)
         if method != "ladder":
-            from posttrain.tracking import refuse_missing
+            from posttrain.trackers import refuse_missing
 
             refuse_missing(config.tracking.to)
         return config
@@ -297,7 +298,7 @@ def stage_config(config: Any, name: str, start: str) -> Any:
     stage = getattr(config.ladder, name)
     path = Path(stage.config)
     if not path.is_file():
-        path = Path(__file__).resolve().parent.parent / "configs" / stage.config
+        path = ROOT / "configs" / stage.config
     fixed = {
         "model.name": start,
         "training.seed": config.ladder.seed,

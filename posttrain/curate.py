@@ -191,7 +191,7 @@ def _answers(
     import torch
 
     from posttrain import chat, models
-    from posttrain.evaluate import ask
+    from posttrain.asking import ask
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded, tokenizer, lines = models.load(model, device=device, key="--model")

@@ -14,6 +14,7 @@ import sys
 import warnings
 from pathlib import Path
 
+from posttrain import ROOT
 from posttrain import config as configs
 from posttrain.errors import UserError, clear_exit
 
@@ -59,7 +60,7 @@ def version_of(package: str) -> str | None:
 def packages() -> list[str]:
     """The pinned ones with a word where another version stands here: what the tests have run with is what is pinned."""
     pins = {}
-    requirements = Path(__file__).resolve().parent.parent / "requirements.txt"
+    requirements = ROOT / "requirements.txt"
     if requirements.is_file():
         found = (line.split("#")[0].strip().partition("==") for line in requirements.read_text().splitlines())
         pins = {name: version for name, equals, version in found if equals}

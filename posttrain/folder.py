@@ -15,7 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from posttrain import checkpoints
+from posttrain import checkpoint_files
 from posttrain import config as configs
 from posttrain.errors import UserError
 
@@ -25,7 +25,7 @@ WRITTEN = ("model", "model.part", "model.old", "start", "metrics.jsonl", "curves
 
 def choose(config) -> Path | None:
     """The checkpoint to go on from (None: start at step 0). Nothing finished, and nothing begun, is overwritten unasked."""
-    folder, there = config.folder, checkpoints.latest(config.folder)
+    folder, there = config.folder, checkpoint_files.latest(config.folder)
     _refuse_no_run_folder(folder)
     if config.resume and config.output.overwrite:
         raise UserError(

@@ -127,7 +127,7 @@ def load_policy(config, run) -> tuple[nn.Module, object, list[str]]:
             lines += lora.describe(model, path, base, quantize.bits_of(model))
             tokenizer, more = tokenizer_beside(path, tokenizer)
             lines += more
-    checkpoint(model, config)
+    use_gradient_checkpointing(model, config)
     return model, tokenizer, lines
 
 
@@ -167,7 +167,7 @@ def base_folder(config, run, model: nn.Module, tokenizer) -> str:
     return name
 
 
-def checkpoint(model: nn.Module, config) -> None:
+def use_gradient_checkpointing(model: nn.Module, config) -> None:
     if config.gradient_checkpointing:
         full = model.get_base_model() if hasattr(model, "get_base_model") else model
         full.activation_checkpointing_enable({"use_reentrant": False})  # transformers 5's name for it

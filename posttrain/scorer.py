@@ -26,7 +26,7 @@ def load_scorer(config, run) -> tuple[nn.Module, object, list[str]]:
     scorer = as_scorer(causal)
     if config.adapter == "lora":
         scorer = lora.add(scorer, config.lora, models.base_folder(config, run, causal, tokenizer), task_type="SEQ_CLS")
-    models.checkpoint(scorer, config)
+    models.use_gradient_checkpointing(scorer, config)
     return scorer, tokenizer, lines
 
 

@@ -29,9 +29,8 @@ import sys
 from itertools import islice
 from pathlib import Path
 
-from posttrain import tiny_data
+from posttrain import ROOT, tiny_data
 
-ROOT = Path(__file__).resolve().parent.parent
 RECIPE = dict(
     vocab_size=960,
     hidden_size=64,

@@ -8,8 +8,9 @@ import torch
 
 from losses.kl import exact_kl
 from posttrain import chat, tiny_data
+from posttrain.asking import ask
 from posttrain.batch import collate
-from posttrain.evaluate import Score, ask, pass_at_k
+from posttrain.intervals import Proportion, pass_at_k
 from posttrain.rewards import answer as is_right
 
 LONGEST = 28
@@ -20,13 +21,13 @@ class Rung:
     """One stage of the ladder. Greedy unless said otherwise; every score carries its n."""
 
     name: str
-    arithmetic: Score  # held-out word problems: the number behind #### is right and the turn is ended
+    arithmetic: Proportion  # held-out word problems: the number behind #### is right and the turn is ended
     pass_at: float  # at least one of k samples at temperature 1 is right, mean over the problems
-    sampled: Score  # the share of right answers among those samples
-    worked: Score  # share of greedy answers to word problems that show a calculation
-    old_name: Score  # held-out identity phrasings answered with the old name, and not the new
-    new_name: Score
-    facts: Score  # closed questions, the answer word for word
+    sampled: Proportion  # the share of right answers among those samples
+    worked: Proportion  # share of greedy answers to word problems that show a calculation
+    old_name: Proportion  # held-out identity phrasings answered with the old name, and not the new
+    new_name: Proportion
+    facts: Proportion  # closed questions, the answer word for word
     kl: float | None  # exact KL to the stage before, nats per token, over this stage's own samples
     answers: list[str]  # to probes()
     seconds: float = 0.0
@@ -79,13 +80,17 @@ def climb(name: str, model, tokenizer, before, *, problems: int, identity: int, 
     n = len(rows)
     return Rung(
         name=name,
-        arithmetic=Score(sum(right), n),
+        arithmetic=Proportion(sum(right), n),
         pass_at=sum(pass_at_k(k, int(h), k) for h in hits) / n,
-        sampled=Score(sum(hits), n * k),
-        worked=Score(sum("=" in t for t in texts), n),
-        old_name=Score(sum(old in t and new not in t and done for t, done in zip(names, named, strict=True)), len(who)),
-        new_name=Score(sum(new in t and old not in t and done for t, done in zip(names, named, strict=True)), len(who)),
-        facts=Score(
+        sampled=Proportion(sum(hits), n * k),
+        worked=Proportion(sum("=" in t for t in texts), n),
+        old_name=Proportion(
+            sum(old in t and new not in t and done for t, done in zip(names, named, strict=True)), len(who)
+        ),
+        new_name=Proportion(
+            sum(new in t and old not in t and done for t, done in zip(names, named, strict=True)), len(who)
+        ),
+        facts=Proportion(
             sum(t == r["answer"] and done for t, r, done in zip(said, facts, fact_ended, strict=True)), len(facts)
         ),
         kl=kl,

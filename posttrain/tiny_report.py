@@ -9,10 +9,10 @@ import json
 import platform
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from posttrain import tiny_data
-from posttrain.report import markdown_table
 from posttrain.tiny_eval import Rung, probes
 
 
@@ -173,6 +173,11 @@ def plot(path: Path, rungs: list[Rung], metrics: dict[str, list[dict]]) -> None:
         axis.legend(fontsize=8)
     figure.savefig(path, dpi=100)
     plt.close(figure)
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|" + "|".join("---" for _ in header) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
 if __name__ == "__main__":

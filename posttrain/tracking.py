@@ -5,7 +5,6 @@ A tracker is told what metrics.jsonl is told. One that fails is reported once an
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import os
 import re
@@ -14,16 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.config import flat
-from posttrain.errors import UserError
-
-PACKAGES = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
-
-
-def refuse_missing(names: list[str]) -> None:
-    missing = [PACKAGES[name] for name in names if importlib.util.find_spec(PACKAGES[name]) is None]
-    if missing:
-        raise UserError(f"tracking.to: {' and '.join(missing)} missing here: pip install {' '.join(missing)}")
-
 
 _open: list[Trackers] = []
 

@@ -23,14 +23,17 @@ from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from posttrain import folder, models, preflight, report, sharded, watch, windows
+from posttrain import folder, models, preflight, sharded, watch, windows
 from posttrain.batch import Packed, pack
+from posttrain.checkpoints import Checkpoints
+from posttrain.curves import plot_curves
 from posttrain.errors import NonFiniteError, UserError
 from posttrain.launch import refuse_launchers
 from posttrain.optimizer import make_optimizer, schedule
 from posttrain.progress import Progress
-from posttrain.resume import Checkpoints
-from posttrain.tracking import Trackers, refuse_missing
+from posttrain.samples import write_samples
+from posttrain.trackers import refuse_missing
+from posttrain.tracking import Trackers
 
 
 @dataclass(frozen=True)
@@ -358,8 +361,8 @@ class Run:
         of_model = sharded.state_dict(model)
         if self.accelerator.is_main_process:
             if samples:
-                report.write_samples(self.folder / "samples.md", samples, self.config.method)
-            report.plot_curves(self.folder / "curves.png", self.metrics, self.config.method)
+                write_samples(self.folder / "samples.md", samples, self.config.method)
+            plot_curves(self.folder / "curves.png", self.metrics, self.config.method)
             save(model, tokenizer, self.folder / "model.part", of_model)
             folder.put_model(self.folder)
             if self.config.data.streaming:

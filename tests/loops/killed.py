@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from two_processes import DPO, GRPO, ROOT, SFT, even_tokens
 
 from loops import dpo, grpo, ppo, reward, sft
-from posttrain import checkpoints, training
+from posttrain import checkpoint_files, training
 from posttrain.config import load
 
 NOT_THE_SAME = {"seconds", "tokens_per_second", "memory_gib"}  # of a metrics row
@@ -111,15 +111,15 @@ def die_before_operation(number: int) -> None:
 
         return wrapped
 
-    write = checkpoints.write
+    write = checkpoint_files.write
 
     def saving(*arguments):
         torch.save, os.fsync, os.replace = counted(torch.save), counted(os.fsync), counted(os.replace)
-        checkpoints.shutil.rmtree = counted(checkpoints.shutil.rmtree)
-        checkpoints.write = write
+        checkpoint_files.shutil.rmtree = counted(checkpoint_files.shutil.rmtree)
+        checkpoint_files.write = write
         write(*arguments)
 
-    checkpoints.write = saving
+    checkpoint_files.write = saving
 
 
 def killed(case: str, model: str, out: Path, how: str, duration: float) -> None:
@@ -149,12 +149,12 @@ def differences(a: Path, b: Path) -> list[str]:
     for file in sorted((a / "model").glob("*.safetensors")):
         if file.read_bytes() != (b / "model" / file.name).read_bytes():
             out.append(f"{file.name} differs")
-    last = checkpoints.all_steps(a)
-    if last != checkpoints.all_steps(b):
-        out.append(f"checkpoints {last} against {checkpoints.all_steps(b)}")
+    last = checkpoint_files.all_steps(a)
+    if last != checkpoint_files.all_steps(b):
+        out.append(f"checkpoints {last} against {checkpoint_files.all_steps(b)}")
         return out
     for name in ("optimizer.pt", "weights.pt"):
-        states = [checkpoints.read(checkpoints.path_of(f, last[-1]) / name) for f in (a, b)]
+        states = [checkpoint_files.read(checkpoint_files.path_of(f, last[-1]) / name) for f in (a, b)]
         if not same_state(*states):
             out.append(f"{name} differs")
     if (a / "samples.md").read_text() != (b / "samples.md").read_text():
@@ -179,7 +179,7 @@ def main(case: str, model: str, folder: str, *kills: str) -> None:
     for how in kills:
         out = Path(folder) / how.replace(":", "_")
         killed(case, model, out, how, duration)
-        at = checkpoints.all_steps(out)
+        at = checkpoint_files.all_steps(out)
         finished = (out / "model").exists()
         again = ended(forked(lambda out=out: train(case, model, out, resume=True))) if not finished else 0
         report[how] = {

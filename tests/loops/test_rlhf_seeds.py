@@ -6,9 +6,9 @@ import pytest
 
 from loops import ppo, reward
 from posttrain import models, tiny_data
+from posttrain.asking import ask
 from posttrain.chat import prompt_ids
 from posttrain.config import load
-from posttrain.evaluate import ask
 from posttrain.rewards import answer
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,7 +14,7 @@ from small import folder
 from torch import nn
 
 from loops import dpo, grpo, sft
-from posttrain import checkpoints, resume
+from posttrain import checkpoint_files, checkpoints, fingerprints
 from posttrain import folder as run_folder
 from posttrain.batch import Example
 from posttrain.config import load
@@ -38,7 +38,7 @@ def config(tmp_path, model, method="sft", **changes):
 
 
 def steps(tmp_path):
-    return checkpoints.all_steps(tmp_path / "run")
+    return checkpoint_files.all_steps(tmp_path / "run")
 
 
 def test_the_newest_stay_and_load_with_the_plain_library(tmp_path, llama):
@@ -58,9 +58,9 @@ def test_the_newest_stay_and_load_with_the_plain_library(tmp_path, llama):
 def test_full_weights_are_written_once_and_an_adapter_without_its_base(tmp_path, llama):
     sft.train(config(tmp_path, llama), rows=ROWS)
     at = tmp_path / "run/checkpoints/step_6"
-    assert checkpoints.read(at / "weights.pt")["tensors"] == {}  # all of them are in model/
+    assert checkpoint_files.read(at / "weights.pt")["tensors"] == {}  # all of them are in model/
     sft.train(config(tmp_path, llama, model__adapter="lora", output__overwrite=True), rows=ROWS)
-    held = checkpoints.read(at / "weights.pt")["tensors"]
+    held = checkpoint_files.read(at / "weights.pt")["tensors"]
     assert held and all("lora_" in name for name in held)
     assert all("lora_" in name for name in load_file(at / "model/adapter_model.safetensors"))
 
@@ -97,7 +97,7 @@ def test_a_best_metric_that_is_never_measured(tmp_path, llama, changes, message)
 
 def test_nothing_begun_or_finished_is_overwritten_unasked(tmp_path, llama, capsys):
     with pytest.raises(ValueError, match="stop here"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(resume.Checkpoints, "due", stops_after(3))
+        patch.setattr(checkpoints.Checkpoints, "due", stops_after(3))
         sft.train(config(tmp_path, llama), rows=ROWS)
     with pytest.raises(UserError, match=r"holds a run that has come to step 2: give --resume to go on with it"):
         sft.train(config(tmp_path, llama), rows=ROWS)
@@ -114,7 +114,7 @@ def test_nothing_begun_or_finished_is_overwritten_unasked(tmp_path, llama, capsy
 
 
 def stops_after(step):
-    real = resume.Checkpoints.due
+    real = checkpoints.Checkpoints.due
 
     def due(self):
         if self.run.step == step:
@@ -136,7 +136,7 @@ def test_resume_without_a_checkpoint_says_so_and_starts(tmp_path, llama, capsys)
 def interrupted(tmp_path, llama, rows, method="sft", **changes):
     loop = {"sft": sft, "dpo": dpo}[method]
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="stop here"):
-        patch.setattr(resume.Checkpoints, "due", stops_after(5))
+        patch.setattr(checkpoints.Checkpoints, "due", stops_after(5))
         loop.train(config(tmp_path, llama, method, **changes), rows=rows)
     assert steps(tmp_path)[-1] == 4
 
@@ -205,14 +205,14 @@ def test_fingerprints():
     """Bit patterns times their places, added up: 1.0 is 0x3F800000 = 1065353216, 2.0 is 0x40000000 = 1073741824."""
     module = nn.Linear(2, 1, bias=False)
     module.weight.data = torch.tensor([[1.0, 2.0]])
-    expected = checkpoints.hashlib.blake2b(f"weight (1, 2) [{1065353216 + 2 * 1073741824}]\n".encode(), digest_size=8)
-    assert checkpoints.fingerprint(module) == expected.hexdigest()
+    expected = fingerprints.hashlib.blake2b(f"weight (1, 2) [{1065353216 + 2 * 1073741824}]\n".encode(), digest_size=8)
+    assert fingerprints.fingerprint(module) == expected.hexdigest()
     module.weight.data[0, 1] = 2.0000002384185791  # the next number float32 has
-    assert checkpoints.fingerprint(module) != expected.hexdigest()
+    assert fingerprints.fingerprint(module) != expected.hexdigest()
     module.weight.data = torch.tensor([[2.0, 1.0]])  # the same numbers in other places
-    assert checkpoints.fingerprint(module) != expected.hexdigest()
+    assert fingerprints.fingerprint(module) != expected.hexdigest()
     a, b = Example([1, 2, 3], [False, True, True]), Example([1, 2, 3], [False, False, True])
-    of = checkpoints.fingerprint_of_rows
+    of = fingerprints.fingerprint_of_rows
     assert of([a, a]) == of([a, Example([1, 2, 3], [False, True, True])])
     assert len({of([a]), of([b]), of([a, b]), of([b, a]), of([Pair(a, b)]), of([Prompt([1], {"answer": "2"})]), of([Prompt([1], {"answer": "3"})])}) == 7  # fmt: skip
 
@@ -251,7 +251,7 @@ def test_another_reward_function_is_refused(tmp_path, llama):
         {"prompt": f"Q{i}?", "odd": {1: {2, 3}, "x": object()}} for i in range(4)
     ]  # no row is too odd to be compared
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="stop here"):
-        patch.setattr(resume.Checkpoints, "due", stops_after(5))
+        patch.setattr(checkpoints.Checkpoints, "due", stops_after(5))
         grpo.train(config(tmp_path, llama, "grpo", **rl), rows=rows, reward=short)
     with pytest.raises(UserError, match="the reward functions: not what it was"):
         grpo.train(config(tmp_path, llama, "grpo", resume=True, **rl), rows=rows, reward=long)
@@ -277,7 +277,7 @@ def test_the_best_stays_when_nobody_asks_for_it_any_more_and_nan_is_never_best(t
     }
     best = {"training.best_metric": "validation_loss"}
     with pytest.raises(ValueError, match="stop here"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(resume.Checkpoints, "due", stops_after(3))
+        patch.setattr(checkpoints.Checkpoints, "due", stops_after(3))
         sft.train(config(tmp_path, llama, **held_out, **best), rows=ROWS)
     assert steps(tmp_path) == [2]
     monkeypatch.setattr(sft, "evaluate", lambda *_: 5.0)
@@ -305,14 +305,14 @@ def test_any_damaged_file_is_named(tmp_path, llama, file):
 
 
 def test_a_save_that_fails_leaves_the_one_before(tmp_path, llama, monkeypatch):
-    real = checkpoints.save_weights
+    real = checkpoint_files.save_weights
 
     def full(policy, model, at, gathered):
         if at.name == "step_4.part":
             raise OSError("No space left on device")
         real(policy, model, at, gathered)
 
-    monkeypatch.setattr(checkpoints, "save_weights", full)
+    monkeypatch.setattr(checkpoint_files, "save_weights", full)
     with pytest.raises(
         UserError, match=r"step_4: the checkpoint cannot be written \(No space left on device\). Make room"
     ):

@@ -8,7 +8,7 @@ import pytest
 from small import folder
 
 from loops import sft
-from posttrain import tracking, training
+from posttrain import trackers, tracking, training
 from posttrain.config import load
 from posttrain.errors import UserError
 
@@ -33,7 +33,7 @@ def test_a_missing_package_is_one_line(tmp_path, llama, monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in ("mlflow", "wandb") else real(name))
     with pytest.raises(UserError, match=r"^tracking.to: mlflow and wandb missing here: pip install mlflow wandb$"):
-        tracking.refuse_missing(["mlflow", "wandb"])
+        trackers.refuse_missing(["mlflow", "wandb"])
     with pytest.raises(UserError, match=r"pip install wandb"):
         sft.train(config(tmp_path, llama, ["wandb"]), rows=ROWS)
     assert not (tmp_path / "run").exists()  # said before anything was loaded or removed

@@ -1,8 +1,10 @@
 import pytest
 from small import bytelevel_tokenizer, model
 
-from posttrain.evaluate import Score, ask, pass_at_k
-from posttrain.report import markdown_table, plot_curves, wilson
+from posttrain.asking import ask
+from posttrain.curves import plot_curves
+from posttrain.intervals import Proportion, pass_at_k, wilson
+from posttrain.tiny_report import markdown_table
 
 
 def test_pass_at_k():
@@ -21,7 +23,7 @@ def test_wilson_interval():
 
 
 def test_a_score_prints_its_n_and_interval():
-    assert str(Score(50, 100)) == "0.50 [0.40, 0.60] n=100"
+    assert str(Proportion(50, 100)) == "0.50 [0.40, 0.60] n=100"
 
 
 def test_answers_do_not_depend_on_the_batch_size():

@@ -1,35 +1,16 @@
-"""Asking a model: greedy answers, samples, and scores that carry their n and interval."""
+"""Asking a model: greedy answers, samples, and the same prompts before and after a run."""
 
 from __future__ import annotations
 
 import functools
-import math
 import operator
 import sys
-from dataclasses import dataclass
 
 from tqdm import tqdm
 
 from posttrain import chat
 from posttrain.data import Rows, Stream
-from posttrain.report import wilson
 from posttrain.rollout import Rollout, draw_uniforms, sample
-
-
-@dataclass(frozen=True)
-class Score:
-    """A proportion with its n: prints as 0.42 [0.36, 0.48] n=300, the 95 % Wilson interval."""
-
-    hits: float
-    n: int
-
-    @property
-    def value(self) -> float:
-        return self.hits / self.n if self.n else float("nan")
-
-    def __str__(self) -> str:
-        low, high = wilson(self.hits, self.n)
-        return f"{self.value:.2f} [{low:.2f}, {high:.2f}] n={self.n}"
 
 
 def ask(
@@ -61,13 +42,6 @@ def ask(
             for name in ("prompt_ids", "completion_ids", "logps", "finished")
         )
     )
-
-
-def pass_at_k(n: int, correct: int, k: int) -> float:
-    """Chance that at least one of k samples is right, from n samples of which `correct` were (Chen et al. 2021, eq. 1).
-
-    n=4, correct=1, k=2: 1 − C(3,2)/C(4,2) = 1 − 3/6 = 0.5"""
-    return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
 
 
 class Showcase:

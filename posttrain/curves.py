@@ -1,4 +1,4 @@
-"""Pictures and tables of a run: curves.png, samples.md, scores with their interval."""
+"""curves.png: one panel for every metric of a run, each with a line on what healthy looks like."""
 
 from __future__ import annotations
 
@@ -56,15 +56,6 @@ NOTES = {
 }
 
 
-def wilson(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % score interval of a proportion (Wilson 1927): never leaves 0 … 1, and is honest at 0 and n."""
-    if n == 0:
-        return 0.0, 1.0
-    p = successes / n
-    centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, (centre - spread) / (1 + z * z / n)), min(1.0, (centre + spread) / (1 + z * z / n))
-
-
 def plot_curves(path: Path, metrics: Sequence[dict[str, float]], method: str) -> None:
     """One panel per metric that this run has, each with a line on what healthy looks like."""
     found = dict.fromkeys(name for row in metrics for name in row if name not in ("step", "seconds"))
@@ -94,23 +85,3 @@ def legend(name: str, method: str) -> str:
     if name.startswith("watched/"):
         return "only measured: falling while the reward rises = over-optimised"
     return NOTES.get(method, {}).get(name, HEALTHY.get(name, "one of the reward functions: rises"))
-
-
-def write_samples(path: Path, samples: Sequence[tuple[str, str, str]], method: str) -> None:
-    """The same prompts before and after the run, answered greedily (a reward model: the same answers scored)."""
-    lines = [
-        "# Samples",
-        "",
-        "The scores of the same answers, before and after this run."
-        if method == "reward"
-        else "Greedy answers to the same prompts, before and after this run. ⏹ = the model ended its turn itself.",
-        "",
-    ]
-    for prompt, before, after in samples:
-        lines += [f"**{prompt}**", "", f"- before: `{before}`", f"- after: `{after}`", ""]
-    path.write_text("\n".join(lines), encoding="utf-8")
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(header) + " |", "|" + "|".join("---" for _ in header) + "|"]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
