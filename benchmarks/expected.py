@@ -24,6 +24,7 @@ from posttrain.errors import UserError, clear_exit
 HERE = Path(__file__).resolve().parent
 PARTS, SEEDS, WIDER = 10, (0, 1, 2), 0.1
 METRICS = {
+    "pretrain": ["loss", "grad_norm"],
     "sft": ["loss", "p_stop", "entropy"],
     "dpo": ["dpo_loss", "accuracy", "margin", "chosen_logps_per_token"],
     "reward": ["loss", "accuracy", "margin"],
@@ -52,7 +53,7 @@ def make(method: str) -> None:
     runs = []
     for seed in SEEDS:
         with tempfile.TemporaryDirectory() as folder:
-            command = ["-m", f"loops.{method}", "--config", f"configs/{method}_tiny.yaml", "--seed", str(seed), "--output.dir", folder, "--output.overwrite"]  # fmt: skip
+            command = ["-m", f"loops.{method}", "--config", f"configs/{method}_tiny.yaml", "--seed", str(seed), "--data.seed", str(seed if method == "pretrain" else 0), "--output.dir", folder, "--output.overwrite"]  # fmt: skip
             subprocess.run([sys.executable, *command], check=True, cwd=HERE.parent, stderr=subprocess.DEVNULL)
             runs.append(read(Path(folder)))
     bands = {}

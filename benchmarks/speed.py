@@ -29,12 +29,14 @@ import torch  # isort: skip
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from loops import dpo, sft
-from posttrain import chat, models, tiny, tiny_data
+from posttrain import chat, models
 from posttrain.batch import collate
 from posttrain.config import load
 from posttrain.data import load_rows
 from posttrain.examples import pairs, sft_examples
 from posttrain.rollout import draw_uniforms, sample
+from posttrain.tiny import data as tiny_data
+from posttrain.tiny import names as tiny
 from posttrain.windows import epoch_order
 
 STEPS, WARM, ROUNDS = 8, 2, 3
@@ -53,7 +55,7 @@ def made_rows(count: int = 200) -> list[dict]:
 
 def five_million(folder: Path, vocabulary: int | None = None) -> str:
     """A random Llama of 5 million parameters (hidden 256, 6 layers) with the embedded tokenizer."""
-    tokenizer = AutoTokenizer.from_pretrained(tiny.folder("tiny-base"))
+    tokenizer = AutoTokenizer.from_pretrained(tiny.path_of("tiny-base"))
     torch.manual_seed(0)
     LlamaForCausalLM(
         LlamaConfig(

@@ -1,7 +1,7 @@
 """Reward model: learn one number per answer, from preferences (Bradley-Terry) or from right and wrong (ORM).
 
     python -m loops.reward --config configs/reward_tiny.yaml
-    python -m loops.reward --config configs/reward_tiny.yaml --reward.loss outcome --data.name tiny-outcome
+    python -m loops.reward --config configs/reward_tiny.yaml --reward.loss outcome --reward.center_coef 0 --data.name tiny-outcome
 
 1. Load the backbone of a language model under a new head: one number, read at the last token of an answer, 0 at first.
 2. One optimiser step = a list of micro-batches. Count the pairs (or answers) in all of them, on all processes, first.

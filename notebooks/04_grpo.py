@@ -16,10 +16,11 @@ from losses.advantages import group_relative_advantages, leave_one_out_advantage
 from losses.grpo import grpo_loss
 from losses.weights import token_weights
 from notebooks import show
-from posttrain import chat, inspect_batch, models, rewards, tiny_data
+from posttrain import chat, inspect_batch, models, rewards
 from posttrain.asking import ask
 from posttrain.config import load
 from posttrain.intervals import Proportion
+from posttrain.tiny import data as tiny_data
 
 torch.set_num_threads(1)
 

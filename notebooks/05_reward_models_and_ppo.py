@@ -16,12 +16,13 @@ from losses.advantages import gae, kl_shaped_rewards
 from losses.ppo import ppo_policy_loss, ppo_value_loss
 from losses.reward import bradley_terry_loss
 from notebooks import show
-from posttrain import chat, rewards, scorer, tiny_data
+from posttrain import chat, rewards, scorer
 from posttrain.asking import ask
 from posttrain.batch import Example
 from posttrain.best_of_k import as_rows, sample_and_score
 from posttrain.config import load
 from posttrain.intervals import Proportion
+from posttrain.tiny import data as tiny_data
 
 torch.set_num_threads(1)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 import sys
+from collections.abc import Iterable
 
 from tqdm import tqdm
 
@@ -67,10 +68,7 @@ class Showcase:
         if not self.prompts:
             return []
         rollout = ask(model, self.tokenizer, [ids for _, ids in self.prompts], max_new_tokens=self.max_new_tokens)
-        return [
-            text.replace("\n", " ⏎ ") + (" ⏹" if done else " …")
-            for text, done in zip(rollout.texts(self.tokenizer), rollout.finished, strict=True)
-        ]
+        return _one_line(rollout, self.tokenizer)
 
     def compare(self, before: list[str], after: list[str]) -> list[tuple[str, str, str]]:
         return [(prompt, b, a) for (prompt, _), b, a in zip(self.prompts, before, after, strict=True)]
@@ -79,3 +77,31 @@ class Showcase:
 def _until_first_reply(messages: list[dict]) -> list[dict]:
     first = next((i for i, m in enumerate(messages) if m["role"] == "assistant"), 0)
     return messages[:first]
+
+
+class Beginnings:
+    """The first words of a few documents, continued greedily before and after a run, for samples.md."""
+
+    def __init__(self, texts: Iterable[str], tokenizer, separator: int, tokens: int = 8, max_new_tokens: int = 32):
+        self.tokenizer, self.separator, self.max_new_tokens = tokenizer, separator, max_new_tokens
+        self.prompts = [tokenizer(text, add_special_tokens=False)["input_ids"][:tokens] for text in texts if text]
+
+    def answers(self, model) -> list[str]:
+        if not self.prompts:
+            return []
+        rollout = sample(
+            model, self.prompts, max_new_tokens=self.max_new_tokens, stop_ids=[self.separator],
+            pad_id=self.tokenizer.pad_token_id, temperature=0,
+        )  # fmt: skip
+        return _one_line(rollout, self.tokenizer)
+
+    def compare(self, before: list[str], after: list[str]) -> list[tuple[str, str, str]]:
+        names = [self.tokenizer.decode(ids).replace("\n", " ⏎ ") for ids in self.prompts]
+        return list(zip(names, before, after, strict=True))
+
+
+def _one_line(rollout: Rollout, tokenizer) -> list[str]:
+    return [
+        text.replace("\n", " ⏎ ") + (" ⏹" if done else " …")
+        for text, done in zip(rollout.texts(tokenizer), rollout.finished, strict=True)
+    ]

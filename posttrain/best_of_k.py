@@ -34,6 +34,7 @@ def best_of_k(
     temperature: float = 1.0,
     max_new_tokens: int = 256,
     system_prompt: str | None = None,
+    split: str = "train",
     seed: int = 0,
 ) -> str:
     """Write the rows to `out`; returns what to say."""
@@ -45,7 +46,7 @@ def best_of_k(
         raise UserError("--k must be at least 2, --temperature above 0, --max-new-tokens at least 1")
     groups = sample_and_score(
         model, prompts, score, k=k, max_prompts=max_prompts, temperature=temperature, max_new_tokens=max_new_tokens,
-        system_prompt=system_prompt, seed=seed,
+        system_prompt=system_prompt, split=split, seed=seed,
     )  # fmt: skip
     rows, left_out = as_rows(groups, write, min_score, right_above=0.0 if is_reward_model(score) else 0.5)
     first = sum(group[0].score for group in groups) / len(groups)

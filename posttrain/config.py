@@ -23,13 +23,24 @@ from pydantic import BaseModel, ValidationError
 from posttrain import ROOT
 from posttrain.errors import UserError
 from posttrain.keys import Section
-from posttrain.methods import METHODS, REFUSED, DpoConfig, GrpoConfig, LadderConfig, PpoConfig, RewardConfig, SftConfig
+from posttrain.methods import (
+    METHODS,
+    REFUSED,
+    DpoConfig,
+    GrpoConfig,
+    LadderConfig,
+    PpoConfig,
+    PretrainConfig,
+    RewardConfig,
+    SftConfig,
+)
 
 __all__ = [
     "DpoConfig",
     "GrpoConfig",
     "LadderConfig",
     "PpoConfig",
+    "PretrainConfig",
     "RewardConfig",
     "SftConfig",
     "early_check",
@@ -166,7 +177,7 @@ def _flat(overrides: dict[str, Any], keys: list[str], prefix: str = "") -> dict[
 
 
 def _open_ended(key: str, keys: list[str]) -> bool:
-    return any(key.startswith(k + ".") for k in keys if k.endswith(".overrides"))
+    return any(key.startswith(k + ".") for k in keys if k.endswith((".overrides", ".shape")))
 
 
 def _put(values: dict, key: str, value: Any) -> None:

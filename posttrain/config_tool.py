@@ -24,6 +24,15 @@ from posttrain.methods import METHODS
 # What stands in a template where a key has no default: the embedded model and data, so that it runs as it is.
 EXAMPLES = {
     "model.name": "tiny-sft",
+    "pretrain.model.shape": {
+        "hidden_size": 64,
+        "intermediate_size": 160,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    },
+    "pretrain.model.tokenizer": "tiny",
+    "pretrain.data.name": "tiny-text",
+    "pretrain.training.max_steps": 100,
     "sft.data.name": "tiny-sft",
     "dpo.data.name": "tiny-identity",
     "reward.data.name": "tiny-preference",

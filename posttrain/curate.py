@@ -61,6 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
     three.add_argument(
         "--score", required=True, nargs="+", help="answer, package.module:function, or the folder of a reward model"
     )
+    three.add_argument("--split", default="train", help="which split of the prompts")
     three.add_argument("--k", type=int, default=8, help="answers to each prompt")
     three.add_argument("--write", choices=["best", "pairs", "labels"], default="best", help="what the rows are for")
     three.add_argument("--min-score", type=float, help="best: leave out prompts whose best answer scores less")

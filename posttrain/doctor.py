@@ -195,13 +195,13 @@ def memory_lines(config) -> list[str]:
     import torch
     from transformers import AutoConfig
 
-    from posttrain import hub, lora, memory, tiny
-    from posttrain.models import EMBEDDED
+    from posttrain import hub, lora, memory
+    from posttrain.tiny import names as tiny
     from posttrain.training import compute_dtype
 
     name = config.model.name
     try:
-        path = str(tiny.folder(name)) if name in EMBEDDED else str(Path(name).expanduser())
+        path = str(tiny.path_of(name)) if name in tiny.MODELS else str(Path(name).expanduser())
         if not Path(path).exists():
             hub.use_cache_if_unreachable()
         while lora.is_adapter(path):  # the shapes are those of the model under it

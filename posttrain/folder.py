@@ -68,8 +68,8 @@ def _refuse_no_run_folder(folder: Path) -> None:
 
 def _refuse_sources_inside(config) -> None:
     sources = {
-        "model.name": config.model.name,
-        "model.adapter_path": config.model.adapter_path,
+        "model.name": getattr(config.model, "name", None),  # loops.pretrain has none
+        "model.adapter_path": getattr(config.model, "adapter_path", None),
         "model.reference": getattr(config.model, "reference", None),
         "ppo.reward_model": getattr(getattr(config, "ppo", None), "reward_model", None),
     }

@@ -273,11 +273,11 @@ def _refuse_unmeasured(best: str, method: str) -> None:
         )
 
 
-class Config(Section):
-    """What all methods share."""
+class RunConfig(Section):
+    """What every run has: a model, data, steps, a folder; it may tell trackers, checks itself, and can be resumed."""
 
-    model: Model
-    data: Data = Field(default_factory=Data)
+    model: Section
+    data: Section
     training: Training = Field(default_factory=Training)
     output: Output = Field(default_factory=Output)
     tracking: Tracking = Field(default_factory=Tracking)
@@ -287,6 +287,22 @@ class Config(Section):
         exclude=True,
         description="go on from the latest checkpoint in the run folder (from step 0 where there is none)",
     )
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.output.dir or f"outputs/{self.method}")
+
+    @property
+    def method(self) -> str:
+        """The name of the group that is the method's own: sft, dpo, grpo …"""
+        return next(name for name in type(self).model_fields if name not in RunConfig.model_fields)
+
+
+class Config(RunConfig):
+    """What all methods share that begin with a trained model and rows."""
+
+    model: Model
+    data: Data = Field(default_factory=Data)
 
     @model_validator(mode="after")
     def _best_of_what_is_measured(self):
@@ -306,12 +322,3 @@ class Config(Section):
         if self.data.streaming and self.training.max_steps is None:
             raise ValueError("data.streaming needs training.max_steps: how long a stream is, nobody knows beforehand")
         return self
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.output.dir or f"outputs/{self.method}")
-
-    @property
-    def method(self) -> str:
-        """The name of the group that is the method's own: sft, dpo, grpo."""
-        return next(name for name in type(self).model_fields if name not in Config.model_fields)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+import yaml
+from pydantic import Field, field_validator, model_validator
 
 from posttrain.keys import (
     Config,
@@ -16,10 +17,84 @@ from posttrain.keys import (
     Output,
     PpoPreflight,
     RewardPreflight,
+    RunConfig,
     Section,
     SftPreflight,
     Training,
 )
+
+
+class Scratch(Section):
+    """A model of random weights."""
+
+    type: str = Field("llama", description="the architecture, as transformers calls it (model_type)")
+    shape: dict[str, Any] = Field(
+        description="keys of its transformers config, e.g. hidden_size, num_hidden_layers; the vocabulary's size is the tokenizer's"
+    )
+    tokenizer: str = Field(description="tiny (the embedded one), a hub id, or a folder")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="compute type. The weights stay float32; auto: bf16 autocast on a GPU that has bf16, else float32",
+    )
+    gradient_checkpointing: bool = Field(
+        False,
+        description="keep fewer activations, compute them again in the backward pass: less memory, same gradients",
+    )
+
+    @field_validator("shape")
+    @classmethod
+    def _numbers_from_the_command_line(cls, shape: dict[str, Any]) -> dict[str, Any]:
+        return {key: yaml.safe_load(value) if isinstance(value, str) else value for key, value in shape.items()}
+
+
+class Text(Section):
+    name: str | None = Field(
+        None, description="tiny-text (endless), or a file, folder or hub set with a column `text`, read in its order"
+    )
+    subset: str | None = Field(None, description="configuration of a hub data set")
+    split: str = Field("train", description="which split of it")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="tiny-text: what is written")
+    max_length: int = Field(1024, ge=2, description="tokens per row: documents are laid end to end and cut into these")
+
+
+class PretrainTraining(Training):
+    max_steps: int = Field(
+        ge=1, description="stop after this many optimiser steps: the text is read again as often as it takes"
+    )  # type: ignore[assignment]
+    schedule: Literal["linear", "cosine", "constant", "wsd"] = Field(  # type: ignore[assignment]
+        "wsd", description="how it falls; wsd: a plateau over 30 % of the run, then straight down to 5 % of the peak"
+    )
+    betas: list[float] = Field(
+        [0.9, 0.95], min_length=2, max_length=2, description="AdamW's, of the gradient's mean and of its square"
+    )
+    decay: Literal["matrices", "all"] = Field(
+        "matrices", description="what weight_decay acts on; all: biases and norms, too"
+    )
+
+
+class Pretrain(Section):
+    separator: str | None = Field(
+        None, description="the token that stands behind every document; default the tokenizer's eos"
+    )
+    check: str | None = Field(
+        None, description="package.module:function, called with (model, tokenizer) at the end; gives a number"
+    )
+    min_score: float = Field(0.0, description="check: below this the run fails and nothing is saved")
+
+
+class PretrainConfig(RunConfig):
+    model: Scratch
+    data: Text = Field(default_factory=Text)
+    training: PretrainTraining
+    pretrain: Pretrain = Field(default_factory=Pretrain)
+
+    @model_validator(mode="after")
+    def _nothing_is_evaluated(self):
+        if self.training.eval_every is not None or self.training.best_metric is not None:
+            raise ValueError(
+                "training.eval_every and best_metric: loops.pretrain evaluates nothing; see pretrain.check"
+            )
+        return self
 
 
 class SftData(Data):
@@ -371,6 +446,7 @@ class LadderConfig(Section):
 
 
 METHODS: dict[str, type[Section]] = {
+    "pretrain": PretrainConfig,
     "sft": SftConfig,
     "dpo": DpoConfig,
     "reward": RewardConfig,

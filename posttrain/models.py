@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from losses.logprobs import chunked_token_logps, token_entropy, token_logps
-from posttrain import chat, hub, lora, quantize, tiny
+from posttrain import chat, hub, lora, quantize
 from posttrain.batch import Batch, block_mask
 from posttrain.errors import UserError
-
-EMBEDDED = ("tiny-base", "tiny-sft", "tiny-dpo")
-
+from posttrain.tiny import names as tiny
+from posttrain.tiny import tokenizer as tiny_tokenizer
 
 # ---------------------------------------------------------------- loading
 
@@ -43,7 +42,7 @@ def load(
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    path = str(tiny.folder(name)) if name in EMBEDDED else name
+    path = str(tiny.path_of(name)) if name in tiny.MODELS else name
     if (name.count("/") > 1 or name.startswith((".", "/", "~"))) and not Path(path).expanduser().is_dir():
         raise UserError(f"{key} '{name}': cannot be loaded: no such folder")
     path = str(Path(path).expanduser()) if name.startswith("~") else path
@@ -74,7 +73,7 @@ def load(
     except Exception as error:  # whatever the library says of a folder that is missing, broken or of another kind
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         if not Path(path).exists():
-            reason = f"no such folder, not embedded ({', '.join(EMBEDDED)}), and the hub does not give it: {reason}"
+            reason = f"no such folder, not embedded ({', '.join(tiny.MODELS)}), and the hub does not give it: {reason}"
         raise UserError(f"{key} '{name}': cannot be loaded: {reason}") from None
     if adapter:
         model = quantize.cast(lora.merged(quantize.dequantize(model), path), dtype)
@@ -87,6 +86,35 @@ def load(
     lines += _fit_embeddings(model, tokenizer, f"{key} '{name}'", new_tokens)
     model.config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer, lines
+
+
+def from_scratch(config, device: torch.device | str) -> tuple[nn.Module, Any]:
+    """(model of random weights, tokenizer): config.type, config.shape and config.tokenizer, as loops.pretrain has them."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        if config.tokenizer == "tiny":
+            tokenizer = tiny_tokenizer.build()
+        else:
+            if not Path(config.tokenizer).expanduser().exists():
+                hub.use_cache_if_unreachable()
+            tokenizer = AutoTokenizer.from_pretrained(str(Path(config.tokenizer).expanduser()))
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"model.tokenizer '{config.tokenizer}': cannot be loaded: {reason}") from None
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    try:
+        shape = AutoConfig.for_model(config.type, **{"vocab_size": len(tokenizer), **ids, **config.shape})
+        model = AutoModelForCausalLM.from_config(shape)
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"model.type '{config.type}' cannot be made with model.shape {config.shape}: {reason}"
+        ) from None
+    use_gradient_checkpointing(model, config)
+    return model.to(device), tokenizer
 
 
 def _fit_embeddings(model: nn.Module, tokenizer, which: str, new_tokens: bool) -> list[str]:
@@ -155,7 +183,7 @@ def load_frozen_or_whole(config, run) -> tuple[nn.Module, object, list[str]]:
 
 def base_folder(config, run, model: nn.Module, tokenizer) -> str:
     """Where a saved adapter will find the model under it: config.name, or, where that is an adapter itself, the merged start."""
-    base = Path(tiny.folder(config.name) if config.name in EMBEDDED else Path(config.name).expanduser())
+    base = Path(tiny.path_of(config.name) if config.name in tiny.MODELS else Path(config.name).expanduser())
     name = str(base.resolve()) if base.is_dir() else config.name
     if lora.is_adapter(name):  # the new adapter needs a full model on disk to sit on (Run.prepare moves it there)
         name = str((run.folder / "start").resolve())

@@ -15,6 +15,8 @@ def schedule(step: int, num_steps: int, warmup: int, how: str) -> float:
     if step < warmup:
         return (step + 1) / (warmup + 1)
     done = min(1.0, (step - warmup) / max(1, num_steps - warmup))
+    if how == "wsd":  # a plateau over 30 % of all steps, then straight down to 5 %
+        return min(1.0, 0.05 + 0.95 * (num_steps - step) / (0.7 * num_steps))
     return {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[how]
 
 
@@ -27,16 +29,18 @@ def make_optimizer(
         own = [p for n, p in named if n.startswith(start)]
         named = [(n, p) for n, p in named if not n.startswith(start)]
         groups.append({"params": [p for p in own if p.ndim >= 2], "weight_decay": training.weight_decay, "lr": rate})
-        groups.append({"params": [p for p in own if p.ndim < 2], "weight_decay": 0.0, "lr": rate})
+        decay = training.weight_decay if getattr(training, "decay", "matrices") == "all" else 0.0
+        groups.append({"params": [p for p in own if p.ndim < 2], "weight_decay": decay, "lr": rate})
     groups = [
         group for group in reversed(groups) if group["params"]
     ]  # the policy's own rate first: it is what is logged
     if training.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=training.learning_rate, fused=device.type in ("cpu", "cuda"))
+        betas = tuple(getattr(training, "betas", (0.9, 0.999)))
+        return torch.optim.AdamW(groups, lr=training.learning_rate, betas=betas, fused=device.type in ("cpu", "cuda"))
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError:
         raise UserError(
             "training.optimizer adamw_8bit needs bitsandbytes: pip install bitsandbytes, or use adamw"
         ) from None
-    return AdamW8bit(groups, lr=training.learning_rate)
+    return AdamW8bit(groups, lr=training.learning_rate, betas=tuple(getattr(training, "betas", (0.9, 0.999))))

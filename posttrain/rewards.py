@@ -102,27 +102,35 @@ def refuse_bad_targets(functions: Sequence[Callable], data) -> None:
 BUILT_IN: dict[str, Callable] = {"answer": answer}
 
 
-def find(given: str | Callable | Sequence[str | Callable], weights: Sequence[float] | None = None) -> list[Callable]:
-    """grpo.reward, or what Python passed, -> the functions: built-in names, package.module:function, callables."""
-    found = []
-    for name in [given] if isinstance(given, str) or callable(given) else given:
-        if callable(name):
-            found.append(name)
-            continue
-        if name in BUILT_IN:
-            found.append(BUILT_IN[name])
-            continue
-        module, colon, function = name.partition(":")
-        if not colon:
-            raise UserError(f"grpo.reward '{name}': expected {', '.join(BUILT_IN)}, or package.module:function")
-        try:
-            found.append(getattr(importlib.import_module(module), function))
-        except Exception as error:  # whatever the user's module does when it is imported
-            raise UserError(f"grpo.reward '{name}': {type(error).__name__}: {error}") from error
-        if not callable(found[-1]):
-            raise UserError(f"grpo.reward '{name}' is {found[-1]!r:.60}, not a function")
+def find(
+    given: str | Callable | Sequence[str | Callable],
+    weights: Sequence[float] | None = None,
+    *,
+    key: str = "grpo.reward",
+) -> list[Callable]:
+    """What the config names under `key`, or what Python passed, -> the functions: built-in names, package.module:function,
+    callables."""
+    names = [given] if isinstance(given, str) or callable(given) else given
+    found = [
+        name if callable(name) else BUILT_IN[name] if name in BUILT_IN else function_named(name, key) for name in names
+    ]
     if weights is not None and len(weights) != len(found):
-        raise UserError(f"grpo.reward_weights has {len(weights)} entries for {len(found)} reward functions")
+        raise UserError(f"{key}_weights has {len(weights)} entries for {len(found)} reward functions")
+    return found
+
+
+def function_named(name: str, key: str) -> Callable:
+    """package.module:function -> the function; `key` is where the name was given."""
+    module, colon, function = name.partition(":")
+    if not colon:
+        built_in = f"{', '.join(BUILT_IN)}, or " if "reward" in key else ""
+        raise UserError(f"{key} '{name}': expected {built_in}package.module:function")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except Exception as error:  # whatever the user's module does when it is imported
+        raise UserError(f"{key} '{name}': {type(error).__name__}: {error}") from error
+    if not callable(found):
+        raise UserError(f"{key} '{name}' is {found!r:.60}, not a function")
     return found
 
 

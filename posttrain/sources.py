@@ -17,7 +17,10 @@ from typing import Any
 
 from posttrain import hub
 from posttrain.errors import UserError
+from posttrain.tiny import data as tiny_data
+from posttrain.tiny import names as tiny
 
+EMBEDDED = ", ".join([*tiny_data.DATASETS, *tiny.SAMPLED])
 FILE_KINDS = (".jsonl", ".json", ".csv", ".parquet")
 SPLITS = {"train": ("train", "training"), "test": ("test", "eval"), "validation": ("validation", "valid", "val", "dev")}
 
@@ -86,17 +89,15 @@ def iterate(name: str, *, subset: str | None = None, split: str = "train") -> It
 
 
 def is_embedded(name: str) -> bool:
-    from posttrain import tiny, tiny_data
-
-    return name in tiny_data.DATASETS or name in tiny.SAMPLED
+    return name in tiny_data.DATASETS or name in tiny.SAMPLED or name == tiny_data.TEXT
 
 
 def _embedded(name: str, split: str) -> list[dict]:
-    from posttrain import tiny, tiny_data
-
     if split not in ("train", "test"):
         raise UserError(f"data.split: {name} has the splits train and test, got '{split}'")
-    return tiny.sampled_rows(name, split) if name in tiny.SAMPLED else tiny_data.rows(name, split)
+    if name == tiny_data.TEXT:
+        raise UserError(f"data.name: {name} is text without an end, for loops.pretrain; the others are {EMBEDDED}")
+    return list(read_file(tiny.path_of(name, split))) if name in tiny.SAMPLED else tiny_data.rows(name, split)
 
 
 def is_local(name: str) -> bool:
@@ -257,7 +258,7 @@ def _from_hub(name: str, subset: str | None, split: str, *, streaming: bool) -> 
         return datasets.load_dataset(name, subset, split=split, streaming=streaming)
     except Exception as error:
         raise UserError(
-            f"data.name '{name}': no such file, not an embedded set (tiny-sft, tiny-identity, tiny-math, tiny-preference, tiny-outcome), and the hub says: {_reason(error)}"
+            f"data.name '{name}': no such file, not an embedded set ({EMBEDDED}), and the hub says: {_reason(error)}"
         ) from None
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 
 import torch
 
 from losses.kl import exact_kl
-from posttrain import chat, tiny_data
+from posttrain import chat
 from posttrain.asking import ask
 from posttrain.batch import collate
 from posttrain.intervals import Proportion, pass_at_k
 from posttrain.rewards import answer as is_right
+from posttrain.rollout import sample
+from posttrain.tiny import data as tiny_data
+from posttrain.tiny.tokenizer import DOCUMENT
 
 LONGEST = 28
 
@@ -113,3 +117,16 @@ def mean_kl(model, before, examples: list, pad_id: int) -> float:
         total += torch.where(batch.active, kl, 0.0).sum().item()
         count += int(batch.active.sum())
     return total / count
+
+
+def base_skill(model, tokenizer, problems: int = 200) -> float:
+    """Share of fresh problems whose worked solution the base continues correctly, greedily, after 'Question: … Answer:'."""
+    rng = random.Random("skill")
+    asked = [tiny_data.problem(rng, tiny_data.ONE_STEP + tiny_data.TWO_STEP) for _ in range(problems)]
+    prompts = [f"Question: {p['story']} {p['question']}\nAnswer:" for p in asked]
+    stops = [tokenizer.convert_tokens_to_ids(DOCUMENT)]
+    rollout = sample(
+        model, tokenizer(prompts)["input_ids"], max_new_tokens=LONGEST, stop_ids=stops, pad_id=tokenizer.pad_token_id, temperature=0
+    )  # fmt: skip
+    texts = rollout.texts(tokenizer)
+    return sum(t.strip() == " ".join(p["steps"]) for t, p in zip(texts, asked, strict=True)) / problems

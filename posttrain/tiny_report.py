@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from posttrain import tiny_data
+from posttrain.tiny import data as tiny_data
 from posttrain.tiny_eval import Rung, probes
 
 

@@ -70,7 +70,7 @@ class Run:
             raise UserError(f"Accelerate cannot start (WORLD_SIZE={os.environ.get('WORLD_SIZE')}): {problem}") from None
         self.device = self.accelerator.device
         # How far two computations of the same log-prob may differ: 8-bit products depend on the rows beside them.
-        exact = self.compute == torch.float32 and config.model.quantization != "8bit"
+        exact = self.compute == torch.float32 and getattr(config.model, "quantization", "none") != "8bit"
         self.tolerance = 1e-4 if exact else 0.05
         if int(os.environ.get("WORLD_SIZE", 1)) != self.accelerator.num_processes:
             raise UserError(
@@ -78,6 +78,7 @@ class Run:
                 "each would train alone and overwrite the others. Start with torchrun --standalone --nproc_per_node N -m loops.…"
             )
         set_seed(self.training.seed)
+        self._encoded: Any = None
         self.has_start = False  # models.base_folder has written start.part into the run folder
         self.step = 0
         self.metrics: list[dict[str, float]] = []
@@ -365,7 +366,7 @@ class Run:
             plot_curves(self.folder / "curves.png", self.metrics, self.config.method)
             save(model, tokenizer, self.folder / "model.part", of_model)
             folder.put_model(self.folder)
-            if self.config.data.streaming:
+            if self._encoded is not None and not isinstance(self._encoded.items, list):
                 self.say(self._encoded.summary())
             seconds = time.perf_counter() - self.started
             self.say(f"{self.config.method}: {self.step} steps in {seconds:.1f} s{self.checkpoints.tell_best()}")

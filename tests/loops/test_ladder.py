@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from loops import ladder
-from posttrain import tiny
 from posttrain.config import load
+from posttrain.tiny import names as tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -61,18 +61,19 @@ def test_the_report(climbed):
         }
 
 
-def test_the_base_is_cached_under_its_recipe_with_its_skill():
-    import json
+def test_the_base_is_cached_under_its_recipe_and_can_compute():
+    from posttrain.models import load as load_model
+    from posttrain.tiny_eval import base_skill
 
-    folder = tiny.folder("tiny-base")
+    folder = tiny.path_of("tiny-base")
     assert folder.name == f"tiny-base-{tiny.fingerprint('tiny-base')}"
-    assert json.loads((folder / "recipe.json").read_text())["skill_reached"] >= 0.98
+    assert base_skill(*load_model("tiny-base")[:2]) >= 0.98
 
 
 def test_the_tokenizer_keeps_every_byte_and_splits_digits():
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(tiny.folder("tiny-base"))
+    tokenizer = AutoTokenizer.from_pretrained(tiny.path_of("tiny-base"))
     for text in ("Zoë paid 12,50 € — fine?\n\n  ok", "日本語", "So 12 + 3 = 15.\n#### 15"):
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     assert tokenizer.convert_ids_to_tokens(tokenizer("So 12 + 3")["input_ids"]) == ["So", "Ġ1", "2", "Ġ+", "Ġ3"]

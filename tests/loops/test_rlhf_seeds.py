@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 
 from loops import ppo, reward
-from posttrain import models, tiny_data
+from posttrain import models
 from posttrain.asking import ask
 from posttrain.chat import prompt_ids
 from posttrain.config import load
 from posttrain.rewards import answer
+from posttrain.tiny import data as tiny_data
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = tiny_data.rows("tiny-math", "test")[:300]

@@ -67,7 +67,7 @@ def test_list(capsys):
     ("arguments", "message"),
     [
         (["nope"], "unknown command 'nope': template, validate, show, list"),
-        (["template", "orpo"], "template takes one method: sft, dpo"),
+        (["template", "orpo"], "template takes one method: pretrain, sft, dpo"),
         (["show", "none.yaml"], "none.yaml: no such file"),
         (["validate"], "one or more files"),
         (["list", "losses"], "no .yaml file in losses"),

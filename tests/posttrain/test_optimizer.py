@@ -1,7 +1,9 @@
 import pytest
 import torch
+from torch import nn
 
 from posttrain.keys import Training
+from posttrain.methods import PretrainTraining
 from posttrain.optimizer import make_optimizer, schedule
 
 
@@ -31,3 +33,19 @@ def test_parts_of_a_module_may_have_their_own_rate():
     groups = make_optimizer(module, Training(learning_rate=1e-3), torch.device("cpu"), {"critic.": 5e-3}).param_groups
     rates = {tuple(p.shape): g["lr"] for g in groups for p in g["params"]}
     assert rates == {(2, 2): 1e-3, (2,): 1e-3, (1, 2): 5e-3, (1,): 5e-3} and groups[0]["lr"] == 1e-3
+
+
+def test_wsd_stays_up_then_falls_to_a_twentieth():
+    # N = 100, warm-up 4: 1/5 … 4/5, then 1 up to step 30 (0.05 + 0.95 · 70 / 70), at step 65 0.05 + 0.95 · 35/70, at the end 0.05 + 0.95/70
+    assert [schedule(k, 100, 4, "wsd") for k in (0, 3, 4, 30)] == [0.2, 0.8, 1.0, 1.0]
+    assert schedule(65, 100, 4, "wsd") == pytest.approx(0.525)
+    assert schedule(99, 100, 4, "wsd") == pytest.approx(0.0635714)
+
+
+def test_decay_on_all_reaches_the_norms():
+    policy = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
+    for decay, expected in (("matrices", [0.1, 0.0]), ("all", [0.1, 0.1])):
+        training = PretrainTraining(max_steps=1, weight_decay=0.1, decay=decay, betas=[0.8, 0.7])
+        groups = make_optimizer(policy, training, torch.device("cpu")).param_groups
+        assert sorted(g["weight_decay"] for g in groups) == sorted(expected)
+        assert all(g["betas"] == (0.8, 0.7) for g in groups)

@@ -1,7 +1,7 @@
 import random
 from itertools import islice
 
-from posttrain import tiny_data as world
+from posttrain.tiny import data as world
 
 
 def test_solve_pencil():

@@ -1,7 +1,7 @@
 """The world of the embedded model: every text it reads, made from a seed, with no file and no network.
 
-* documents(rng)     what the base model is pretrained on: sums, short stories, worked problems
-* rows(name, split)  the ladder's data sets in the canonical forms of data.py
+* documents(rng)     tiny-text, what the base model is pretrained on: sums, short stories, worked problems
+* rows(name, split)  the ladder's data sets in the canonical forms of formats.py
       tiny-sft        {messages}                    word problems, sums, an identity (the *old* name), a few facts
       tiny-identity   {prompt, chosen, rejected}    the same answer with the new name (chosen) and the old (rejected)
       tiny-math       {prompt, answer, kind}        word problems with a checkable answer
@@ -299,6 +299,7 @@ def fact_rows(split: str, seed: int) -> list[dict]:
     return [{"prompt": dress(rng, question), "answer": answer} for question, answer in list(FACTS.items()) * 7]
 
 
+TEXT = "tiny-text"  # documents(), for loops.pretrain
 DATASETS = {"tiny-sft": sft_rows, "tiny-identity": identity_rows, "tiny-math": math_rows}
 
 
