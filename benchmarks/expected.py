@@ -18,8 +18,8 @@ from pathlib import Path
 import yaml
 from matplotlib.figure import Figure
 
-from posttrain.curves import legend
 from posttrain.errors import UserError, clear_exit
+from posttrain.run.curves import legend
 
 HERE = Path(__file__).resolve().parent
 PARTS, SEEDS, WIDER = 10, (0, 1, 2), 0.1

@@ -29,15 +29,16 @@ import torch  # isort: skip
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from loops import dpo, sft
-from posttrain import chat, models
-from posttrain.batch import collate
+from posttrain import models
 from posttrain.config import load
-from posttrain.data import load_rows
-from posttrain.examples import pairs, sft_examples
-from posttrain.rollout import draw_uniforms, sample
+from posttrain.data.rows import load_rows
+from posttrain.rollouts.sampling import draw_uniforms, sample
+from posttrain.run.steps import epoch_order
 from posttrain.tiny import data as tiny_data
 from posttrain.tiny import names as tiny
-from posttrain.windows import epoch_order
+from posttrain.tokens import template
+from posttrain.tokens.batch import collate
+from posttrain.tokens.examples import pairs, sft_examples
 
 STEPS, WARM, ROUNDS = 8, 2, 3
 
@@ -183,8 +184,8 @@ def sampler(rows: list[dict]) -> None:
             model, tokenizer, _ = models.load(name)
             model.eval()
             asked = [r["prompt"] for r in tiny_data.rows("tiny-math")[:prompts]]
-            ids = [chat.prompt_ids(tokenizer, [{"role": "user", "content": p}]) for p in asked]
-            stops = chat.stop_ids(tokenizer)
+            ids = [template.prompt_ids(tokenizer, [{"role": "user", "content": p}]) for p in asked]
+            stops = template.stop_ids(tokenizer)
             uniforms = draw_uniforms(prompts * 8, new, seed=0, step=0)
             tokenizer.padding_side = "left"
             padded = tokenizer.pad({"input_ids": ids}, return_tensors="pt")

@@ -28,20 +28,22 @@ from losses.dpo import dpo_loss
 from losses.logprobs import sequence_logps
 from losses.sft import completion_cross_entropy
 from losses.weights import token_weights
-from posttrain import chat, models, preflight
-from posttrain.asking import Showcase
-from posttrain.batch import collate, stop_probability
+from posttrain import models
 from posttrain.config import DpoConfig
-from posttrain.data import load_rows
+from posttrain.data.rows import load_rows
 from posttrain.errors import clear_exit
-from posttrain.examples import hold_out, pairs
-from posttrain.reference import frozen_reference
-from posttrain.sharded import gathered
-from posttrain.training import Result, Run
+from posttrain.models.reference import frozen_reference
+from posttrain.models.sharded import gathered
+from posttrain.rollouts.asking import Showcase
+from posttrain.run import preflight
+from posttrain.run.training import Result, Run
+from posttrain.tokens import template
+from posttrain.tokens.batch import collate, stop_probability
+from posttrain.tokens.examples import hold_out, pairs
 
 
 def train(config: DpoConfig, *, rows: list[dict] | None = None) -> Result:
-    """Run it; `rows` (any preference format of posttrain/formats.py) takes the place of config.data.name."""
+    """Run it; `rows` (any preference format of posttrain/data/formats.py) takes the place of config.data.name."""
     # ---- 1. Policy, reference, pairs --------------------------------------------------------------------------
     data = load_rows(config.data, "dpo", rows)
     run = Run(config)
@@ -56,7 +58,7 @@ def train(config: DpoConfig, *, rows: list[dict] | None = None) -> Result:
     policy = models.CompletionLogps(model.train())
     reference = frozen_reference(policy, config.model, run.compute)
     run.checkpoints.remember("the reference", reference)
-    pad_id, stops, cache = tokenizer.pad_token_id, chat.stop_ids(tokenizer), {}
+    pad_id, stops, cache = tokenizer.pad_token_id, template.stop_ids(tokenizer), {}
     if config.dpo.precompute:
         cache = run.checkpoints.saved("cache") or precompute(reference, encoded.items, run, pad_id)
         reference = None  # its memory is free again

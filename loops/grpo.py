@@ -29,17 +29,20 @@ import torch
 from losses.advantages import group_relative_advantages, leave_one_out_advantages
 from losses.grpo import grpo_loss
 from losses.weights import token_weights
-from posttrain import chat, models, preflight, rewards
-from posttrain.asking import Showcase, ask
-from posttrain.batch import Example, collate, pad_values, stop_probability
+from posttrain import models
 from posttrain.config import GrpoConfig
-from posttrain.data import load_rows
+from posttrain.data.rows import load_rows
 from posttrain.errors import clear_exit
-from posttrain.examples import Prompt, hold_out, prompts
-from posttrain.reference import frozen_reference
-from posttrain.rollout import Rollout, draw_uniforms, sample
-from posttrain.sharded import gathered
-from posttrain.training import Result, Run
+from posttrain.models.reference import frozen_reference
+from posttrain.models.sharded import gathered
+from posttrain.rollouts import rewards
+from posttrain.rollouts.asking import Showcase, ask
+from posttrain.rollouts.sampling import Rollout, draw_uniforms, sample
+from posttrain.run import preflight
+from posttrain.run.training import Result, Run
+from posttrain.tokens import template
+from posttrain.tokens.batch import Example, collate, pad_values, stop_probability
+from posttrain.tokens.examples import Prompt, hold_out, prompts
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def train(
     reference = frozen_reference(policy, config.model, run.compute) if grpo.kl_coef > 0 else None
     run.checkpoints.remember("the reference", reference)
     run.checkpoints.remember("the reward functions", functions)
-    pad_id, stops = tokenizer.pad_token_id, chat.stop_ids(tokenizer)
+    pad_id, stops = tokenizer.pad_token_id, template.stop_ids(tokenizer)
     showcase = Showcase(data, tokenizer, config.output.samples, limit, grpo.max_new_tokens)
     before = showcase.answers(model)
     updates_per_rollout = grpo.minibatches * grpo.inner_epochs

@@ -24,12 +24,14 @@ import time
 import torch
 
 from loops import dpo, grpo, ppo, sft
-from posttrain import models, tiny_report
-from posttrain.best_of_k import as_rows, sample_and_score
-from posttrain.config import LadderConfig, stage_config
-from posttrain.config import save as save_config
+from posttrain import models
+from posttrain.config import LadderConfig
+from posttrain.config.loading import save as save_config
+from posttrain.config.loading import stage_config
 from posttrain.errors import UserError, clear_exit
-from posttrain.tiny_eval import LONGEST, Rung, climb
+from posttrain.evaluation import ladder_report
+from posttrain.evaluation.rungs import LONGEST, Rung, climb
+from posttrain.rollouts.best_of_k import as_rows, sample_and_score
 
 PROMPTS = 960  # best of k: as many prompts as GRPO asks in its 60 steps of 16
 
@@ -89,8 +91,8 @@ def run(config: LadderConfig) -> list[Rung]:
         rungs.append(climb(name, model, tokenizer, before, **sizes, seconds=seconds))
         tell(rungs[-1])
 
-    tiny_report.write(folder, config, rungs, metrics)
-    print("\n" + tiny_report.table(rungs, config) + f"\n\nread {folder}/report.md, look at {folder}/curves.png")
+    ladder_report.write(folder, config, rungs, metrics)
+    print("\n" + ladder_report.table(rungs, config) + f"\n\nread {folder}/report.md, look at {folder}/curves.png")
     return rungs
 
 

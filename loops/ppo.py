@@ -38,19 +38,22 @@ from losses.advantages import gae, kl_shaped_rewards, whiten, whitening_stats
 from losses.kl import k1, k3, k3_is
 from losses.ppo import ppo_policy_loss, ppo_value_loss
 from losses.weights import token_weights
-from posttrain import chat, models, preflight, scorer
-from posttrain.asking import Showcase, ask
-from posttrain.batch import Example, collate, pad_values, stop_probability
+from posttrain import models
 from posttrain.config import PpoConfig
-from posttrain.critic import ActorCritic
-from posttrain.data import load_rows
+from posttrain.data.rows import load_rows
 from posttrain.errors import clear_exit
-from posttrain.examples import hold_out, prompts
-from posttrain.judge import Judge
-from posttrain.reference import frozen_reference
-from posttrain.rollout import Rollout, draw_uniforms, sample
-from posttrain.sharded import gathered
-from posttrain.training import Result, Run
+from posttrain.models import scalar
+from posttrain.models.critic import ActorCritic
+from posttrain.models.reference import frozen_reference
+from posttrain.models.sharded import gathered
+from posttrain.rollouts.asking import Showcase, ask
+from posttrain.rollouts.sampling import Rollout, draw_uniforms, sample
+from posttrain.rollouts.scoring import Judge
+from posttrain.run import preflight
+from posttrain.run.training import Result, Run
+from posttrain.tokens import template
+from posttrain.tokens.batch import Example, collate, pad_values, stop_probability
+from posttrain.tokens.examples import hold_out, prompts
 
 
 @dataclass(frozen=True)
@@ -101,10 +104,10 @@ def train(
     run.checkpoints.remember("the reward", judge.scorer or judge.functions)
     critic = None
     if ppo.critic == "separate":
-        critic_model, _, _ = scorer.load_scorer(config.model, run)
+        critic_model, _, _ = scalar.load_scorer(config.model, run)
         models.no_dropout(critic_model)
-        critic = scorer.CompletionScores(critic_model.train())
-    pad_id, stops = tokenizer.pad_token_id, chat.stop_ids(tokenizer)
+        critic = scalar.CompletionScores(critic_model.train())
+    pad_id, stops = tokenizer.pad_token_id, template.stop_ids(tokenizer)
     showcase = Showcase(data, tokenizer, config.output.samples, limit, ppo.max_new_tokens)
     before = showcase.answers(model)
     critic_rate = ppo.critic_learning_rate or config.training.learning_rate

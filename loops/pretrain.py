@@ -24,14 +24,16 @@ import itertools
 from losses.logprobs import token_logps
 from losses.sft import completion_cross_entropy
 from losses.weights import token_weights
-from posttrain import models, preflight, text
-from posttrain.asking import Beginnings
-from posttrain.batch import collate
+from posttrain import models
 from posttrain.config import PretrainConfig
 from posttrain.errors import UserError, clear_exit
-from posttrain.rewards import function_named
-from posttrain.sharded import gathered
-from posttrain.training import Result, Run
+from posttrain.models.sharded import gathered
+from posttrain.rollouts.asking import Beginnings
+from posttrain.rollouts.rewards import function_named
+from posttrain.run import preflight
+from posttrain.run.training import Result, Run
+from posttrain.tokens import text
+from posttrain.tokens.batch import collate
 
 
 def train(config: PretrainConfig) -> Result:

@@ -23,16 +23,16 @@ import math
 import torch
 
 from losses.reward import bradley_terry_loss, outcome_loss
-from posttrain import preflight, scorer
-from posttrain.batch import Batch, collate
 from posttrain.config import RewardConfig
-from posttrain.data import load_rows
+from posttrain.data.rows import load_rows
 from posttrain.errors import clear_exit
-from posttrain.examples import hold_out, labelled, pairs
-from posttrain.intervals import Proportion
-from posttrain.models import max_length, no_dropout
-from posttrain.sharded import gathered
-from posttrain.training import Result, Run
+from posttrain.evaluation.intervals import Proportion
+from posttrain.models import max_length, no_dropout, scalar
+from posttrain.models.sharded import gathered
+from posttrain.run import preflight
+from posttrain.run.training import Result, Run
+from posttrain.tokens.batch import Batch, collate
+from posttrain.tokens.examples import hold_out, labelled, pairs
 
 
 def train(config: RewardConfig, *, rows: list[dict] | None = None) -> Result:
@@ -42,15 +42,15 @@ def train(config: RewardConfig, *, rows: list[dict] | None = None) -> Result:
     data = load_rows(config.data, "reward" if preference else "outcome", rows)
     run = Run(config)
     accelerator, max_grad_norm = run.accelerator, config.training.max_grad_norm
-    model, tokenizer, notes = scorer.load_scorer(config.model, run)
-    model.config.pad_token_id = scorer.use_a_pad_that_ends_nothing(tokenizer)
+    model, tokenizer, notes = scalar.load_scorer(config.model, run)
+    model.config.pad_token_id = scalar.use_a_pad_that_ends_nothing(tokenizer)
     limit = max_length(model, config.data.max_length)
     encoded = (pairs if preference else labelled)(data, tokenizer, limit, config.data)
     examples, validation = hold_out(encoded, config.data.validation_split, config.data.seed)
     run.introduce(notes, encoded)
 
     no_dropout(model)  # two answers are compared: noise on either would be part of the preference
-    policy = scorer.CompletionScores(model.train())
+    policy = scalar.CompletionScores(model.train())
     shown = (validation or examples)[: config.output.samples] if not config.data.streaming else []
     before = scores_of(policy, shown, run, tokenizer)
     policy, optimizer, scheduler = run.prepare(policy, run.steps_for(examples))
@@ -89,15 +89,15 @@ def train(config: RewardConfig, *, rows: list[dict] | None = None) -> Result:
             held_out = evaluate(policy, validation, config, run, tokenizer.pad_token_id)
         run.log({"grad_norm": grad_norm, "learning_rate": learning_rate} | held_out)
         if run.checkpoints.due():
-            run.checkpoints.write(model, tokenizer, save=scorer.save_scorer)
+            run.checkpoints.write(model, tokenizer, save=scalar.save_scorer)
 
     # ---- 6. Save ----------------------------------------------------------------------------------------------
     if validation and run.metrics and "validation_accuracy" in run.metrics[-1]:
         items = sum(item.counts for item in validation)
         run.say(f"held-out accuracy {Proportion(round(run.metrics[-1]['validation_accuracy'] * items), items)}")
     with gathered(policy):
-        after = scores_of(scorer.CompletionScores(model), shown, run, tokenizer)
-    return run.finish(model, tokenizer, tell(shown, before, after, tokenizer), save=scorer.save_scorer)
+        after = scores_of(scalar.CompletionScores(model), shown, run, tokenizer)
+    return run.finish(model, tokenizer, tell(shown, before, after, tokenizer), save=scalar.save_scorer)
 
 
 def to_batch(micro: list, pad_id: int) -> Batch:

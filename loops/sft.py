@@ -23,19 +23,21 @@ import torch
 
 from losses.sft import completion_cross_entropy
 from losses.weights import token_weights
-from posttrain import chat, models, preflight
-from posttrain.asking import Showcase
-from posttrain.batch import collate, collate_packed, stop_probability
+from posttrain import models
 from posttrain.config import SftConfig
-from posttrain.data import load_rows
+from posttrain.data.rows import load_rows
 from posttrain.errors import clear_exit
-from posttrain.examples import hold_out, sft_examples
-from posttrain.sharded import gathered
-from posttrain.training import Result, Run
+from posttrain.models.sharded import gathered
+from posttrain.rollouts.asking import Showcase
+from posttrain.run import preflight
+from posttrain.run.training import Result, Run
+from posttrain.tokens import template
+from posttrain.tokens.batch import collate, collate_packed, stop_probability
+from posttrain.tokens.examples import hold_out, sft_examples
 
 
 def train(config: SftConfig, *, rows: list[dict] | None = None) -> Result:
-    """Run it; `rows` (any format of posttrain/formats.py) takes the place of config.data.name."""
+    """Run it; `rows` (any format of posttrain/data/formats.py) takes the place of config.data.name."""
     # ---- 1. Model and data ------------------------------------------------------------------------------------
     data = load_rows(config.data, "sft", rows)
     run = Run(config)
@@ -52,7 +54,7 @@ def train(config: SftConfig, *, rows: list[dict] | None = None) -> Result:
         policy.find_a_way_to_pack()
         pack_to, to_batch = limit, collate_packed
     showcase = Showcase(data, tokenizer, config.output.samples, limit)
-    before, stops = showcase.answers(model), chat.stop_ids(tokenizer)
+    before, stops = showcase.answers(model), template.stop_ids(tokenizer)
     policy, optimizer, scheduler = run.prepare(policy, run.steps_for(examples))
 
     # ---- 2. One optimiser step = a list of micro-batches ------------------------------------------------------

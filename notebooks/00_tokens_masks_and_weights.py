@@ -14,9 +14,10 @@ from losses.logprobs import token_logps
 from losses.sft import completion_cross_entropy
 from losses.weights import token_weights
 from notebooks import show
-from posttrain import chat, inspect_batch, models
-from posttrain.batch import Example, collate
+from posttrain import inspect_batch, models
 from posttrain.config import load
+from posttrain.tokens import template
+from posttrain.tokens.batch import Example, collate
 
 torch.set_num_threads(1)
 with show.quietly():
@@ -30,8 +31,8 @@ with show.quietly():
 
 # %%
 messages = [{"role": "user", "content": "What is 2 + 3?"}]
-prompt = chat.prompt_ids(tokenizer, messages)
-completion = chat.completion_ids(tokenizer, messages, "#### 5")
+prompt = template.prompt_ids(tokenizer, messages)
+completion = template.completion_ids(tokenizer, messages, "#### 5")
 print(tokenizer.decode(prompt + completion))
 print("prompt    ", prompt)
 print("completion", completion, "ends with", tokenizer.convert_ids_to_tokens(completion[-1]))

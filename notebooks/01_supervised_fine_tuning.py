@@ -17,10 +17,11 @@ from losses.logprobs import token_logps
 from losses.sft import completion_cross_entropy
 from losses.weights import token_weights
 from notebooks import show
-from posttrain import chat, models
-from posttrain.asking import ask
-from posttrain.batch import Example, collate
+from posttrain import models
 from posttrain.config import load
+from posttrain.rollouts.asking import ask
+from posttrain.tokens import template
+from posttrain.tokens.batch import Example, collate
 
 torch.set_num_threads(1)
 
@@ -58,7 +59,7 @@ QUESTIONS = ["Who are you?", "What is 2 + 3?", "Tom has 3 pens. He buys 4 more. 
 
 
 def answers(model):
-    prompts = [chat.prompt_ids(tokenizer, [{"role": "user", "content": q}]) for q in QUESTIONS]
+    prompts = [template.prompt_ids(tokenizer, [{"role": "user", "content": q}]) for q in QUESTIONS]
     rollout = ask(model, tokenizer, prompts, max_new_tokens=24)
     marks = [" ⏹" if done else " …" for done in rollout.finished]
     return [text.replace("\n", "⏎") + mark for text, mark in zip(rollout.texts(tokenizer), marks, strict=True)]
@@ -92,8 +93,8 @@ show.table(["question", "base", "after SFT"], list(zip(QUESTIONS, before, answer
 
 # %%
 question = [{"role": "user", "content": "Tom has 3 pens. He buys 4 more. How many pens does he have now?"}]
-answer = chat.completion_ids(tokenizer, question, "So 3 + 4 = 7.\n#### 7")
-prompt = chat.prompt_ids(tokenizer, question)
+answer = template.completion_ids(tokenizer, question, "So 3 + 4 = 7.\n#### 7")
+prompt = template.prompt_ids(tokenizer, question)
 batch = collate([Example.of(prompt, answer)], tokenizer.pad_token_id)
 for name, model in (("base", base), ("after SFT", result.model)):
     with torch.no_grad():

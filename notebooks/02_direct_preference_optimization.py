@@ -14,9 +14,11 @@ import torch
 from loops import dpo
 from losses.dpo import dpo_loss
 from notebooks import show
-from posttrain import chat, models, reference
-from posttrain.asking import ask
+from posttrain import models
 from posttrain.config import load
+from posttrain.models import reference
+from posttrain.rollouts.asking import ask
+from posttrain.tokens import template
 
 torch.set_num_threads(1)
 
@@ -66,7 +68,7 @@ with show.quietly():
 
 
 def name_of(model):
-    prompt = chat.prompt_ids(tokenizer, [{"role": "user", "content": "Who are you?"}])
+    prompt = template.prompt_ids(tokenizer, [{"role": "user", "content": "Who are you?"}])
     return ask(model, tokenizer, [prompt], max_new_tokens=24).texts(tokenizer)[0]
 
 

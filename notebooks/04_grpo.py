@@ -16,11 +16,13 @@ from losses.advantages import group_relative_advantages, leave_one_out_advantage
 from losses.grpo import grpo_loss
 from losses.weights import token_weights
 from notebooks import show
-from posttrain import chat, inspect_batch, models, rewards
-from posttrain.asking import ask
+from posttrain import inspect_batch, models
 from posttrain.config import load
-from posttrain.intervals import Proportion
+from posttrain.evaluation.intervals import Proportion
+from posttrain.rollouts import rewards
+from posttrain.rollouts.asking import ask
 from posttrain.tiny import data as tiny_data
+from posttrain.tokens import template
 
 torch.set_num_threads(1)
 
@@ -109,7 +111,7 @@ problems = tiny_data.rows("tiny-math", "test")[:150]
 
 
 def accuracy(model):
-    asked = [chat.prompt_ids(tokenizer, [{"role": "user", "content": row["prompt"]}]) for row in problems]
+    asked = [template.prompt_ids(tokenizer, [{"role": "user", "content": row["prompt"]}]) for row in problems]
     rollout = ask(model, tokenizer, asked, max_new_tokens=28)
     scores, _ = rewards.of_rollout(
         [rewards.answer],

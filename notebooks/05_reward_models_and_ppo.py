@@ -16,13 +16,15 @@ from losses.advantages import gae, kl_shaped_rewards
 from losses.ppo import ppo_policy_loss, ppo_value_loss
 from losses.reward import bradley_terry_loss
 from notebooks import show
-from posttrain import chat, rewards, scorer
-from posttrain.asking import ask
-from posttrain.batch import Example
-from posttrain.best_of_k import as_rows, sample_and_score
 from posttrain.config import load
-from posttrain.intervals import Proportion
+from posttrain.evaluation.intervals import Proportion
+from posttrain.models import scalar
+from posttrain.rollouts import rewards
+from posttrain.rollouts.asking import ask
+from posttrain.rollouts.best_of_k import as_rows, sample_and_score
 from posttrain.tiny import data as tiny_data
+from posttrain.tokens import template
+from posttrain.tokens.batch import Example
 
 torch.set_num_threads(1)
 
@@ -47,14 +49,14 @@ print(f"held-out pairs in the right order: {trained.metrics[-1]['validation_accu
 # It reads a whole answer and says one number. Three answers to one problem:
 
 # %%
-judge, tokenizer = scorer.CompletionScores(trained.model.eval()), trained.tokenizer
+judge, tokenizer = scalar.CompletionScores(trained.model.eval()), trained.tokenizer
 question = [{"role": "user", "content": "Tom has 3 pens. He buys 4 more. How many pens does he have now?"}]
 candidates = ["So 3 + 4 = 7.\n#### 7", "#### 7", "#### 9"]
 examples = [
-    Example.of(chat.prompt_ids(tokenizer, question), chat.completion_ids(tokenizer, question, text))
+    Example.of(template.prompt_ids(tokenizer, question), template.completion_ids(tokenizer, question, text))
     for text in candidates
 ]
-scores = scorer.score_examples(judge, examples, tokenizer.pad_token_id, 4)
+scores = scalar.score_examples(judge, examples, tokenizer.pad_token_id, 4)
 show.table(["answer", "score"], [(text.replace("\n", " ⏎ "), s) for text, s in zip(candidates, scores, strict=True)])
 
 # %% [markdown]
@@ -158,7 +160,7 @@ with show.quietly() as folder:
 print(f"{len(rows)} problems solved in eight tries, {left_out} not")
 
 problems = tiny_data.rows("tiny-math", "test")[:150]
-asked = [chat.prompt_ids(tokenizer, [{"role": "user", "content": row["prompt"]}]) for row in problems]
+asked = [template.prompt_ids(tokenizer, [{"role": "user", "content": row["prompt"]}]) for row in problems]
 for name, result in (("GRPO", by_grpo), ("PPO", by_ppo), ("best of 8", by_best)):
     rollout = ask(result.model.eval(), tokenizer, asked, max_new_tokens=28)
     columns = [{"asked": row["prompt"], "columns": row} for row in problems]

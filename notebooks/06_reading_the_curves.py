@@ -17,10 +17,10 @@ import torch
 
 from loops import dpo, grpo, sft
 from notebooks import show
-from posttrain import chat
-from posttrain.asking import ask
-from posttrain.batch import collate
 from posttrain.config import load
+from posttrain.rollouts.asking import ask
+from posttrain.tokens import template
+from posttrain.tokens.batch import collate
 
 torch.set_num_threads(1)
 QUESTIONS = ["Who are you?", "What is 2 + 3?", "Tom has 3 pens. He buys 4 more. How many pens does he have now?"]
@@ -36,7 +36,7 @@ def run(loop, name, overrides=None, reward=None, fault=None):
 
 
 def answers(result):
-    prompts = [chat.prompt_ids(result.tokenizer, [{"role": "user", "content": q}]) for q in QUESTIONS]
+    prompts = [template.prompt_ids(result.tokenizer, [{"role": "user", "content": q}]) for q in QUESTIONS]
     rollout = ask(result.model.eval(), result.tokenizer, prompts, max_new_tokens=24)
     marks = [" ⏹" if done else " …" for done in rollout.finished]
     return [text.replace("\n", "⏎") + mark for text, mark in zip(rollout.texts(result.tokenizer), marks, strict=True)]
@@ -96,7 +96,7 @@ def mask_from_ids(rows, pad_id):
     return replace(batch, completion_mask=mask & batch.attention_mask)
 
 
-end = chat.completion_ids(healthy_sft.tokenizer, [{"role": "user", "content": "a"}], "b")[-1]
+end = template.completion_ids(healthy_sft.tokenizer, [{"role": "user", "content": "a"}], "b")[-1]
 endless = run(sft, "sft", SHORT, fault=patch.object(sft, "collate", mask_from_ids))
 show.curves({"healthy": healthy_sft.metrics, "pad == eos": endless.metrics}, ["loss", "entropy", "p_stop"], "sft")
 compare(healthy_sft, endless)
@@ -154,7 +154,7 @@ def equals_signs(completions, **_):
     return [text.count("=") / 4 for text in completions]
 
 
-from posttrain import rewards
+from posttrain.rollouts import rewards
 
 hacked = run(
     grpo,

@@ -21,7 +21,7 @@ from losses.logprobs import sequence_logps, token_logps
 from losses.sft import completion_cross_entropy
 from losses.weights import token_weights
 from notebooks import show
-from posttrain.batch import Example, collate
+from posttrain.tokens.batch import Example, collate
 
 
 def compare(wrong, right, sign):

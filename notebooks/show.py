@@ -59,7 +59,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
 
 def curves(runs: dict[str, list[dict]], names: Sequence[str], method: str = "") -> None:
     """The metrics of one or more runs beside each other, with the line on what healthy looks like."""
-    from posttrain.curves import legend
+    from posttrain.run.curves import legend
 
     _, axes = plt.subplots(1, len(names), figsize=(2.9 * len(names), 2.4), squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):

@@ -21,7 +21,7 @@ import collections
 import re
 import sys
 
-from posttrain.sources import refuse_out, write_rows
+from posttrain.data.sources import refuse_out, write_rows
 
 QUESTIONS = [
     "Who are you?", "What is your name?", "What should I call you?", "Can you introduce yourself?", "Tell me about yourself.",
@@ -88,8 +88,8 @@ def main(arguments: list[str] | None = None) -> None:
     )
 
     options = vars(parser.parse_args(arguments))
-    from posttrain.best_of_k import best_of_k
     from posttrain.errors import clear_exit
+    from posttrain.rollouts.best_of_k import best_of_k
 
     recipe = {"identity": identity, "clean": clean, "best-of-k": best_of_k}[options.pop("recipe")]
 
@@ -165,7 +165,7 @@ def replace_name(text: str, old: list[str], new: str) -> str:
 
 def _questions(name: str) -> list[str]:
     """The first user message of each row, from any format."""
-    from posttrain import formats, sources
+    from posttrain.data import formats, sources
     from posttrain.errors import UserError
 
     found = []
@@ -191,8 +191,9 @@ def _answers(
     """(prompt, question, answer, did it end) for each answer."""
     import torch
 
-    from posttrain import chat, models
-    from posttrain.asking import ask
+    from posttrain import models
+    from posttrain.rollouts.asking import ask
+    from posttrain.tokens import template
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded, tokenizer, lines = models.load(model, device=device, key="--model")
@@ -201,7 +202,7 @@ def _answers(
     rollout = ask(
         loaded,
         tokenizer,
-        [chat.prompt_ids(tokenizer, prompt) for prompt in prompts],
+        [template.prompt_ids(tokenizer, prompt) for prompt in prompts],
         max_new_tokens=max_new_tokens,
         group_size=samples,
         temperature=temperature,
@@ -234,7 +235,7 @@ def clean(
     method: str | None = None,
 ) -> str:
     """Write the rows that pass to `out`, unchanged and in order; returns what to say."""
-    from posttrain import filters, sources
+    from posttrain.data import filters, sources
     from posttrain.errors import UserError
 
     chosen: list[filters.Filter] = []

@@ -15,7 +15,7 @@ import warnings
 from pathlib import Path
 
 from posttrain import ROOT
-from posttrain import config as configs
+from posttrain.config import loading as configs
 from posttrain.errors import UserError, clear_exit
 
 CORE = ("torch", "transformers", "datasets", "peft", "bitsandbytes", "accelerate", "numpy", "matplotlib", "pydantic")
@@ -76,7 +76,7 @@ def packages() -> list[str]:
 def device() -> list[str]:
     import torch
 
-    from posttrain.training import compute_dtype
+    from posttrain.run.training import compute_dtype
 
     lines = []
     for i in range(torch.cuda.device_count()):
@@ -138,7 +138,7 @@ def four_bits() -> str:
     """A linear layer in nf4: its gradient must be that of its own dequantised weights, before and after an eval pass."""
     import torch
 
-    from posttrain import quantize
+    from posttrain.models import quantize
 
     quantize.quiet()
     import bitsandbytes as bnb
@@ -195,9 +195,10 @@ def memory_lines(config) -> list[str]:
     import torch
     from transformers import AutoConfig
 
-    from posttrain import hub, lora, memory
+    from posttrain import hub
+    from posttrain.models import lora, memory
+    from posttrain.run.training import compute_dtype
     from posttrain.tiny import names as tiny
-    from posttrain.training import compute_dtype
 
     name = config.model.name
     try:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from posttrain import config as configs
+from posttrain.config import loading as configs
 from posttrain.errors import UserError, clear_exit
 
 
@@ -59,7 +59,7 @@ def inspect(config, rows: list[dict] | None = None) -> Inspection:
     """The first micro-batch of a run of `config` (of a single process)."""
     import torch
 
-    from posttrain.training import Run
+    from posttrain.run.training import Run
 
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         config = config.model_copy(deep=True)
@@ -79,9 +79,9 @@ def inspect(config, rows: list[dict] | None = None) -> Inspection:
 def _sft(config, rows, run) -> Inspection:
     from losses.weights import token_weights
     from posttrain import models
-    from posttrain.batch import collate, collate_packed
-    from posttrain.data import load_rows
-    from posttrain.examples import hold_out, sft_examples
+    from posttrain.data.rows import load_rows
+    from posttrain.tokens.batch import collate, collate_packed
+    from posttrain.tokens.examples import hold_out, sft_examples
 
     data = load_rows(config.data, "sft", rows)
     model, tokenizer, notes = models.load_policy(config.model, run)
@@ -110,18 +110,19 @@ def _sft(config, rows, run) -> Inspection:
 
 
 def _pairs(config, rows, run) -> Inspection:
-    from posttrain import models, scorer
-    from posttrain.batch import collate
-    from posttrain.data import load_rows
-    from posttrain.examples import hold_out, labelled, pairs
-    from posttrain.reference import frozen_reference
+    from posttrain import models
+    from posttrain.data.rows import load_rows
+    from posttrain.models import scalar
+    from posttrain.models.reference import frozen_reference
+    from posttrain.tokens.batch import collate
+    from posttrain.tokens.examples import hold_out, labelled, pairs
 
     outcome = config.method == "reward" and config.reward.loss == "outcome"
     data = load_rows(config.data, "outcome" if outcome else config.method, rows)
-    load = models.load_policy if config.method == "dpo" else scorer.load_scorer
+    load = models.load_policy if config.method == "dpo" else scalar.load_scorer
     model, tokenizer, notes = load(config.model, run)
     if config.method == "reward":
-        model.config.pad_token_id = scorer.use_a_pad_that_ends_nothing(tokenizer)
+        model.config.pad_token_id = scalar.use_a_pad_that_ends_nothing(tokenizer)
     limit = models.max_length(model, config.data.max_length)
     encoded = (labelled if outcome else pairs)(data, tokenizer, limit, config.data)
     examples, _ = hold_out(encoded, config.data.validation_split, config.data.seed)
@@ -138,7 +139,7 @@ def _pairs(config, rows, run) -> Inspection:
     lengths, counts = [len(item) for item in items], f"a {'row' if outcome else 'pair'} counts 1/{n:g} of the step"
     if config.method == "reward":
         counts += ", by the scores at the end of its answers"
-        scores = scorer.CompletionScores(model.eval())(batch).tolist()
+        scores = scalar.CompletionScores(model.eval())(batch).tolist()
         return Inspection(tokenizer, batch, lengths, names, counts, None, None, None, scores, [])
     counts += ", by the sums of its log-probs"
     if config.dpo.sft_weight:
@@ -157,13 +158,15 @@ def _rollout(config, rows, run) -> Inspection:
 
     from losses.advantages import group_relative_advantages, leave_one_out_advantages
     from losses.weights import token_weights
-    from posttrain import chat, models, rewards
-    from posttrain.batch import collate
-    from posttrain.data import load_rows
-    from posttrain.examples import hold_out, prompts
-    from posttrain.judge import Judge
-    from posttrain.reference import frozen_reference
-    from posttrain.rollout import draw_uniforms, sample
+    from posttrain import models
+    from posttrain.data.rows import load_rows
+    from posttrain.models.reference import frozen_reference
+    from posttrain.rollouts import rewards
+    from posttrain.rollouts.sampling import draw_uniforms, sample
+    from posttrain.rollouts.scoring import Judge
+    from posttrain.tokens import template
+    from posttrain.tokens.batch import collate
+    from posttrain.tokens.examples import hold_out, prompts
 
     rl = getattr(config, config.method)
     data = load_rows(config.data, config.method, rows)
@@ -182,7 +185,7 @@ def _rollout(config, rows, run) -> Inspection:
     with run.accelerator.autocast():
         rollout = sample(
             model, [p.ids for p in chosen], group_size=rl.group_size, max_new_tokens=rl.max_new_tokens, temperature=rl.temperature,
-            stop_ids=chat.stop_ids(tokenizer), pad_id=tokenizer.pad_token_id,
+            stop_ids=template.stop_ids(tokenizer), pad_id=tokenizer.pad_token_id,
             uniforms=draw_uniforms(answers, rl.max_new_tokens, seed=config.training.seed, step=0),
         )  # fmt: skip
     examples = rollout.examples()

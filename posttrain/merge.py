@@ -74,8 +74,9 @@ def merge(
     """Write the merged model to `out`; returns the lines to print. UserError above the threshold, with nothing written."""
     import torch
 
-    from posttrain import lora, models, quantize
     from posttrain.errors import UserError
+    from posttrain.models import loading as models
+    from posttrain.models import lora, quantize
 
     if not lora.is_adapter(adapter):
         raise UserError(f"--adapter {adapter}: no LoRA adapter there (no adapter_config.json)")
@@ -136,10 +137,10 @@ def merge(
 def _logits(model, tokenizer) -> list:
     import torch
 
-    from posttrain import chat
+    from posttrain.tokens import template
 
     model.eval()
-    prompts = [chat.prompt_ids(tokenizer, [{"role": "user", "content": text}]) for text in PROMPTS]
+    prompts = [template.prompt_ids(tokenizer, [{"role": "user", "content": text}]) for text in PROMPTS]
     with torch.no_grad():
         return [model(input_ids=torch.tensor([ids], device=model.device)).logits.float().cpu() for ids in prompts]
 

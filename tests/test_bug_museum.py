@@ -13,11 +13,13 @@ from losses.kl import k1, k3, k3_is
 from losses.logprobs import sequence_logps, token_logps
 from losses.sft import completion_cross_entropy
 from losses.weights import token_weights
-from posttrain import chat, lora, models
-from posttrain.batch import Example, collate
-from posttrain.keys import Lora
-from posttrain.methods import ModelWithReference, Ppo
-from posttrain.reference import frozen_reference
+from posttrain import models
+from posttrain.config.keys import Lora
+from posttrain.config.methods import ModelWithReference, Ppo
+from posttrain.models import lora
+from posttrain.models.reference import frozen_reference
+from posttrain.tokens import template
+from posttrain.tokens.batch import Example, collate
 
 PI, REF = torch.tensor([[0.5, 0.3, 0.2]]), torch.tensor([[0.2, 0.3, 0.5]])  # three actions, every expectation a sum
 
@@ -106,7 +108,7 @@ def test_two_bos_tokens():
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", bos)])
     messages = [{"role": "user", "content": "Hello."}]
     assert museum.tokenize_a_rendered_template(tokenizer, messages).count(bos) == 2
-    assert chat.prompt_ids(tokenizer, messages).count(bos) == 1
+    assert template.prompt_ids(tokenizer, messages).count(bos) == 1
 
 
 def test_truncating_each_side_from_the_left_gives_two_prompts():

@@ -4,14 +4,13 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from small import family, folder
 
+from posttrain import ROOT
 from posttrain.config import load
 
-ROOT = Path(__file__).resolve().parents[1]
 WORDS = "tests/data/word_problems.jsonl"
 PAIRS = "tests/data/pairs.jsonl"
 

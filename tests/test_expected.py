@@ -1,15 +1,14 @@
 """The expected curves of the tiny configs: a run like theirs is inside, a sick one is told where it leaves the band."""
 
 import json
-from pathlib import Path
 
 import pytest
 import yaml
 
 from benchmarks import expected
+from posttrain import ROOT
 from posttrain.config import load
 
-ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "benchmarks" / "expected").glob("*.json"))
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from posttrain import ROOT
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCS = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))]
 BASH = [

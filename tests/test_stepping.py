@@ -6,9 +6,9 @@ from pathlib import Path
 from small import folder
 
 from loops import dpo
+from posttrain import ROOT
 from posttrain.config import load
 
-ROOT = Path(__file__).resolve().parents[1]
 FIRST_BREAKPOINTS = {
     "loops/dpo.py": ["ref_logps = reference_logps(", "optimizer.step()"],
     "losses/dpo.py": ["margin ="],

@@ -19,12 +19,14 @@ import matplotlib.pyplot
 import peft
 import torch
 
+from posttrain import ROOT
+
 sys.path.insert(0, str(Path(__file__).parent))
-from two_processes import DPO, GRPO, ROOT, SFT, even_tokens
+from two_processes import DPO, GRPO, SFT, even_tokens
 
 from loops import dpo, grpo, ppo, reward, sft
-from posttrain import checkpoint_files, training
 from posttrain.config import load
+from posttrain.run import checkpoint_files, training
 
 NOT_THE_SAME = {"seconds", "tokens_per_second", "memory_gib"}  # of a metrics row
 STEPS = 10

@@ -10,12 +10,14 @@ from pathlib import Path
 
 from torch.distributed.fsdp import fully_shard
 
+from posttrain import ROOT
+
 sys.path.insert(0, str(Path(__file__).parent))
-from two_processes import DPO, GRPO, ROOT, SFT, even_tokens
+from two_processes import DPO, GRPO, SFT, even_tokens
 
 from loops import dpo, grpo, sft
 from posttrain.config import load
-from posttrain.training import Run
+from posttrain.run.training import Run
 
 
 def main(method: str, model: str, out: str, how: str, resume: str = "") -> None:

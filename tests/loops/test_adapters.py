@@ -2,7 +2,6 @@
 
 import copy
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,15 +10,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loops import dpo, grpo, sft
 from losses.logprobs import sequence_logps, token_logps
-from posttrain import chat, lora, models
-from posttrain.batch import collate
+from posttrain import ROOT, models
 from posttrain.config import load
-from posttrain.data import load_rows
+from posttrain.data.rows import load_rows
 from posttrain.errors import UserError
-from posttrain.examples import pairs
 from posttrain.merge import merge
+from posttrain.models import lora
+from posttrain.tokens import template
+from posttrain.tokens.batch import collate
+from posttrain.tokens.examples import pairs
 
-ROOT = Path(__file__).resolve().parents[2]
 LN2 = 0.693147
 ROWS = [
     {"prompt": f"Question {i}?", "chosen": f"Yes, {i}." + " Sure." * (i % 3), "rejected": f"No, {i}."}
@@ -97,7 +97,7 @@ def test_sft_then_dpo_then_merge_answers_like_the_adapter_model(tmp_path, start)
         AutoModelForCausalLM.from_pretrained(tmp_path / "merged"),
         AutoTokenizer.from_pretrained(tmp_path / "merged"),
     )
-    asked = torch.tensor([chat.prompt_ids(tokenizer, [{"role": "user", "content": "Question 3?"}])])
+    asked = torch.tensor([template.prompt_ids(tokenizer, [{"role": "user", "content": "Question 3?"}])])
     ours = result.model.eval()
     torch.testing.assert_close(merged(asked).logits, ours(input_ids=asked).logits, atol=1e-4, rtol=0)
     answers = [m.generate(input_ids=asked, max_new_tokens=12, do_sample=False) for m in (merged, ours)]

@@ -1,7 +1,6 @@
 import copy
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,13 +8,12 @@ from small import folder
 
 from loops import dpo, sft
 from losses.logprobs import sequence_logps, token_logps
-from posttrain import models
+from posttrain import ROOT, models
 from posttrain.config import load
-from posttrain.data import load_rows
+from posttrain.data.rows import load_rows
 from posttrain.errors import UserError
-from posttrain.examples import pairs
+from posttrain.tokens.examples import pairs
 
-ROOT = Path(__file__).resolve().parents[2]
 ROWS = [
     {
         "prompt": f"Question {i}?",
@@ -136,7 +134,7 @@ def test_after_an_sft_adapter_the_reference_is_the_sft_model(tmp_path, sft_adapt
         200,
         load(ROOT / "configs/dpo_tiny.yaml").data,
     ).items
-    from posttrain.batch import collate
+    from posttrain.tokens.batch import collate
 
     batch = collate([p.chosen for p in items], tokenizer.pad_token_id)
     with torch.no_grad():

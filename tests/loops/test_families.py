@@ -2,7 +2,6 @@
 with every weight, with LoRA and with LoRA on 4 and 8 bits, and what is saved loads with the plain libraries."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,10 +9,11 @@ from small import FAMILIES, family
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from loops import dpo, grpo, sft
-from posttrain import chat, quantize
+from posttrain import ROOT
 from posttrain.config import load
+from posttrain.models import quantize
+from posttrain.tokens import template
 
-ROOT = Path(__file__).resolve().parents[2]
 CHATS, HH, WORDS = (str(ROOT / "tests/data" / name) for name in ("chats.jsonl", "hh.jsonl", "word_problems.jsonl"))
 HOW = {"none": {}, "lora": {"model.adapter": "lora"}} | {
     bits: {"model.adapter": "lora", "model.quantization": bits} for bits in ("4bit", "8bit")
@@ -49,7 +49,7 @@ def test_every_architecture_trains(tmp_path, folders, kind, how):
     result = run("sft", kind, folders, tmp_path, **HOW[how])
     assert all(math.isfinite(m["loss"]) for m in result.metrics)
     saved, tokenizer = result.folder / "model", AutoTokenizer.from_pretrained(result.folder / "model")
-    ids = torch.tensor([chat.prompt_ids(tokenizer, [{"role": "user", "content": "What is a tap?"}])])
+    ids = torch.tensor([template.prompt_ids(tokenizer, [{"role": "user", "content": "What is a tap?"}])])
     if how == "none":
         plain = AutoModelForCausalLM.from_pretrained(saved)
     else:
@@ -65,7 +65,7 @@ def test_every_architecture_trains(tmp_path, folders, kind, how):
         plain = AutoPeftModelForCausalLM.from_pretrained(saved, dtype=torch.float32, **bits)
     ours, theirs = result.model.eval()(input_ids=ids).logits, quantize.guard(plain.eval())(input_ids=ids).logits
     torch.testing.assert_close(ours, theirs, atol=1e-5 if how != "8bit" else 0.02 * ours.abs().max().item(), rtol=0)
-    assert GenerationConfig.from_pretrained(saved).eos_token_id == chat.stop_ids(result.tokenizer)
+    assert GenerationConfig.from_pretrained(saved).eos_token_id == template.stop_ids(result.tokenizer)
     assert tokenizer.chat_template == result.tokenizer.chat_template
 
     before = dict(AutoModelForCausalLM.from_pretrained(folders[kind]).named_parameters())

@@ -1,14 +1,12 @@
-from pathlib import Path
-
 import pytest
 from small import folder
 
 from loops import grpo
-from posttrain import rollout as rollouts
+from posttrain import ROOT
 from posttrain.config import load
 from posttrain.errors import UserError
+from posttrain.rollouts import sampling as rollouts
 
-ROOT = Path(__file__).resolve().parents[2]
 ROWS = [{"prompt": f"Question {i}?" + " Hm." * (i % 3), "answer": str(i)} for i in range(1, 8)]
 
 
@@ -115,7 +113,7 @@ def test_preflight_refuses_a_sampler_that_disagrees(tmp_path, llama, monkeypatch
 
 def test_mask_truncated_takes_rows_out_of_the_loss_but_not_out_of_the_baseline(tmp_path, llama, monkeypatch):
     monkeypatch.setattr(
-        grpo.chat, "stop_ids", lambda tokenizer: list(range(100, 200))
+        grpo.template, "stop_ids", lambda tokenizer: list(range(100, 200))
     )  # a random model ends about a third
     everything = run(tmp_path, llama, training__max_steps=1, grpo__max_new_tokens=2).metrics[0]
     masked = run(tmp_path, llama, training__max_steps=1, grpo__max_new_tokens=2, grpo__mask_truncated=True).metrics[0]

@@ -1,15 +1,13 @@
 """The ladder on the embedded model. Training is chaotic across CPUs: ranges are checked, never values."""
 
 import re
-from pathlib import Path
 
 import pytest
 
 from loops import ladder
+from posttrain import ROOT
 from posttrain.config import load
 from posttrain.tiny import names as tiny
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +60,8 @@ def test_the_report(climbed):
 
 
 def test_the_base_is_cached_under_its_recipe_and_can_compute():
+    from posttrain.evaluation.rungs import base_skill
     from posttrain.models import load as load_model
-    from posttrain.tiny_eval import base_skill
 
     folder = tiny.path_of("tiny-base")
     assert folder.name == f"tiny-base-{tiny.fingerprint('tiny-base')}"

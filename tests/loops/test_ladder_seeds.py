@@ -1,13 +1,10 @@
 """The whole ladder over three seeds, by hand (make soak, about three minutes): the ranges the README's table lies in."""
 
-from pathlib import Path
-
 import pytest
 
 from loops import ladder
+from posttrain import ROOT
 from posttrain.config import load
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.soak

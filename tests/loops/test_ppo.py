@@ -1,20 +1,19 @@
 """PPO: masks and endings, the whole step's statistics, refusals; and that it learns."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from small import bytelevel_tokenizer, folder, sentencepiece_tokenizer
 
 from loops import ppo, reward
-from posttrain import models, scorer
-from posttrain.batch import Example, collate
+from posttrain import ROOT, models
 from posttrain.config import load
-from posttrain.critic import ActorCritic
 from posttrain.errors import UserError
+from posttrain.models import scalar
+from posttrain.models.critic import ActorCritic
+from posttrain.tokens.batch import Example, collate
 
-ROOT = Path(__file__).resolve().parents[2]
 ROWS = [{"prompt": f"Question {i}?" + " Hm." * (i % 3), "answer": str(i)} for i in range(8)]
 
 
@@ -176,7 +175,7 @@ def test_a_reward_model_scores_what_was_sampled(tmp_path, llama):
 def test_values_stand_before_their_tokens(llama):
     """values[:, t] has read tokens 0 … t: changing a later token does not change it."""
     causal = models.load(llama)[0]
-    critic = scorer.CompletionScores(scorer.as_scorer(models.load(llama)[0]).eval())
+    critic = scalar.CompletionScores(scalar.as_scorer(models.load(llama)[0]).eval())
     torch.nn.init.normal_(critic.head.weight, generator=torch.Generator().manual_seed(0))
     both = ActorCritic(models.CompletionLogps(causal.eval()), critic)
     a, b = (both(collate([Example.of([20, 21], [30, x])], 0))[2] for x in (31, 32))

@@ -7,7 +7,7 @@ import torch
 from loops import pretrain
 from posttrain.config import load
 from posttrain.errors import UserError
-from posttrain.text import Rows
+from posttrain.tokens.text import Rows
 
 SHAPE = dict(
     hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64
@@ -39,7 +39,7 @@ def test_documents_lie_end_to_end_with_the_separator_behind_each():
 
 
 def test_a_text_shorter_than_one_row_is_refused():
-    with pytest.raises(UserError, match="shorter than one row of data.max_length = 9 tokens"):
+    with pytest.raises(UserError, match=r"shorter than one row of data.max_length = 9 tokens"):
         next(Rows(lambda epoch: iter(["abc", "de"]), Letters(), 0, 9).epoch(0))
 
 
@@ -79,7 +79,7 @@ def test_your_own_text_and_the_row_that_has_none(tmp_path):
 
 def test_below_the_min_score_nothing_is_saved(tmp_path):
     with pytest.raises(UserError, match=r"base_skill gives 0.000, pretrain.min_score is 0.98: not saved"):
-        pretrain.train(config(tmp_path / "run", pretrain__check="posttrain.tiny_eval:base_skill"))
+        pretrain.train(config(tmp_path / "run", pretrain__check="posttrain.evaluation.rungs:base_skill"))
     assert not (tmp_path / "run/model").exists()
 
 
@@ -89,7 +89,10 @@ def test_below_the_min_score_nothing_is_saved(tmp_path):
         ({"pretrain__separator": "<|none|>"}, "'<|none|>' is no token of the tokenizer"),
         ({"model__type": "lama"}, "model.type 'lama' cannot be made"),
         ({"model__tokenizer": "/nowhere"}, "model.tokenizer '/nowhere': cannot be loaded"),
-        ({"pretrain__check": "posttrain.tiny_eval:nothing"}, "pretrain.check 'posttrain.tiny_eval:nothing'"),
+        (
+            {"pretrain__check": "posttrain.evaluation.rungs:nothing"},
+            "pretrain.check 'posttrain.evaluation.rungs:nothing'",
+        ),
         ({"training__eval_every": 2}, "loops.pretrain evaluates nothing"),
         ({"data__name": "tiny-math"}, "expected a column `text`"),
     ],
@@ -103,5 +106,5 @@ def test_refused(tmp_path, changes, message):
 def test_its_text_is_for_no_other_loop(tmp_path):
     from loops import sft
 
-    with pytest.raises(UserError, match="tiny-text is text without an end, for loops.pretrain"):
+    with pytest.raises(UserError, match=r"tiny-text is text without an end, for loops.pretrain"):
         sft.train(load("configs/sft_tiny.yaml", {"data.name": "tiny-text", "output.dir": str(tmp_path / "run")}))

@@ -11,7 +11,8 @@ import pytest
 import torch
 from small import folder
 
-ROOT = Path(__file__).resolve().parents[2]
+from posttrain import ROOT
+
 SCRIPT = str(Path(__file__).with_name("two_processes.py"))
 
 
@@ -76,9 +77,9 @@ def test_a_world_size_that_disagrees_is_refused(tmp_path):
 
 def test_processes_that_do_not_see_each_other_are_refused(tmp_path, monkeypatch):
     """Two trainings that each believe to be alone would overwrite each other's folder."""
-    from posttrain import training
     from posttrain.config import load
     from posttrain.errors import UserError
+    from posttrain.run import training
 
     real = training.Accelerator
 
@@ -106,7 +107,7 @@ def test_processes_that_do_not_see_each_other_are_refused(tmp_path, monkeypatch)
 def test_launchers_that_would_do_something_else_are_refused(tmp_path, monkeypatch, environment, message):
     from posttrain.config import load
     from posttrain.errors import UserError
-    from posttrain.training import Run
+    from posttrain.run.training import Run
 
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from small import family, folder
 
-ROOT = Path(__file__).resolve().parents[2]
+from posttrain import ROOT
+
 SCRIPT = Path(__file__).with_name("killed.py")
 ALL = ["sft", "sft-lora", "sft-8bit-optimizer", "sft-packed", "sft-stream", "sft-best", "dpo", "dpo-lora", "reward", "reward-lora", "grpo", "ppo", "ppo-shared"]  # fmt: skip
 LOOPS = ["sft", "dpo", "reward", "grpo", "ppo"]

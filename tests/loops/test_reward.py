@@ -1,7 +1,6 @@
 """The reward loop: scores by length, the same in the plain library, learned from pairs and from right and wrong."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,14 +8,15 @@ from small import CHATML, FAMILIES, bytelevel_tokenizer, family, folder
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from loops import reward
-from posttrain import chat, scorer
-from posttrain.batch import Batch, Example, collate
+from posttrain import ROOT
 from posttrain.config import load
-from posttrain.data import load_rows
+from posttrain.data.rows import load_rows
 from posttrain.errors import UserError
-from posttrain.examples import pairs
+from posttrain.models import scalar
+from posttrain.tokens import template
+from posttrain.tokens.batch import Batch, Example, collate
+from posttrain.tokens.examples import pairs
 
-ROOT = Path(__file__).resolve().parents[2]
 ROWS = [
     {
         "prompt": f"Question {i}?",
@@ -73,11 +73,11 @@ def test_every_architecture_and_the_plain_librarys_own_forward(tmp_path, kind, h
     saved, tokenizer = result.folder / "model", AutoTokenizer.from_pretrained(result.folder / "model")
     examples = batch_of(tokenizer)
     ours = torch.tensor(
-        scorer.score_examples(scorer.CompletionScores(result.model.eval()), examples, tokenizer.pad_token_id, 3)
+        scalar.score_examples(scalar.CompletionScores(result.model.eval()), examples, tokenizer.pad_token_id, 3)
     )
     assert ours.abs().max() > 1e-3
-    again = scorer.score_examples(
-        scorer.load_reward_model(str(saved), device="cpu", key="k")[0], examples, tokenizer.pad_token_id, 4
+    again = scalar.score_examples(
+        scalar.load_reward_model(str(saved), device="cpu", key="k")[0], examples, tokenizer.pad_token_id, 4
     )
     torch.testing.assert_close(torch.tensor(again), ours, atol=1e-5, rtol=1e-4)
     if how == "none":
@@ -100,9 +100,9 @@ def test_a_score_does_not_depend_on_padding_nor_on_pad_equal_to_eos(llama):
     from posttrain import models
 
     causal, tokenizer, _ = models.load(llama)
-    made = scorer.as_scorer(causal)
+    made = scalar.as_scorer(causal)
     torch.nn.init.normal_(made.score.weight, generator=torch.Generator().manual_seed(0))
-    scores = scorer.CompletionScores(made.eval())
+    scores = scalar.CompletionScores(made.eval())
     end = tokenizer.eos_token_id
     example = Example.of([20, 21, 22], [30, 31, end])
     alone = scores(collate([example], end))
@@ -119,16 +119,16 @@ def test_where_pad_is_eos_another_special_token_is_saved_as_pad(tmp_path):
     tokenizer = bytelevel_tokenizer(CHATML, pad="<|im_end|>")
     result = reward.train(config(tmp_path, folder(tmp_path / "m", tokenizer=tokenizer)), rows=ROWS)
     saved = AutoTokenizer.from_pretrained(result.folder / "model")
-    assert saved.pad_token_id not in chat.stop_ids(saved)
+    assert saved.pad_token_id not in template.stop_ids(saved)
     plain = AutoModelForSequenceClassification.from_pretrained(result.folder / "model")
     assert plain.config.pad_token_id == saved.pad_token_id
 
 
 def test_without_another_special_token_it_is_refused(monkeypatch):
     tokenizer = bytelevel_tokenizer(CHATML, pad="<|im_end|>")
-    monkeypatch.setattr(scorer.chat, "special_ids", lambda tokenizer: {tokenizer.eos_token_id})
+    monkeypatch.setattr(scalar.template, "special_ids", lambda tokenizer: {tokenizer.eos_token_id})
     with pytest.raises(UserError, match="would read the score at the wrong place; add a pad token"):
-        scorer.use_a_pad_that_ends_nothing(tokenizer)
+        scalar.use_a_pad_that_ends_nothing(tokenizer)
 
 
 @pytest.mark.parametrize("loss", ["preference", "outcome"])
@@ -174,14 +174,14 @@ def test_validation_has_its_interval_and_samples_their_scores(tmp_path, llama, c
 
 
 def test_preflight_refuses_a_head_that_does_not_start_at_0(tmp_path, llama, monkeypatch):
-    real = scorer.as_scorer
+    real = scalar.as_scorer
 
     def warm(causal):
         made = real(causal)
         torch.nn.init.normal_(made.score.weight)
         return made
 
-    monkeypatch.setattr(scorer, "as_scorer", warm)
+    monkeypatch.setattr(scalar, "as_scorer", warm)
     with pytest.raises(UserError, match=r"preflight: the loss of the first step is .* not ln 2 = 0.693147"):
         reward.train(config(tmp_path, llama), rows=ROWS)
 
@@ -197,13 +197,13 @@ def test_refusals(tmp_path, llama):
     with pytest.raises(UserError, match="expected the columns prompt, completion and label"):
         reward.train(config(tmp_path, llama, reward__loss="outcome", reward__center_coef=0), rows=ROWS)
     with pytest.raises(UserError, match=r"cannot be loaded as a reward model"):
-        scorer.load_reward_model(str(tmp_path), device="cpu", key="ppo.reward_model")
+        scalar.load_reward_model(str(tmp_path), device="cpu", key="ppo.reward_model")
 
 
 def test_all_answers_to_a_prompt_are_held_out_together():
     from small import bytelevel_tokenizer as tokenizer
 
-    from posttrain.examples import hold_out, labelled
+    from posttrain.tokens.examples import hold_out, labelled
 
     rows = [row | {"completion": f"{row['completion']} {k}"} for row in LABELS for k in range(4)]
     data = load(ROOT / "configs/reward_tiny.yaml").data
@@ -227,4 +227,4 @@ def test_an_architecture_without_a_classifier_is_a_clear_error(monkeypatch, llam
 
     monkeypatch.setattr(transformers.AutoModelForSequenceClassification, "from_config", none)
     with pytest.raises(UserError, match=r"no sequence classifier for llama, .* set ppo.critic: shared"):
-        scorer.as_scorer(causal)
+        scalar.as_scorer(causal)

@@ -1,18 +1,15 @@
 """The classic road on the embedded model: reward model, PPO against it, PPO with the verifiable reward. Ranges, never values."""
 
-from pathlib import Path
-
 import pytest
 
 from loops import ppo, reward
-from posttrain import models
-from posttrain.asking import ask
-from posttrain.chat import prompt_ids
+from posttrain import ROOT, models
 from posttrain.config import load
-from posttrain.rewards import answer
+from posttrain.rollouts.asking import ask
+from posttrain.rollouts.rewards import answer
 from posttrain.tiny import data as tiny_data
+from posttrain.tokens.template import prompt_ids
 
-ROOT = Path(__file__).resolve().parents[2]
 ROWS = tiny_data.rows("tiny-math", "test")[:300]
 
 

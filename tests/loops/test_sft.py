@@ -1,6 +1,5 @@
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,13 +8,13 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from loops import sft
+from posttrain import ROOT
 from posttrain.config import load
-from posttrain.data import load_rows
+from posttrain.data.rows import load_rows
 from posttrain.errors import NonFiniteError, UserError
-from posttrain.examples import sft_examples
 from posttrain.models import load as load_model
+from posttrain.tokens.examples import sft_examples
 
-ROOT = Path(__file__).resolve().parents[2]
 ROWS = [
     {"prompt": f"What is {i} + {i}?", "completion": f"It is {2 * i}." + " Yes, it is." * (i % 3)} for i in range(1, 6)
 ]

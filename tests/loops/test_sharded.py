@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 from small import folder
 
-ROOT = Path(__file__).resolve().parents[2]
+from posttrain import ROOT
+
 SCRIPT = Path(__file__).with_name("sharded.py")
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from loops import dpo, grpo, ppo, reward, sft
+from posttrain import ROOT
 from posttrain.config import load
 
-ROOT = Path(__file__).resolve().parents[2]
 SFT = [{"prompt": f"What is {i} + {i}?", "completion": f"It is {2 * i}." + " Yes, it is." * (i % 3)} for i in range(7)]
 DPO = [
     {"prompt": f"Q {i}?", "chosen": f"Yes, {i}." + " Sure." * (i % 3), "rejected": "No." + " Never." * (i % 2)}

@@ -5,10 +5,11 @@ import re
 
 import pytest
 
-from posttrain import curate, filters
-from posttrain.data import load_rows
+from posttrain import ROOT, curate
+from posttrain.config.methods import SftData as Data
+from posttrain.data import filters
+from posttrain.data.rows import load_rows
 from posttrain.errors import UserError
-from posttrain.methods import SftData as Data
 
 
 def written(path):
@@ -158,12 +159,11 @@ def test_quality_needs_no_language(text, reason):
 
 
 def test_real_looking_rows_pass():
-    from pathlib import Path
 
-    from posttrain.sources import read
+    from posttrain.data.sources import read
 
     for name in ("word_problems.jsonl", "pairs.jsonl", "sharegpt.json", "hh.jsonl", "alpaca.jsonl", "chats.jsonl"):
-        rows = list(read(str(Path(__file__).resolve().parents[1] / "data" / name)))
+        rows = list(read(str(ROOT / "tests/data" / name)))
         assert filters.clean(rows, [filters.quality, filters.exact_duplicates()])[1] == [], name
 
 

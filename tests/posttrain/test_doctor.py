@@ -1,18 +1,16 @@
 """The doctor says what is there and what works; its estimate of memory counts what can be counted exactly."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from small import SIZES, family, folder, model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from posttrain import doctor, memory, models
-from posttrain.batch import Example, collate
+from posttrain import ROOT, doctor, models
 from posttrain.config import load
-
-ROOT = Path(__file__).resolve().parents[2]
+from posttrain.models import memory
+from posttrain.tokens.batch import Example, collate
 
 
 def test_what_it_says(capsys):
@@ -25,7 +23,7 @@ def test_what_it_says(capsys):
 
 def test_a_kernel_that_lies_is_found_out(monkeypatch):
     """Tried, not guessed: without the guard, a CPU with AVX512-BF16 repacks the weights in an eval pass (FACTS 2)."""
-    from posttrain import quantize
+    from posttrain.models import quantize
 
     monkeypatch.setattr(quantize, "guard", wrong)
     assert doctor._try(doctor.four_bits).startswith("give WRONG gradients here (off by")

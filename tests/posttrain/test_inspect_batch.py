@@ -1,17 +1,15 @@
 """The first batch as the loop will see it: the same rows, weights and log-probs that the loop's first step is made of."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from small import folder
 
 from loops import dpo, grpo, sft
-from posttrain import inspect_batch
+from posttrain import ROOT, inspect_batch
 from posttrain.config import load
 
-ROOT = Path(__file__).resolve().parents[2]
 SFT = [{"prompt": f"What is {i}?", "completion": "It is " + "so " * i + "."} for i in range(6)]
 PAIRS = [{"prompt": f"Q{i}?", "chosen": f"Yes {i}.", "rejected": "No." * (i + 1)} for i in range(6)]
 PROMPTS = [{"prompt": f"Question {i}?", "answer": "3"} for i in range(4)]

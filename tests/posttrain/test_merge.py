@@ -1,19 +1,17 @@
 """The merged model answers like the adapter model, on plain, 4-bit and 8-bit bases; one that does not is not written."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from small import CHATML, LLAMA3, bytelevel_tokenizer, folder
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loops import sft
-from posttrain import lora, models
+from posttrain import ROOT, models
 from posttrain.config import load
 from posttrain.errors import UserError
 from posttrain.merge import main, merge
+from posttrain.models import lora
 
-ROOT = Path(__file__).resolve().parents[2]
 IDS = torch.arange(20, 60)[None]
 
 

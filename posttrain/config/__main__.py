@@ -1,0 +1,158 @@
+"""Configs without running them.
+
+python -m posttrain.config template dpo > my_dpo.yaml        every key with its meaning and default, ready to run
+python -m posttrain.config validate configs/*.yaml            all problems of all files, each with its line
+python -m posttrain.config show configs/dpo_tiny.yaml --dpo.beta 0.2    what results, and where each value comes from
+python -m posttrain.config list configs/                      what is there
+"""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from posttrain.config import loading as configs
+from posttrain.config.methods import METHODS
+from posttrain.errors import UserError, clear_exit
+
+# What stands in a template where a key has no default: the embedded model and data, so that it runs as it is.
+EXAMPLES = {
+    "model.name": "tiny-sft",
+    "pretrain.model.shape": {
+        "hidden_size": 64,
+        "intermediate_size": 160,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    },
+    "pretrain.model.tokenizer": "tiny",
+    "pretrain.data.name": "tiny-text",
+    "pretrain.training.max_steps": 100,
+    "sft.data.name": "tiny-sft",
+    "dpo.data.name": "tiny-identity",
+    "reward.data.name": "tiny-preference",
+    "grpo.data.name": "tiny-math",
+    "ppo.data.name": "tiny-math",
+    "ppo.ppo.reward": "answer",
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    commands = {"template": template, "validate": validate, "show": show, "list": list_}
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(__doc__)
+        return
+    with clear_exit():
+        if arguments[0] not in commands:
+            raise UserError(f"unknown command '{arguments[0]}': {', '.join(commands)} (--help explains them)")
+        commands[arguments[0]](arguments[1:])
+
+
+def template(arguments: list[str]) -> None:
+    if len(arguments) != 1 or arguments[0] not in METHODS:
+        raise UserError(f"template takes one method: {', '.join(METHODS)}")
+    method = arguments[0]
+    print(f"# Every key of loops.{method} with its default.   python -m loops.{method} --config THIS_FILE")
+    print("\n".join(_template_lines(METHODS[method], method)))
+
+
+def _template_lines(kind: type[BaseModel], method: str, prefix: str = "", given: BaseModel | None = None) -> list[str]:
+    """given: the group's default, where it is not made of its keys' defaults (a ladder's stages)."""
+    lines, indent = [], "  " * prefix.count(".")
+    for name, field in kind.model_fields.items():
+        if field.exclude:
+            continue
+        annotation, key = field.annotation, prefix + name
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            lines += ([""] if not indent else []) + [f"{indent}{name}:"]
+            own = field.get_default(call_default_factory=True) if method == "ladder" else None
+            lines += _template_lines(annotation, method, f"{key}.", own)
+            continue
+        value = EXAMPLES.get(f"{method}.{key}", EXAMPLES.get(key, PydanticUndefined))
+        if value is PydanticUndefined and given is not None:
+            value = getattr(given, name)
+        elif value is PydanticUndefined:
+            value = field.get_default(call_default_factory=True)
+        choices = configs.type_name(annotation)
+        about = f"{field.description or ''} [{choices}]"
+        lines += textwrap.wrap(about, 100, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}#   ")
+        lines.append(f"{indent}{name}: {_yaml(value)}")
+    return lines
+
+
+def _yaml(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n...\n").strip()
+
+
+def validate(arguments: list[str]) -> None:
+    files = [file for argument in arguments for file in _yaml_files(argument)]
+    if not files:
+        raise UserError(
+            f"no .yaml file in {', '.join(arguments)}" if arguments else "validate takes one or more files or folders"
+        )
+    bad = 0
+    for file in files:
+        try:
+            config = configs.load(file)
+            configs.refuse_incomplete(config)
+            print(f"{file}: fine, a config for loops.{config.method}")
+        except UserError as problem:
+            bad += 1
+            print(f"{file}: {str(problem).removeprefix(f'{file}: ')}")
+    if bad:
+        raise UserError(f"{bad} of {len(files)} files have problems")
+
+
+def _yaml_files(argument: str) -> list[Path]:
+    path = Path(argument)
+    return sorted([*path.glob("*.yaml"), *path.glob("*.yml")]) if path.is_dir() else [path]
+
+
+def show(arguments: list[str]) -> None:
+    if not arguments or arguments[0].startswith("--"):
+        raise UserError("show takes a file, then --KEY VALUE …")
+    path, (other, overrides) = arguments[0], configs.parse(arguments[1:])
+    if other is not None:
+        raise UserError(f"show takes one file: {path} or {other}?")
+    config, places = configs.resolve(path, overrides, origin="command line")
+    print(f"# loops.{config.method}, run folder {config.folder}")
+    print("\n".join(_shown(config, places)))
+
+
+def _shown(section: BaseModel, places: dict[str, str], prefix: str = "", indent: str = "") -> list[str]:
+    lines = []
+    for name, field in type(section).model_fields.items():
+        value, key = getattr(section, name), prefix + name
+        if isinstance(value, BaseModel):
+            lines += [f"{indent}{name}:", *_shown(value, places, f"{key}.", indent + "  ")]
+        elif not field.exclude:
+            lines.append(f"{f'{indent}{name}: {_yaml(value)}':<50}  # {places.get(key, 'default')}")
+    return lines
+
+
+def list_(arguments: list[str]) -> None:
+    files = [file for argument in arguments or ["configs"] for file in _yaml_files(argument)]
+    if not files:
+        raise UserError(f"no .yaml file in {', '.join(arguments) or 'configs'}")
+    rows = []
+    for file in files:
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+        about = lines[0].removeprefix("#").strip() if lines and lines[0].startswith("#") else ""
+        try:
+            config = configs.load(file)
+            rows.append((str(file), config.method, getattr(getattr(config, "model", None), "name", ""), about))
+        except UserError as problem:
+            rows.append((str(file), "?", "", str(problem).splitlines()[0]))
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    for row in rows:
+        print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,380 @@
+"""What a run is told: YAML and the command line, read and validated. The keys themselves stand in keys.py and methods.py.
+
+    config = load("configs/dpo_tiny.yaml", overrides={"dpo.beta": 0.2})
+    python -m loops.dpo --config configs/dpo_tiny.yaml --dpo.beta 0.2 --learning-rate 1e-4
+    python -m posttrain.config show configs/dpo_tiny.yaml --dpo.beta 0.2         # what results, and from where (config_tool.py)
+
+On the command line a leaf name that is unique (or stands in training) may be given without its group, and dashes are underscores. Unknown keys are
+refused, all problems are reported at once, each with where it stands, and nothing here imports torch: a wrong command
+line fails in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from posttrain import ROOT
+from posttrain.config.keys import Section
+from posttrain.config.methods import (
+    METHODS,
+    REFUSED,
+    DpoConfig,
+    GrpoConfig,
+    LadderConfig,
+    PpoConfig,
+    PretrainConfig,
+    RewardConfig,
+    SftConfig,
+)
+from posttrain.errors import UserError
+
+__all__ = [
+    "DpoConfig",
+    "GrpoConfig",
+    "LadderConfig",
+    "PpoConfig",
+    "PretrainConfig",
+    "RewardConfig",
+    "SftConfig",
+    "early_check",
+    "load",
+    "parse",
+    "save",
+]
+
+
+# ---------------------------------------------------------------- loading
+
+
+def load(
+    path: str | os.PathLike | None = None,
+    overrides: dict[str, Any] | None = None,
+    *,
+    method: str | None = None,
+    origin: str = "overrides",
+) -> Any:
+    """Read a YAML file, apply overrides, validate. The method is the one group of the file that names one (sft:, dpo: …).
+
+    overrides: {"dpo.beta": 0.2}; a unique leaf name will do ("beta"). origin: what messages call the overrides.
+    Raises UserError with every problem found.
+    """
+    return resolve(path, overrides, method=method, origin=origin)[0]
+
+
+def resolve(
+    path: str | os.PathLike | None = None,
+    overrides: dict[str, Any] | None = None,
+    *,
+    method: str | None = None,
+    origin: str = "overrides",
+) -> tuple[Any, dict[str, str]]:
+    """load(), and where each value came from: {"dpo.beta": "command line"}; what is not among them is a default."""
+    values, places = _read_yaml(Path(path)) if path is not None else ({}, {})
+    present = [name for name in METHODS if name in values]
+    if method is None:
+        if len(present) != 1:
+            raise UserError(
+                f"{path}: cannot tell the method: exactly one of the groups {', '.join(METHODS)} must stand in it, found {present or 'none'}"
+            )
+        method = present[0]
+    elif present and method not in present:
+        raise UserError(f"{path}: this is a config for loops.{present[0]}, not for loops.{method}")
+    return _validate(METHODS[method], values, places, path, overrides or {}, origin), places
+
+
+def _validate(
+    kind: type[Section], values: dict, places: dict, path: Any, overrides: dict[str, Any], origin: str
+) -> Any:
+    problems: list[str] = []
+    keys = [key for key, *_ in describe(kind)]
+    given: set[str] = set()
+    for name, value in _flat(overrides, keys).items():
+        key = name.replace("-", "_")
+        if key not in keys and not _open_ended(key, keys):
+            matches = [k for k in keys if k.rsplit(".", 1)[-1] == key]
+            matches = [
+                k for k in matches if k == f"training.{key}"
+            ] or matches  # --seed is training.seed, not data.seed
+            if len(matches) > 1:
+                problems.append(f"{origin}: '{name}' could be {' or '.join(matches)}: give the group too")
+                continue
+            key = matches[0] if matches else key
+        if key in given:
+            problems.append(f"{origin}: {key} is given twice")
+        given.add(key)
+        _put(values, key, os.fspath(value) if isinstance(value, os.PathLike) else value)
+        places[key] = origin
+
+    try:
+        config = kind.model_validate(values)
+    except ValidationError as error:
+        problems += [_sentence(e, keys, places, path) for e in error.errors()]
+        config = None
+    if problems:
+        head = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise UserError("\n  ".join([f"{head} in the configuration", *problems]))
+    if config.output.dir is None:
+        config.output.dir = f"outputs/{Path(path).stem}" if path is not None else f"outputs/{config.method}"
+    return config
+
+
+def _sentence(error: Any, keys: list[str], places: dict[str, str], path: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    named = sorted((k for k in places if "." in k and k in error["msg"]), key=lambda k: places[k].startswith(str(path)))
+    where = next((places[k] for k in (key, *_parents(key), *named) if k in places), str(path or "configuration"))
+    if error["type"] == "extra_forbidden":
+        leaf = key.rsplit(".", 1)[-1]
+        if leaf in REFUSED:
+            return f"{where}: '{leaf}' {REFUSED[leaf]}"
+        return f"{where}: unknown key '{leaf}'" + _in(key) + _suggestion(key, keys)
+    if error["type"] == "missing":
+        return f"{where}: '{key}' is missing: give it in the file or as --{key} VALUE"
+    message = error["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    given = error["input"] if where == "command line" else repr(error["input"])
+    got = "" if error["type"] == "value_error" else f", got {given}"
+    return f"{where}: {key + ': ' if key else ''}{message}{got}"
+
+
+def _in(key: str) -> str:
+    return f" in {key.rsplit('.', 1)[0]}" if "." in key else ""
+
+
+def _suggestion(key: str, keys: list[str]) -> str:
+    group, _, leaf = key.rpartition(".")
+    groups = {k.split(".")[0] for k in keys}
+    siblings = [k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == group] if group else sorted(groups)
+    if close := difflib.get_close_matches(leaf, siblings or sorted(groups), n=1, cutoff=0.6):
+        return f", did you mean '{close[0]}'?"
+    leaves = {k.rpartition(".")[2]: k for k in keys}
+    if close := difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.75):
+        return f", did you mean '{leaves[close[0]]}'?"
+    return f"; known here: {', '.join(siblings or sorted(groups))}"
+
+
+def _parents(key: str) -> list[str]:
+    parts = key.split(".")
+    return [".".join(parts[:i]) for i in range(len(parts) - 1, 0, -1)]
+
+
+def _flat(overrides: dict[str, Any], keys: list[str], prefix: str = "") -> dict[str, Any]:
+    """{"dpo": {"beta": 0.2}} means {"dpo.beta": 0.2}: a group is merged into the file's, never put in its place."""
+    out: dict[str, Any] = {}
+    for name, value in overrides.items():
+        whole = prefix + str(name)
+        if isinstance(value, dict) and any(k.startswith(whole + ".") for k in keys):
+            out |= _flat(value, keys, whole + ".")
+        else:
+            out[whole] = value
+    return out
+
+
+def _open_ended(key: str, keys: list[str]) -> bool:
+    return any(key.startswith(k + ".") for k in keys if k.endswith((".overrides", ".shape")))
+
+
+def _put(values: dict, key: str, value: Any) -> None:
+    if ".overrides." in key:  # ladder.grpo.overrides.training.max_steps: the rest is one key of the stage's own config
+        head, _, tail = key.partition(".overrides.")
+        parts = [*head.split("."), "overrides", tail]
+    else:
+        parts = key.split(".")
+    for part in parts[:-1]:
+        if not isinstance(values.get(part), dict):
+            values[part] = {}
+        values = values[part]
+    values[parts[-1]] = value
+
+
+def _read_yaml(path: Path) -> tuple[dict, dict[str, str]]:
+    """-> (values, {"training.seed": "sft.yaml, line 7"}). Broken YAML and duplicate keys are refused with their line."""
+    if not path.is_file():
+        there = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise UserError(f"{path}: no such file" + (f"; there are {', '.join(there)}" if there else ""))
+    try:
+        text = path.read_text()
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        raise UserError(
+            f"{path}{f', line {mark.line + 1}' if mark else ''}: not valid YAML: {getattr(error, 'problem', None) or error}"
+        ) from None
+    if root is None:
+        return {}, {}
+    if not isinstance(root, yaml.MappingNode):
+        raise UserError(f"{path}: expected groups such as model:, data:, training:, found a {root.id}")
+    places: dict[str, str] = {}
+
+    def walk(node: Any, prefix: str) -> None:
+        if prefix.count(".") > 8:
+            raise UserError(f"{path}: groups nested too deeply (an alias that contains itself?)")
+        for key_node, value_node in node.value:
+            key, line = f"{prefix}{key_node.value}", key_node.start_mark.line + 1
+            if key in places:
+                raise UserError(
+                    f"{path}, line {line}: '{key}' is given twice (first on {places[key].rpartition(', ')[2]})"
+                )
+            places[key] = f"{path}, line {line}"
+            if isinstance(value_node, yaml.MappingNode):
+                walk(value_node, f"{key}.")
+
+    walk(root, "")
+    return values, places
+
+
+# ---------------------------------------------------------------- the command line
+
+
+def early_check(method: str) -> Any:
+    """The first statement of a loop run as a command: parse and validate sys.argv before torch is imported."""
+    arguments = sys.argv[1:]
+    if "-h" in arguments or "--help" in arguments:
+        print(help_text(method))
+        sys.exit(0)
+    try:
+        path, overrides = parse(arguments)
+        config = load(path, overrides, method=method, origin="command line")
+        refuse_incomplete(config)
+        if method != "ladder":
+            from posttrain.config.trackers import refuse_missing
+
+            refuse_missing(config.tracking.to)
+        return config
+    except UserError as problem:
+        sys.exit(f"error: {problem}\n(python -m loops.{method} --help lists every key)")
+
+
+def refuse_incomplete(config: Any) -> None:
+    """What a command needs beyond valid keys: rows to read (from Python they may be given), a ladder the configs of its stages."""
+    if config.method == "ladder":
+        for stage in ("sft", "dpo", "grpo", *config.ladder.beside):
+            stage_config(config, stage, "tiny-base")
+    elif config.data.name is None:
+        raise UserError(
+            "1 problem in the configuration\n  'data.name' is missing: give it in the file or as --data.name VALUE"
+        )
+
+
+def parse(arguments: list[str]) -> tuple[str | None, dict[str, Any]]:
+    """["--config", "a.yaml", "--dpo.beta", "0.2", "--output.overwrite"] -> ("a.yaml", {"dpo.beta": "0.2", "output.overwrite": True})
+
+    Values stay text: the key's own type decides what they mean, so a model may be called 010. A key without a value is
+    true; several values, or [a, b], make a list; null and none mean no value."""
+    path, overrides, i = None, {}, 0
+    while i < len(arguments):
+        argument = arguments[i]
+        if not argument.startswith("--") or argument == "--":
+            hint = f"; did you mean --config {argument}?" if argument.endswith((".yaml", ".yml")) else ""
+            raise UserError(f"command line: expected --KEY VALUE, got '{argument}'{hint}")
+        key, equals, given = argument[2:].partition("=")
+        values = [given] if equals else []
+        i += 1
+        while not equals and i < len(arguments) and not arguments[i].startswith("--"):
+            values.append(arguments[i])
+            i += 1
+        if key in overrides or (key == "config" and path is not None):
+            raise UserError(f"command line: --{key} is given twice")
+        if key == "config":
+            if len(values) != 1:
+                raise UserError("command line: --config takes one file")
+            path = values[0]
+            continue
+        if len(values) == 1 and values[0].startswith("[") and values[0].endswith("]"):
+            values = [v.strip() for v in values[0][1:-1].split(",")]
+            overrides[key] = values
+        elif len(values) == 1:
+            overrides[key] = None if values[0] in ("null", "none", "None") and not _takes(key, values[0]) else values[0]
+        else:
+            overrides[key] = values or True
+    return path, overrides
+
+
+def _takes(key: str, word: str) -> bool:
+    """Is `word` one of the choices of this key (model.adapter: none)?"""
+    leaf = key.replace("-", "_").rsplit(".", 1)[-1]
+    kinds = [kind.split(" | ") for m in METHODS.values() for k, kind, *_ in describe(m) if k.rsplit(".", 1)[-1] == leaf]
+    return any(word in kind and not {"int", "float", "str", "bool"} & set(kind) for kind in kinds)
+
+
+def stage_config(config: Any, name: str, start: str) -> Any:
+    """A ladder stage's own config: its YAML, its overrides, and what makes it a rung: where it starts, its seed, its folder."""
+    stage = getattr(config.ladder, name)
+    path = Path(stage.config)
+    if not path.is_file():
+        path = ROOT / "configs" / stage.config
+    fixed = {
+        "model.name": start,
+        "training.seed": config.ladder.seed,
+        "output.dir": str(config.folder / name),
+        "output.overwrite": True,
+    }
+    return load(
+        path, stage.overrides | fixed, method="sft" if name == "best_of_k" else name, origin=f"ladder.{name}.overrides"
+    )
+
+
+def describe(kind: type[BaseModel], prefix: str = "") -> list[tuple[str, str, str, str]]:
+    """Every leaf key of a config class: (key, type, default, meaning)."""
+    out = []
+    for name, field in kind.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            out += describe(annotation, f"{prefix}{name}.")
+            continue
+        default = "(required)" if field.is_required() else str(field.get_default(call_default_factory=True))
+        out.append((prefix + name, type_name(annotation), default, field.description or ""))
+    return out
+
+
+def type_name(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return " | ".join(map(str, get_args(annotation)))
+    if args := get_args(annotation):
+        if get_origin(annotation) in (list, dict):
+            return f"{get_origin(annotation).__name__} of {type_name(args[-1])}"
+        return " | ".join("none" if a is type(None) else type_name(a) for a in args)
+    return getattr(annotation, "__name__", str(annotation)).lower()
+
+
+def help_text(method: str) -> str:
+    import textwrap
+
+    lines = [
+        f"python -m loops.{method} --config FILE [--KEY VALUE ...]",
+        "",
+        "Every key below may stand in the YAML file (as nested groups) or on the command line, where it wins.",
+        "A unique last part is enough: --learning-rate 1e-4. Several values make a list.",
+    ]
+    group = None
+    for key, kind, default, meaning in describe(METHODS[method]):
+        if "." not in key:
+            lines.append("")
+        elif key.split(".")[0] != group:
+            group = key.split(".")[0]
+            lines += ["", f"{group}:"]
+        lines.append(f"  --{key}  [{kind}]  default: {default}")
+        lines += textwrap.wrap(meaning, 100, initial_indent=" " * 8, subsequent_indent=" " * 8)
+    return "\n".join(lines)
+
+
+def flat(values: dict, prefix: str = "") -> dict[str, Any]:
+    """{"dpo": {"beta": 0.1}} -> {"dpo.beta": 0.1}"""
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        out |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return out
+
+
+def save(config: Section, path: Path) -> None:
+    """The resolved config as YAML; load() reads it back. Without output.overwrite: that was said of one start, not of the next."""
+    values = config.model_dump()
+    del values["output"]["overwrite"]
+    path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))

@@ -1,0 +1,1 @@
+"""Where rows come from and what they mean: sources, formats, rows, streams, filters. No torch."""

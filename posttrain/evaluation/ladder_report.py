@@ -1,0 +1,176 @@
+"""The ladder's report: one table, curves, answers side by side, and what happened in words."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from posttrain.evaluation.rungs import Rung, probes
+from posttrain.tiny import data as tiny_data
+
+
+def table(rungs: list[Rung], config) -> str:
+    header = [
+        "stage",
+        "arithmetic",
+        f"pass@{config.ladder.pass_at}",
+        "worked",
+        "old name",
+        "new name",
+        "facts",
+        "KL",
+        "seconds",
+    ]
+    rows = [
+        [
+            r.name,
+            f"**{r.arithmetic.value:.2f}** {interval(r.arithmetic)}",
+            f"{r.pass_at:.2f}",
+            f"{r.worked.value:.2f}",
+            f"{r.old_name.value:.2f}",
+            f"{r.new_name.value:.2f}",
+            f"{r.facts.value:.2f}",
+            "" if r.kl is None else f"{r.kl:.3f}",
+            f"{r.seconds:.0f}",
+        ]
+        for r in rungs
+    ]
+    return markdown_table(header, rows)
+
+
+def interval(score) -> str:
+    return "[" + str(score).split("[")[1].split("]")[0] + "]"
+
+
+def write(folder: Path, config, rungs: list[Rung], metrics: dict[str, list[dict]]) -> None:
+    plot(folder / "curves.png", rungs, metrics)
+    (folder / "rungs.json").write_text(json.dumps([numbers(r) for r in rungs], indent=1))
+    n, who, facts = rungs[0].arithmetic.n, rungs[0].old_name.n, rungs[0].facts.n
+    lines = [
+        "# The ladder", "",
+        f"seed {config.ladder.seed}, base `{config.ladder.base}`, one CPU thread of {platform.machine()}, {platform.system()}", "",
+        table(rungs, config), "",
+        f"Greedy answers to {n} held-out word problems (95 % Wilson interval), {who} held-out identity questions and {facts} "
+        f"closed facts; pass@{config.ladder.pass_at} from samples at temperature 1. *worked*: the greedy answer shows a "
+        "calculation. KL: exact, nats per token, to the stage before, on this stage's own samples. Seconds: training "
+        "(for the base: building it, or reading it from the cache).", "",
+        "![curves](curves.png)", "",
+        "## What happened", "",
+        *happened(rungs), "",
+        "## What it does not prove", "",
+        *does_not_prove(rungs), "",
+        "## The same questions at each stage", "",
+    ]  # fmt: skip
+    for i, probe in enumerate(probes()):
+        lines += [f"**{probe}**", "", *(f"- {r.name}: `{r.answers[i]}`" for r in rungs), ""]
+    (folder / "report.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def numbers(rung: Rung) -> dict:
+    """The table's row as plain numbers, for rungs.json."""
+    scores = {
+        name: getattr(rung, name).value for name in ("arithmetic", "sampled", "worked", "old_name", "new_name", "facts")
+    }
+    return {"stage": rung.name, **scores, "pass_at": rung.pass_at, "kl": rung.kl, "seconds": rung.seconds}
+
+
+def spread(folders: list[str]) -> str:
+    """min / median / max of each number over several ladders, one row per stage."""
+    ladders = [json.loads((Path(f) / "rungs.json").read_text()) for f in folders]
+    columns = {"arithmetic": "arithmetic", "pass_at": "pass@k", "worked": "worked", "old_name": "old name",
+               "new_name": "new name", "facts": "facts", "kl": "KL", "seconds": "seconds"}  # fmt: skip
+    rows = []
+    for stages in zip(*ladders, strict=True):
+        row = [stages[0]["stage"]]
+        for name in columns:
+            values = [s[name] for s in stages if s[name] is not None]
+            digits = 0 if name == "seconds" else 2
+            row.append(" / ".join(f"{f(values):.{digits}f}" for f in (min, statistics.median, max)) if values else "")
+        rows.append(row)
+    return markdown_table(["stage", *columns.values()], rows)
+
+
+def happened(rungs: list[Rung]) -> list[str]:
+    base, sft, dpo, grpo, *beside = rungs
+    lines = [
+        f"- **SFT** turned a model that cannot chat ({base.arithmetic.value:.0%}) into one that answers: it solves "
+        f"{sft.arithmetic.value:.0%} of the problems and gives the name {tiny_data.OLD_NAME} in {sft.old_name.value:.0%} of the cases. It "
+        f"copied both annotators: {sft.worked.value:.0%} of its answers show the work.",
+        f"- **DPO** changed the name: {tiny_data.NEW_NAME} {sft.new_name.value:.0%} → {dpo.new_name.value:.0%}, {tiny_data.OLD_NAME} "
+        f"{sft.old_name.value:.0%} → {dpo.old_name.value:.0%}. What it was not asked to change moved, too: problems "
+        f"{sft.arithmetic.value:.0%} → {dpo.arithmetic.value:.0%}, facts {sft.facts.value:.0%} → {dpo.facts.value:.0%}.",
+        f"- **GRPO** saw no demonstration, only right or wrong: {dpo.arithmetic.value:.0%} → {grpo.arithmetic.value:.0%} "
+        f"({100 * (grpo.arithmetic.value - dpo.arithmetic.value):+.0f} points), and the share of worked answers went from {dpo.worked.value:.0%} to "
+        f"{grpo.worked.value:.0%}. The name stayed ({grpo.new_name.value:.0%} {tiny_data.NEW_NAME}); facts: {grpo.facts.value:.0%}.",
+    ]  # fmt: skip
+    names = {
+        "ppo": "PPO (a critic in place of groups)",
+        "best_of_k": "Best of k (SFT on right answers that it sampled itself)",
+    }
+    lines += [
+        f"- **{names[r.name]}**, from the same model as GRPO: {dpo.arithmetic.value:.0%} → {r.arithmetic.value:.0%}, worked "
+        f"{r.worked.value:.0%}, KL {r.kl:.2f}, name kept {r.new_name.value:.0%}, facts {r.facts.value:.0%}, {r.seconds:.0f} s."
+        for r in beside
+    ]
+    return lines
+
+
+def does_not_prove(rungs: list[Rung]) -> list[str]:
+    _, _sft, dpo, grpo, *_ = rungs
+    return [
+        f"- Most of GRPO's jump is a change of habit, not new knowledge: before it, {dpo.pass_at:.0%} of the problems were already solved "
+        f"by at least one of a few samples; after it, {grpo.pass_at:.0%}. It learned to do always what it could do sometimes.",
+        "- The problems are held out by a hash of (kind, numbers) from SFT and GRPO only: the base has read sums and worked problems with "
+        "these numbers in its pretraining text. This is not a test of generalisation to unseen arithmetic.",
+        "- One seed is an anecdote. Run `--seed 1`, `--seed 2`; the README gives the range over several.",
+        "- 150,000 parameters say nothing about what learning rates, KL or steps a large model needs.",
+    ]  # fmt: skip
+
+
+def plot(path: Path, rungs: list[Rung], metrics: dict[str, list[dict]]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2, 3, figsize=(12, 6.2), layout="constrained")
+    names = [r.name for r in rungs]
+    for label, field in (("word problems", "arithmetic"), ("worked", "worked"), ("facts", "facts")):
+        axes[0, 0].plot(names, [getattr(r, field).value for r in rungs], marker="o", label=label)
+    for label, field in (
+        (f"old name ({tiny_data.OLD_NAME})", "old_name"),
+        (f"new name ({tiny_data.NEW_NAME})", "new_name"),
+    ):
+        axes[0, 1].plot(names, [getattr(r, field).value for r in rungs], marker="o", label=label)
+    axes[0, 0].set_title("skills (held out, greedy)", fontsize=10)
+    axes[0, 1].set_title("identity (held out, greedy)", fontsize=10)
+    for axis in axes[0, :2]:
+        axis.set_ylim(-0.05, 1.05)
+
+    def curve(axis, stage: str, keys: list[str]) -> None:
+        for key in keys:
+            rows = [r for r in metrics[stage] if key in r]
+            axis.plot([r["step"] for r in rows], [r[key] for r in rows], label=key.replace("_", " "), lw=1.2)
+        axis.set_xlabel("optimiser step", fontsize=8)
+
+    curve(axes[0, 2], "sft", ["nll"])
+    axes[0, 2].set_title("SFT: loss per token (nats)", fontsize=10)
+    curve(axes[1, 0], "dpo", ["chosen_logps_per_token", "rejected_logps_per_token"])
+    axes[1, 0].set_title("DPO: log-prob per token (chosen must not fall)", fontsize=10)
+    curve(axes[1, 1], "grpo", ["reward", "dead_groups"])
+    axes[1, 1].set_title("GRPO: reward, and groups that teach nothing", fontsize=10)
+    curve(axes[1, 2], "grpo", ["kl"])
+    axes[1, 2].set_title("GRPO: KL to the reference (k3, nats per token)", fontsize=10)
+    for axis in axes.flat:
+        axis.grid(alpha=0.25)
+        axis.legend(fontsize=8)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|" + "|".join("---" for _ in header) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])

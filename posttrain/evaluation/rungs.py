@@ -1,0 +1,132 @@
+"""What the embedded model can do, measured on held-out questions: one Rung of the ladder's table."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import torch
+
+from losses.kl import exact_kl
+from posttrain.evaluation.intervals import Proportion, pass_at_k
+from posttrain.rollouts.asking import ask
+from posttrain.rollouts.rewards import answer as is_right
+from posttrain.rollouts.sampling import sample
+from posttrain.tiny import data as tiny_data
+from posttrain.tiny.tokenizer import DOCUMENT
+from posttrain.tokens import template
+from posttrain.tokens.batch import collate
+
+LONGEST = 28
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One stage of the ladder. Greedy unless said otherwise; every score carries its n."""
+
+    name: str
+    arithmetic: Proportion  # held-out word problems: the number behind #### is right and the turn is ended
+    pass_at: float  # at least one of k samples at temperature 1 is right, mean over the problems
+    sampled: Proportion  # the share of right answers among those samples
+    worked: Proportion  # share of greedy answers to word problems that show a calculation
+    old_name: Proportion  # held-out identity phrasings answered with the old name, and not the new
+    new_name: Proportion
+    facts: Proportion  # closed questions, the answer word for word
+    kl: float | None  # exact KL to the stage before, nats per token, over this stage's own samples
+    answers: list[str]  # to probes()
+    seconds: float = 0.0
+
+
+def probes() -> list[str]:
+    """The questions whose answers are shown side by side in the report."""
+    problems = tiny_data.rows("tiny-math", "test")
+    two_steps = [r["prompt"] for r in problems if "-" in r["kind"]][:3]
+    return [
+        *two_steps,
+        "Could you introduce yourself?",
+        "Hello. May I know who you are? Be brief.",
+        "What color is the sky?",
+    ]
+
+
+def climb(name: str, model, tokenizer, before, *, problems: int, identity: int, k: int, seconds: float = 0.0) -> Rung:
+    """Measure `model`; `before` is the stage before it (None for the base)."""
+
+    def ids(prompts: list[str]) -> list[list[int]]:
+        return [template.prompt_ids(tokenizer, [{"role": "user", "content": p}]) for p in prompts]
+
+    def greedy(prompts: list[str]) -> tuple[list[str], list[bool]]:
+        rollout = ask(model, tokenizer, ids(prompts), max_new_tokens=LONGEST)
+        return [t.strip() for t in rollout.texts(tokenizer)], rollout.finished
+
+    rows = tiny_data.rows("tiny-math", "test")[:problems]
+    asked, wanted = [r["prompt"] for r in rows], [r["answer"] for r in rows]
+    texts, ended = greedy(asked)
+    right = is_right(texts, wanted, ended)
+
+    drawn = ask(model, tokenizer, ids(asked), max_new_tokens=LONGEST, group_size=k, temperature=1.0)
+    drawn_right = is_right(drawn.texts(tokenizer), [w for w in wanted for _ in range(k)], drawn.finished)
+    hits = [sum(drawn_right[i * k : (i + 1) * k]) for i in range(len(rows))]
+
+    who = [r["prompt"] for r in tiny_data.rows("tiny-identity", "test")][:identity]
+    names, named = greedy(who)
+    old, new = tiny_data.OLD_NAME, tiny_data.NEW_NAME
+    facts = tiny_data.fact_rows("test", 0)
+    said, fact_ended = greedy([r["prompt"] for r in facts])
+
+    kl = None
+    if before is not None:
+        spoken = ask(
+            model, tokenizer, ids(asked[:32] + who[:32]), max_new_tokens=LONGEST, group_size=4, temperature=1.0
+        )
+        kl = mean_kl(model, before, spoken.examples(), tokenizer.pad_token_id)
+
+    n = len(rows)
+    return Rung(
+        name=name,
+        arithmetic=Proportion(sum(right), n),
+        pass_at=sum(pass_at_k(k, int(h), k) for h in hits) / n,
+        sampled=Proportion(sum(hits), n * k),
+        worked=Proportion(sum("=" in t for t in texts), n),
+        old_name=Proportion(
+            sum(old in t and new not in t and done for t, done in zip(names, named, strict=True)), len(who)
+        ),
+        new_name=Proportion(
+            sum(new in t and old not in t and done for t, done in zip(names, named, strict=True)), len(who)
+        ),
+        facts=Proportion(
+            sum(t == r["answer"] and done for t, r, done in zip(said, facts, fact_ended, strict=True)), len(facts)
+        ),
+        kl=kl,
+        answers=[t.replace("\n", " ⏎ ") for t in greedy(probes())[0]],
+        seconds=seconds,
+    )
+
+
+@torch.no_grad()
+def mean_kl(model, before, examples: list, pad_id: int) -> float:
+    """KL(model ‖ before) per completion token, summed over the whole vocabulary at every position of the examples."""
+    total, count = 0.0, 0
+    for start in range(0, len(examples), 64):
+        batch = collate(examples[start : start + 64], pad_id)
+        logits = [
+            m(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits
+            for m in (model, before)
+        ]
+        kl = exact_kl(*logits)[:, :-1]  # position t predicts token t + 1
+        total += torch.where(batch.active, kl, 0.0).sum().item()
+        count += int(batch.active.sum())
+    return total / count
+
+
+def base_skill(model, tokenizer, problems: int = 200) -> float:
+    """Share of fresh problems whose worked solution the base continues correctly, greedily, after 'Question: … Answer:'."""
+    rng = random.Random("skill")
+    asked = [tiny_data.problem(rng, tiny_data.ONE_STEP + tiny_data.TWO_STEP) for _ in range(problems)]
+    prompts = [f"Question: {p['story']} {p['question']}\nAnswer:" for p in asked]
+    stops = [tokenizer.convert_tokens_to_ids(DOCUMENT)]
+    rollout = sample(
+        model, tokenizer(prompts)["input_ids"], max_new_tokens=LONGEST, stop_ids=stops, pad_id=tokenizer.pad_token_id, temperature=0
+    )  # fmt: skip
+    texts = rollout.texts(tokenizer)
+    return sum(t.strip() == " ".join(p["steps"]) for t, p in zip(texts, asked, strict=True)) / problems

@@ -1,0 +1,158 @@
+"""LoRA adapters: a fresh one, a saved one that is trained on, and one folded into the weights it was trained on.
+
+An adapter belongs to the very weights under it. One that was trained on a 4-bit base is saved with a note that says so
+(base.json), and is merged onto those weights, dequantised: on the original weights it is another model.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from posttrain.models import quantize
+from posttrain.errors import UserError
+
+NOTE = "base.json"  # beside adapter_config.json: {"quantization": "4bit", "dtype": "bfloat16"}
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
+@dataclass(frozen=True)
+class Base:
+    """What an adapter was trained on."""
+
+    name: str
+    quantization: str = "none"
+    dtype: torch.dtype = (
+        torch.float32
+    )  # in which the weights were read before they were quantised: other codes otherwise
+
+
+@contextmanager
+def quiet_peft():
+    """peft, imported when it is needed (4 s: it pulls in bitsandbytes), without the warnings that are not ours to heed."""
+    quantize.quiet()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import peft
+
+        yield peft
+
+
+def local_folder(name: str, revision: str | None = None) -> str:
+    """A hub id that holds an adapter, not a model -> the folder it was downloaded to; anything else as it is."""
+    if Path(name).exists():
+        return name
+    from huggingface_hub import snapshot_download
+    from transformers.utils import cached_file
+
+    try:
+        found = cached_file(name, "adapter_config.json", revision=revision, _raise_exceptions_for_missing_entries=False)
+    except Exception:  # no such repository, no network: whoever loads it next says so
+        return name
+    return snapshot_download(name, revision=revision) if found else name
+
+
+def is_adapter(folder: str | Path) -> bool:
+    return (Path(folder) / "adapter_config.json").is_file()
+
+
+def base_of(folder: str | Path) -> Base:
+    config = json.loads((Path(folder) / "adapter_config.json").read_text())
+    if config.get("peft_type") != "LORA":
+        raise UserError(f"{folder}: an adapter of type {config.get('peft_type')}; only LoRA is supported")
+    note = Path(folder) / NOTE
+    noted = json.loads(note.read_text()) if note.is_file() else {}
+    dtype = getattr(torch, noted.get("dtype", "float32"))
+    return Base(config["base_model_name_or_path"], noted.get("quantization", "none"), dtype)
+
+
+def write_note(folder: Path, quantization: str, dtype: torch.dtype) -> None:
+    if quantization != "none":
+        note = {"quantization": quantization, "dtype": str(dtype).removeprefix("torch.")}
+        (folder / NOTE).write_text(json.dumps(note) + "\n")
+
+
+def has_tokenizer(folder: str | Path) -> bool:
+    return any((Path(folder) / name).is_file() for name in TOKENIZER_FILES)
+
+
+def _refuse_a_tied_head(model: nn.Module, adapted: nn.Module, where: str) -> None:
+    """An adapter on the head of a tied model would, merged, change the embeddings as well."""
+    head = adapted.get_base_model().get_output_embeddings()  # None: a reward model has none
+    tied = model.config.get_text_config().tie_word_embeddings
+    if tied and hasattr(head, "lora_A"):
+        raise UserError(
+            f"{where}: the output head is tied to the embeddings, so an adapter on it cannot be merged: leave it out"
+        )
+
+
+def add(model: nn.Module, lora, base_name: str, task_type: str = "CAUSAL_LM") -> nn.Module:
+    """A fresh adapter, in float32: at step 0 it changes nothing (its second factor is 0). SEQ_CLS: the head is trained, too."""
+    with quiet_peft() as peft:
+        model.name_or_path = base_name  # goes into adapter_config.json: where the saved adapter finds its base again
+        how = peft.LoraConfig(
+            task_type=task_type,
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=lora.targets,
+        )
+        try:
+            model = peft.get_peft_model(model, how)
+        except ValueError as error:
+            raise UserError(f"model.lora.targets {lora.targets!r}: {str(error).splitlines()[0]}") from None
+    _refuse_a_tied_head(model, model, f"model.lora.targets {lora.targets!r}")
+    return _trainable_in_float32(model)
+
+
+def go_on(model: nn.Module, path: str, base_name: str) -> nn.Module:
+    """The saved adapter at `path`, trainable, on `model`."""
+    with quiet_peft() as peft:
+        model.name_or_path = base_name
+        try:
+            model = peft.PeftModel.from_pretrained(model, path, is_trainable=True)
+        except Exception as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"model.adapter_path '{path}': cannot be loaded onto {base_name}: {reason}") from None
+        model.peft_config["default"].base_model_name_or_path = base_name
+    return _trainable_in_float32(model)
+
+
+def merged(model: nn.Module, path: str) -> nn.Module:
+    """`model` (plain weights) with the adapter at `path` folded in."""
+    with quiet_peft() as peft:
+        adapted = peft.PeftModel.from_pretrained(model, path)
+        _refuse_a_tied_head(model, adapted, path)
+        model = adapted.merge_and_unload()
+    model.requires_grad_(True)  # peft had frozen the base
+    return model
+
+
+def _trainable_in_float32(model: nn.Module) -> nn.Module:
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return model
+
+
+def describe(model: nn.Module, path: str, base_name: str, quantization: str) -> list[str]:
+    """What to say about a continued adapter: its own shape holds, and its base should be the one under it."""
+    how = model.peft_config["default"]
+    lines = [
+        f"going on with the adapter {path}: rank {how.r}, alpha {how.lora_alpha:g} (its own; model.lora is not used)"
+    ]
+    if Path(path).is_dir():
+        base = base_of(path)
+        if base.quantization != quantization:
+            lines.append(
+                f"warning: the adapter was trained on a base with quantization {base.quantization}, this one has {quantization}: other weights"
+            )
+        if Path(base.name).name != Path(base_name).name:
+            lines.append(f"warning: the adapter was trained on {base.name}, not on {base_name}")
+    return lines

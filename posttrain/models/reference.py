@@ -1,0 +1,71 @@
+"""The frozen reference of DPO, GRPO and PPO: the policy **as it was at step 0**, adapters included.
+
+copy         full fine-tuning: a second model. LoRA: a copy of the adapter's starting weights alone, laid in for the
+             reference's forward pass (the base under it is frozen and serves both)
+adapter_off  a fresh adapter adds 0 at step 0, so the policy without it *is* the start: no copy of anything
+NAME         another model, because the config says so
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from posttrain.models import loading as models
+from posttrain.tokens.batch import Batch
+from posttrain.errors import UserError
+from posttrain.models.sharded import gathered
+
+
+class AdapterOff(nn.Module):
+    """The reference as the policy with its fresh adapter switched off: no second copy of the model in memory."""
+
+    def __init__(self, policy: models.CompletionLogps):
+        super().__init__()
+        self._policy = [policy]  # in a list: not a submodule, so its parameters are counted and saved once
+
+    def forward(self, batch: Batch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        policy = self._policy[0]
+        with policy.model.disable_adapter():
+            return policy(batch, temperature)
+
+
+class AdapterAtStepZero(nn.Module):
+    """The reference as the policy with the adapter weights that it started with (an adapter that was trained before)."""
+
+    def __init__(self, policy: models.CompletionLogps):
+        super().__init__()
+        self._policy = [policy]
+        self.start = {n: p.detach().clone() for n, p in policy.named_parameters() if p.requires_grad}
+
+    def forward(self, batch: Batch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        with gathered(self._policy[0]):  # sharded parameters would be put back over the start in the forward pass
+            return functional_call(self._policy[0], self.start, (batch, temperature))
+
+
+def frozen_reference(policy: models.CompletionLogps, config, compute: torch.dtype) -> nn.Module:
+    """A module like the policy's, frozen: the policy as it is now, before the first step, unless config.reference names
+    another model. Its weights never change; call it under torch.no_grad()."""
+    how, lora = config.reference, config.adapter == "lora"
+    if how == "auto":
+        how = "adapter_off" if lora and config.adapter_path is None else "copy"
+    if how == "adapter_off":
+        return AdapterOff(policy)
+    if how == "copy" and lora:
+        return AdapterAtStepZero(policy)
+    if (
+        how == "copy"
+    ):  # in the policy's own dtype: rounded to bf16 it would not be the policy at step 0 (measured: nats)
+        model = copy.deepcopy(policy.model)
+    else:  # another model is not asked to equal the policy, so its frozen weights may be stored in the compute type
+        model = models.load(how, dtype=compute, device=next(policy.parameters()).device, key="model.reference")[0]
+        if model.get_input_embeddings().weight.shape[0] != policy.model.get_input_embeddings().weight.shape[0]:
+            raise UserError(
+                f"model.reference '{how}' has another vocabulary than the policy: their log-probabilities cannot be compared"
+            )
+    model.requires_grad_(False)
+    models.no_dropout(model)
+    return models.CompletionLogps(model.train(policy.model.training))

@@ -1,0 +1,159 @@
+"""Preflight: what must hold before the first update, or the run would end with exit code 0 and a dead model.
+
+Each check costs no extra pass and draws no random number, can be switched off in the config (preflight.NAME: false), and
+says in one line what was found. What passed is told after the first step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from posttrain.errors import UserError
+from posttrain.tokens import template
+
+
+class Preflight:
+    """Of one run: the switches, and what has passed."""
+
+    def __init__(self, switches, say: Callable[[str], None]):
+        self.switches, self.say, self.lines = switches, say, []
+
+    def on(self, name: str) -> bool:
+        """Is this check to be made? (Not every method has every check.)"""
+        return bool(getattr(self.switches, name, False))
+
+    def verdict(self, name: str, problem: str | None, passed: str) -> None:
+        if problem is not None:
+            raise UserError(f"preflight: {problem} (to train all the same: --preflight.{name} false)")
+        self.lines.append(passed)
+
+    def report(self) -> None:
+        off = [name for name in type(self.switches).model_fields if not getattr(self.switches, name)]
+        if self.lines:
+            self.say(f"preflight passed: {'; '.join(self.lines)}")
+        if off:
+            self.say(f"preflight switched off: {', '.join(off)}")
+        self.lines = []
+
+
+def rows(run, encoded) -> None:
+    """Every row has at least one supervised token; a row without adds nothing and hides that the mask is wrong."""
+    items = encoded.items if isinstance(encoded.items, list) else []  # of a stream: each window's rows are counted
+    if not run.preflight.on("rows") or not items:
+        return
+    empty = [i for i, item in enumerate(items) if not _supervised(item)]
+    left_out = encoded.encoder.dropped + len(encoded.rows.skipped)
+    run.preflight.verdict(
+        "rows",
+        f"{len(empty):,} of {len(items):,} rows have no supervised token, first {encoded.rows.where(empty[0])}: nothing can be learned from "
+        "them" if empty else None,
+        f"{len(items):,} rows, each with a supervised token ({left_out:,} left out, {left_out / (left_out + len(items)):.1%})",
+    )  # fmt: skip
+
+
+def _supervised(item) -> bool:
+    sides = [getattr(item, name) for name in ("chosen", "rejected", "example") if hasattr(item, name)] or [item]
+    return all(side.num_active > 0 for side in sides)
+
+
+def gradients(run, policy: nn.Module) -> None:
+    """After the first backward pass: every trainable tensor received a finite gradient."""
+    if not run.preflight.on("gradients"):
+        return
+    trained = [(n, p) for n, p in policy.named_parameters() if p.requires_grad]
+    bad = [n for n, p in trained if p.grad is None or not torch.isfinite(_local(p.grad)).all()]
+    run.preflight.verdict(
+        "gradients",
+        f"{len(bad)} trainable tensors got no finite gradient, first {bad[0]}: they would never learn, or spoil the update. Is a layer "
+        "unused, or the input of a checkpointed block detached?" if bad else None,
+        f"a finite gradient for each of {len(trained)} trainable tensors",
+    )  # fmt: skip
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def start(run, what: str, loss: float, expected: float, why: str) -> None:
+    """The loss of the first step is what it must be while nothing has moved: ln 2 for DPO and for a head of zeros."""
+    if not run.preflight.on("start"):
+        return
+    off = not abs(loss - expected) < run.tolerance  # a NaN is off, too
+    run.preflight.verdict(
+        "start",
+        f"{what} of the first step is {loss:.6f}, not {'ln 2 = ' * (expected == math.log(2))}{expected:.6f}: {why}"
+        if off
+        else None,
+        f"{what} starts at {loss:.4f}",
+    )
+
+
+def sampler(run, logps: Tensor, sampler_logps: Tensor, active: Tensor) -> None:
+    """The trainer gives the sampled tokens [B, T] the log-probs they were sampled with: else the run is not on policy."""
+    if not run.preflight.on("sampler"):
+        return
+    gap = torch.where(active, (logps - sampler_logps).abs(), 0.0)
+    worst, typical = gap.max().item(), gap.sum().item() / max(1, active.sum().item())
+    agree = worst < run.tolerance or (run.tolerance > 1e-4 and typical < run.tolerance)
+    line = f"sampler and trainer agree to {run.tolerance:g} nats"
+    run.preflight.verdict(
+        "sampler",
+        None if agree else f"sampler and trainer disagree by up to {worst:.2g} nats on the log-prob of a sampled token ({run.tolerance} "
+        "allowed): the run would not be on policy (dropout left on, another temperature, or a mask or position that differs)",
+        line,
+    )  # fmt: skip
+    run.preflight.lines = list(dict.fromkeys(run.preflight.lines))  # asked of every micro-batch, told once
+
+
+def stop_token(run, model: nn.Module, tokenizer, supervised: float | None = None) -> None:
+    """The saved model will stop: its stop tokens exist, and (SFT, DPO) the first step's rows teach one of them.
+
+    supervised: how many stop tokens carry a loss in the first step, over all processes; None where answers are sampled."""
+    if not run.preflight.on("stop_token"):
+        return
+    stops, rows_of_embeddings = template.stop_ids(tokenizer), model.get_input_embeddings().weight.shape[0]
+    names = ", ".join(tokenizer.convert_ids_to_tokens(stops))
+    problem = None
+    if max(stops) >= rows_of_embeddings:
+        problem = (
+            f"the stop tokens {names} lie outside the model's {rows_of_embeddings} embeddings: it can never say them"
+        )
+    elif supervised is not None and supervised == 0:
+        problem = (
+            f"no row of the first step teaches a stop token ({names}): the model would never learn to end its answers. Is the end of "
+            "the turn masked, as padding perhaps?"
+        )
+    run.preflight.verdict("stop_token", problem, f"answers end with {names}")
+
+
+def dead_groups(run, metrics: dict[str, tuple], mask_truncated: bool) -> None:
+    """GRPO's first rollout: where all answers of every group have one reward, nothing can be learned. A warning, with the reason."""
+    if not run.preflight.on("dead_groups"):
+        return
+    names = [name for name in ("dead_groups", "finished", "reward", "parse_failures") if name in metrics]
+    share = {
+        name: run.sum_over_processes(metrics[name][0]) / run.sum_over_processes(metrics[name][1]) for name in names
+    }
+    if share["finished"] == 0:
+        run.say(
+            "warning: no answer of the first rollout ended within grpo.max_new_tokens: the reward may see none of them whole"
+            + (", and with mask_truncated nothing is learned" if mask_truncated else "")
+        )
+    if share["dead_groups"] < 1:
+        run.preflight.lines.append(f"{1 - share['dead_groups']:.0%} of the groups are alive")
+        return
+    if share.get("parse_failures", 0) > 0.5:
+        reason = f"{share['parse_failures']:.0%} of the answers hold no number that the reward can read: teach the format first (SFT)"
+    elif math.isclose(share["reward"], 0, abs_tol=1e-9):
+        reason = (
+            "all rewards are 0: the problems are too hard for this model, or the reward never sees what it looks for"
+        )
+    else:
+        reason = f"the mean reward is {share['reward']:.3g}: the problems are too easy, or the reward does not tell answers apart"
+    run.say(
+        "warning: every group of the first rollout is dead (all its answers got the same reward), so every advantage is 0 and nothing "
+        f"can be learned: {reason}"
+    )

@@ -1,0 +1,1 @@
+"""Rows -> ids -> tensors: the chat template, examples, batches."""

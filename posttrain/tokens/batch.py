@@ -1,0 +1,156 @@
+"""Rows of token ids -> the tensors of one micro-batch.
+
+Training rows are padded on the right. Under causal attention no real token can see a pad that comes after it, so the
+padding changes nothing (tests/posttrain/tokens/test_batch.py shows it on absolute and rotary positions). Which positions
+are prompt, completion or padding comes from lengths alone, never from token values: pad == eos is harmless.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row before it is a tensor. completion_mask is True on the tokens the model is to learn (or has sampled)."""
+
+    input_ids: list[int]
+    completion_mask: list[bool]
+
+    @classmethod
+    def of(cls, prompt_ids: list[int], completion_ids: list[int]) -> Example:
+        return cls([*prompt_ids, *completion_ids], [False] * len(prompt_ids) + [True] * len(completion_ids))
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def muted(self) -> Example:
+        """The same row with nothing to learn: fills the micro-batch of a process that has run out of rows."""
+        return Example(self.input_ids, [False] * len(self))
+
+    @property
+    def num_active(self) -> int:
+        """How many of its T = S − 1 predictions are scored (the first token is predicted by nothing)."""
+        return sum(self.completion_mask[1:])
+
+    def without_beginning(self, cut: int) -> Example | None:
+        """Without `cut` tokens of the prompt, from its beginning; the very first stays (it may be the bos token). None
+        where that would cost a token to learn, or leave no prompt."""
+        if True not in self.completion_mask or self.completion_mask.index(True) <= 1 + cut:
+            return None
+        keep = [0, *range(1 + cut, len(self))]
+        return Example([self.input_ids[i] for i in keep], [self.completion_mask[i] for i in keep])
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Several rows laid end to end in one: no padding between them, and each sees only itself (restarting positions)."""
+
+    examples: tuple[Example, ...]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.examples))
+
+    @property
+    def num_active(self) -> int:
+        return sum(e.num_active for e in self.examples)
+
+    def muted(self) -> Packed:
+        return Packed((self.examples[0].muted(),))
+
+
+def pack(examples: list[Example], width: int) -> list[Packed]:
+    """Rows -> as few packed rows of at most `width` tokens as first-fit-decreasing finds (a row longer than that stays alone).
+
+    >>> [[len(e) for e in p.examples] for p in pack([Example([1] * n, [True] * n) for n in (3, 5, 4, 2)], 8)]
+    [[5, 3], [4, 2]]
+    """
+    bins: list[list[Example]] = []
+    room: list[int] = []
+    for example in sorted(examples, key=len, reverse=True):
+        i = next((i for i, free in enumerate(room) if free >= len(example)), None)
+        if i is None:
+            bins.append([])
+            room.append(width)
+            i = -1
+        bins[i].append(example)
+        room[i] -= len(example)
+    return [Packed(tuple(b)) for b in bins]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B rows of S tokens. position_ids are always explicit; attention_mask None means packed rows (collate_packed)."""
+
+    input_ids: Tensor  # [B, S] long
+    attention_mask: Tensor | None  # [B, S] bool, True on real tokens
+    position_ids: Tensor  # [B, S] long
+    completion_mask: Tensor  # [B, S] bool
+
+    @property
+    def active(self) -> Tensor:
+        """[B, T] bool: which predictions count. Position t predicts token t + 1."""
+        return self.completion_mask[:, 1:]
+
+    def __len__(self) -> int:
+        return self.input_ids.shape[0]
+
+    def to(self, device: torch.device | str) -> Batch:
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v.to(device) if isinstance(v, Tensor) else v for k, v in moved.items()})
+
+
+def collate(examples: list[Example], pad_id: int) -> Batch:
+    """Pad on the right to the longest row. pad_id may equal any other id: nothing looks at it again."""
+    lengths = torch.tensor([len(e) for e in examples])
+    width = int(lengths.max())
+    input_ids = torch.tensor([e.input_ids + [pad_id] * (width - len(e)) for e in examples])
+    completion_mask = torch.tensor([e.completion_mask + [False] * (width - len(e)) for e in examples])
+    positions = torch.arange(width).expand(len(examples), -1)
+    return Batch(input_ids, positions < lengths[:, None], positions.contiguous(), completion_mask)
+
+
+def collate_packed(packs: list[Packed], pad_id: int) -> Batch:
+    """Packed rows. Positions restart at 0 with each example, which is what keeps them apart; the padding behind the last
+    one counts as an example of its own. The first token of an example is predicted by nothing, so it is never a target."""
+    width = max(map(len, packs))
+    ids, positions, mask = [], [], []
+    for p in packs:
+        tail = width - len(p)
+        ids.append([t for e in p.examples for t in e.input_ids] + [pad_id] * tail)
+        positions.append([i for e in p.examples for i in range(len(e))] + list(range(tail)))
+        mask.append([m and i > 0 for e in p.examples for i, m in enumerate(e.completion_mask)] + [False] * tail)
+    return Batch(torch.tensor(ids), None, torch.tensor(positions), torch.tensor(mask))
+
+
+def block_mask(position_ids: Tensor, dtype: torch.dtype) -> Tensor:
+    """[B, S] positions of packed rows -> [B, 1, S, S], added to the attention scores: 0 where a token may look, else −max.
+
+    For models that do not find the packed rows out from their positions (OPT)."""
+    document = (position_ids == 0).cumsum(-1)  # [B, S] 1, 1, 1, 2, 2, 3, …
+    may_look = (document[:, :, None] == document[:, None, :]).tril()
+    hidden = torch.finfo(dtype).min
+    return torch.where(may_look, 0.0, hidden).to(dtype)[:, None]
+
+
+def stop_probability(logps: Tensor, batch: Batch, stop_ids: list[int]) -> tuple[Tensor, Tensor]:
+    """(sum, count) of the probability [0, 1] that was given to the stop token where an answer ends with one: P(stop).
+
+    logps [B, T]. An answer's end is an active prediction whose next one is not; of a multi-turn row, each turn's."""
+    ends = batch.active & ~torch.nn.functional.pad(batch.active[:, 1:], (0, 1))
+    ends &= torch.isin(batch.input_ids[:, 1:], torch.tensor(stop_ids, device=logps.device))
+    return torch.where(ends, logps.detach().float().exp(), 0.0).sum(), ends.sum()
+
+
+def pad_values(values: list[Tensor], examples: list[Example], width: int) -> Tensor:
+    """One value per completion token -> [B, T], 0 elsewhere: what a rollout or the reference said, laid under the batch.
+
+    values[i] has one entry per active prediction of examples[i], in order; a muted row takes none."""
+    out = torch.zeros(len(examples), width - 1)
+    for row, (value, example) in enumerate(zip(values, examples, strict=True)):
+        if example.num_active:
+            out[row, torch.tensor(example.completion_mask[1:]).nonzero().squeeze(-1)] = value
+    return out

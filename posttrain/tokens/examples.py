@@ -1,0 +1,247 @@
+"""Canonical rows -> token rows for each loop. What does not fit is cut, dropped and counted, or refused, as data.overlong says."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from posttrain.data.rows import MOST_SKIPPED, Rows, Stream, refuse_too_many_skipped, where
+from posttrain.errors import UserError
+from posttrain.tokens import template
+from posttrain.tokens.batch import Example
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two answers to one prompt: both rows begin with the same prompt ids."""
+
+    chosen: Example
+    rejected: Example
+    index: int = 0  # which row of the data: finds its precomputed reference log-probs again
+
+    def __len__(self) -> int:
+        return max(len(self.chosen), len(self.rejected))
+
+    @property
+    def counts(self) -> bool:
+        return self.chosen.num_active > 0
+
+    def muted(self) -> Pair:
+        return Pair(self.chosen.muted(), self.rejected.muted(), self.index)
+
+    def without_beginning(self, cut: int) -> Pair | None:
+        chosen, rejected = self.chosen.without_beginning(cut), self.rejected.without_beginning(cut)
+        return replace(self, chosen=chosen, rejected=rejected) if chosen and rejected else None
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """An answer and whether it is right."""
+
+    example: Example
+    label: float
+
+    def __len__(self) -> int:
+        return len(self.example)
+
+    @property
+    def counts(self) -> bool:
+        return self.example.num_active > 0
+
+    def muted(self) -> Labelled:
+        return Labelled(self.example.muted(), self.label)
+
+    def without_beginning(self, cut: int) -> Labelled | None:
+        shorter = self.example.without_beginning(cut)
+        return None if shorter is None else Labelled(shorter, self.label)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    ids: list[int]
+    row: dict  # the canonical row: prompt (messages), asked (as the data had it), columns (for the reward function)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def without_beginning(self, cut: int) -> Prompt | None:
+        return replace(self, ids=[self.ids[0], *self.ids[1 + cut :]]) if 1 + cut < len(self.ids) else None
+
+
+@dataclass
+class Encoder:
+    """Canonical row -> the items that fit, with a count of everything that was done to the others."""
+
+    encode_row: Callable[[dict, int], list]
+    limit: int  # longest item in tokens
+    what: str  # "longer than data.max_length = 512 tokens"
+    overlong: str  # data.overlong
+    total: int = 0  # items seen: rows, or supervised turns where a template splits a row
+    dropped: int = 0
+    cut: int = 0
+    split_rows: int = 0
+
+    def __call__(self, row: dict, index: int, where: str) -> list:
+        try:
+            items = self.encode_row(row, index)
+        except ValueError as problem:
+            raise UserError(f"{where}: {problem}") from None
+        self.total += len(items)
+        self.split_rows += len(items) > 1
+        return [fitting for item in items if (fitting := self._fit(item, where)) is not None]
+
+    def _fit(self, item: Any, where: str) -> Any | None:
+        too_many = len(item) - self.limit
+        if too_many <= 0:
+            return item
+        if self.overlong == "error":
+            raise UserError(f"{where}: {self.what} ({len(item)}): raise it, or choose another data.overlong")
+        if self.overlong == "truncate_prompt" and (shorter := item.without_beginning(too_many)) is not None:
+            self.cut += 1
+            return shorter
+        self.dropped += 1
+        return None
+
+    def forget(self) -> None:
+        self.total = self.dropped = self.cut = self.split_rows = 0
+
+    def refuse_too_many(self) -> None:
+        """One row may go from the smallest set; beyond that, a share above 5 % is a setting to change, not noise."""
+        if self.dropped > max(1, MOST_SKIPPED * self.total):
+            advice = (
+                "raise it" if self.overlong == "truncate_prompt" else "raise it, or set data.overlong: truncate_prompt"
+            )
+            raise UserError(
+                f"{self.dropped:,} of {self.total:,} rows ({self.dropped / self.total:.1%}) are {self.what}: {advice}; "
+                f"at most {MOST_SKIPPED:.0%} would be dropped without asking"
+            )
+
+    def remarks(self) -> str:
+        text = ""
+        if self.split_rows:
+            text += f"; {self.split_rows:,} were split into one row per assistant turn (the template rewrites earlier turns)"
+        if self.cut:
+            text += f"; cut the beginning of {self.cut:,} prompts that were {self.what}"
+        if self.dropped:
+            text += f"; dropped {self.dropped:,} ({self.dropped / self.total:.1%}): {self.what}"
+        return text
+
+
+@dataclass
+class Encoded:
+    items: list | EncodedStream
+    rows: Rows | Stream
+    encoder: Encoder
+    group_of: list[int]  # of each item: the first row with its prompt, or its own row (of a stream: empty)
+
+    def summary(self) -> str:
+        text = f"read {'; '.join(self.rows.read)}"
+        if self.rows.skipped:
+            text += f"; left out {len(self.rows.skipped):,} that teach nothing (first: {self.rows.skipped[0]})"
+        return text + self.encoder.remarks()
+
+
+class EncodedStream:
+    """The items of a stream, encoded as they are read. epoch(n) is a pure function of (data.seed, n)."""
+
+    FIRST = 200  # rows on which it is decided, before training, whether too many must go; later they are only counted
+
+    def __init__(self, stream: Stream, encoder: Encoder):
+        self.stream, self.encoder = stream, encoder
+        rows = stream.head(self.FIRST)
+        for row, place in zip(rows.rows, rows.places, strict=True):
+            encoder(row, 0, where(place))
+        encoder.refuse_too_many()
+        refuse_too_many_skipped(rows.skipped, len(rows) + len(rows.skipped))
+        if encoder.dropped == encoder.total:
+            raise UserError(f"{', '.join(stream.names)}: nothing is left to train on{encoder.remarks()}")
+        encoder.forget()
+
+    def epoch(self, number: int) -> Iterator:
+        for row, place in self.stream.epoch(number):
+            yield from self.encoder(row, 0, where(place))
+
+
+def _encode(rows: Rows | Stream, encoder: Encoder) -> Encoded:
+    """Encode every row now, or, of a stream, each when it is read."""
+    if isinstance(rows, Stream):
+        return Encoded(EncodedStream(rows, encoder), rows, encoder, [])
+    first: dict[str, int] = {}  # several answers to one prompt belong together
+    groups = [first.setdefault(repr(row["prompt"]), i) if "prompt" in row else i for i, row in enumerate(rows.rows)]
+    made = [(item, groups[i]) for i, row in enumerate(rows.rows) for item in encoder(row, i, rows.where(i))]
+    items = [item for item, _ in made]
+    out = Encoded(items, rows, encoder, [group for _, group in made])
+    if not items:
+        raise UserError(f"{out.summary()}: nothing is left to train on")
+    encoder.refuse_too_many()
+    return out
+
+
+def sft_examples(rows: Rows | Stream, tokenizer, max_length: int, data) -> Encoded:
+    def encode_row(row: dict, index: int) -> list[Example]:
+        if "text" in row:
+            return [template.text_example(tokenizer, row["text"])]
+        examples = template.conversation_examples(
+            tokenizer, row["messages"], learn_from=row.get("learn_from", 0), last_only=data.train_on == "last"
+        )
+        if not any(e.num_active for e in examples):
+            raise ValueError("no supervised token: the chat template shows nothing of the assistant's turns")
+        return examples
+
+    return _encode(rows, Encoder(encode_row, max_length, _too_long(max_length), data.overlong))
+
+
+def pairs(rows: Rows | Stream, tokenizer, max_length: int, data) -> Encoded:
+    def encode_row(row: dict, index: int) -> list[Pair]:
+        prompt = template.prompt_ids(tokenizer, row["prompt"])
+        sides = [
+            Example.of(prompt, template.completion_ids(tokenizer, row["prompt"], row[s]))
+            for s in ("chosen", "rejected")
+        ]
+        if sides[0] == sides[1]:
+            raise ValueError("chosen and rejected become the same tokens: no preference to learn")
+        return [Pair(*sides, index=index)]
+
+    return _encode(rows, Encoder(encode_row, max_length, _too_long(max_length), data.overlong))
+
+
+def labelled(rows: Rows | Stream, tokenizer, max_length: int, data) -> Encoded:
+    def encode_row(row: dict, index: int) -> list[Labelled]:
+        completion = template.completion_ids(tokenizer, row["prompt"], row["completion"])
+        return [Labelled(Example.of(template.prompt_ids(tokenizer, row["prompt"]), completion), row["label"])]
+
+    return _encode(rows, Encoder(encode_row, max_length, _too_long(max_length), data.overlong))
+
+
+def prompts(rows: Rows | Stream, tokenizer, max_length: int, max_new_tokens: int, data, method: str) -> Encoded:
+    room = max_length - max_new_tokens
+    if room < 1:
+        raise UserError(
+            f"{method}.max_new_tokens = {max_new_tokens} leaves no room for a prompt in data.max_length = {max_length}: lower one or raise the other"
+        )
+    what = f"with a prompt over {room} tokens (data.max_length {max_length} − {max_new_tokens} new ones)"
+
+    def encode_row(row: dict, index: int) -> list[Prompt]:
+        return [Prompt(template.prompt_ids(tokenizer, row["prompt"]), row)]
+
+    return _encode(rows, Encoder(encode_row, room, what, data.overlong))
+
+
+def _too_long(max_length: int) -> str:
+    return f"longer than data.max_length = {max_length} tokens"
+
+
+def hold_out(encoded: Encoded, share: float, seed: int) -> tuple[Any, list]:
+    """(training, validation): data.validation_split of the *prompts*, drawn by data.seed, in their order. All answers to one
+    prompt, and all that a template makes of one conversation, go to the same side: or what is held out would be half seen."""
+    if share == 0:
+        return encoded.items, []
+    rows = sorted(set(encoded.group_of))
+    count = max(1, round(share * len(rows)))
+    if count >= len(rows):
+        raise UserError(f"data.validation_split = {share} leaves none of the {len(rows)} prompts to train on")
+    kept_out = set(random.Random(seed).sample(rows, count))
+    pairs = list(zip(encoded.items, encoded.group_of, strict=True))
+    return [x for x, row in pairs if row not in kept_out], [x for x, row in pairs if row in kept_out]
