@@ -21,13 +21,15 @@ from posttrain.config import early_check
 config = early_check("dpo") if __name__ == "__main__" else None
 
 import math
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor, nn
 
 from losses.dpo import dpo_loss
 from losses.logprobs import sequence_logps
 from losses.sft import completion_cross_entropy
-from losses.weights import token_weights
+from losses.weights import step_total, token_weights
 from posttrain import models
 from posttrain.config import DpoConfig
 from posttrain.data.rows import load_rows
@@ -35,19 +37,28 @@ from posttrain.errors import clear_exit
 from posttrain.models.reference import frozen_reference
 from posttrain.models.sharded import gathered
 from posttrain.rollouts.asking import Showcase
-from posttrain.run import preflight
-from posttrain.run.training import Result, Run
+from posttrain.run import preflight, processes
+from posttrain.run.training import Result, Run, threads_as_they_were
 from posttrain.tokens import template
-from posttrain.tokens.batch import collate, stop_probability
-from posttrain.tokens.examples import hold_out, pairs
+from posttrain.tokens.batch import Batch, collate, stop_probability
+from posttrain.tokens.examples import both_sides, hold_out, pairs
 
 
-def train(config: DpoConfig, *, rows: list[dict] | None = None) -> Result:
-    """Run it; `rows` (any preference format of posttrain/data/formats.py) takes the place of config.data.name."""
+class Start(NamedTuple):
+    """What stands before the first step."""
+
+    model: nn.Module
+    tokenizer: Any
+    policy: models.CompletionLogps
+    reference: nn.Module | None
+    pairs: Any  # a list, or a stream
+    validation: list
+    showcase: Showcase
+
+
+def start(config: DpoConfig, run: Run, rows: list[dict] | None = None) -> Start:
     # ---- 1. Policy, reference, pairs --------------------------------------------------------------------------
     data = load_rows(config.data, "dpo", rows)
-    run = Run(config)
-    accelerator, max_grad_norm = run.accelerator, config.training.max_grad_norm
     model, tokenizer, notes = models.load_policy(config.model, run)
     limit = models.max_length(model, config.data.max_length)
     encoded = pairs(data, tokenizer, limit, config.data)
@@ -58,83 +69,84 @@ def train(config: DpoConfig, *, rows: list[dict] | None = None) -> Result:
     policy = models.CompletionLogps(model.train())
     reference = frozen_reference(policy, config.model, run.compute)
     run.checkpoints.remember("the reference", reference)
+    showcase = Showcase(data, tokenizer, config.output.samples, limit)
+    return Start(model, tokenizer, policy, reference, examples, validation, showcase)
+
+
+@threads_as_they_were()
+def train(config: DpoConfig, *, rows: list[dict] | None = None) -> Result:
+    """Run it; `rows` (any preference format of posttrain/data/formats.py) takes the place of config.data.name."""
+    run = Run(config)
+    model, tokenizer, policy, reference, examples, validation, showcase = start(config, run, rows)
     pad_id, stops, cache = tokenizer.pad_token_id, template.stop_ids(tokenizer), {}
     if config.dpo.precompute:
-        cache = run.checkpoints.saved("cache") or precompute(reference, encoded.items, run, pad_id)
+        items = [*examples, *validation]
+        cache = run.checkpoints.saved("cache") or precompute(reference, items, run, pad_id)
         reference = None  # its memory is free again
-    showcase = Showcase(data, tokenizer, config.output.samples, limit)
     before = showcase.answers(model)
-    policy, optimizer, scheduler = run.prepare(policy, run.steps_for(examples))
+    policy, optimizer, scheduler = run.prepare(policy, model, tokenizer, run.steps_for(examples))
+    accelerator = run.accelerator
 
     # ---- 2. One optimiser step = a list of micro-batches ------------------------------------------------------
     for window in run.windows(examples):
         n_pairs = run.sum_over_processes(sum(pair.counts for micro in window for pair in micro))
-        n_chosen = run.sum_over_processes(sum(pair.chosen.num_active for micro in window for pair in micro))
-        dpo_term = 0.0
+        n_chosen = run.sum_over_processes(step_total(pair.chosen.num_active for micro in window for pair in micro))
 
         for i, micro in enumerate(window):
             # ---- 3. Forward ---------------------------------------------------------------------------------------
-            batch = collate([p.chosen for p in micro] + [p.rejected for p in micro], pad_id).to(run.device)
-            half = len(micro)
+            batch = collate(both_sides(micro), pad_id).to(run.device)
             ref_logps = reference_logps(reference, cache, micro, batch, run)  # [2B]
             with run.no_sync_unless_last(policy, i, window):
                 token_logps, entropy = policy(batch)  # [2B, T]: the chosen rows, then the rejected ones
                 logps = sequence_logps(token_logps, batch.active)  # [2B]
 
                 # ---- 4. Loss --------------------------------------------------------------------------------------
-                weights = batch.active[:half].any(dim=1).float() / n_pairs  # [B], 0 for a muted pair
-                loss, metrics = dpo_loss(
+                (chosen, rejected), (chosen_logps, _) = batch.active.chunk(2), token_logps.chunk(2)  # [B, T] each
+                weights = chosen.any(dim=1).float() / n_pairs  # [B], 0 for a muted pair
+                dpo_term, metrics = dpo_loss(
                     *logps.chunk(2),  # chosen [B], rejected [B]
                     *ref_logps.chunk(2),
                     beta=config.dpo.beta,
                     label_smoothing=config.dpo.label_smoothing,
                     weights=weights,
                 )
-                dpo_term += loss.item()
+                loss = dpo_term
                 if config.dpo.sft_weight:
-                    nll, _ = completion_cross_entropy(
-                        token_logps[:half], token_weights(batch.active[:half], "token", total=n_chosen)
-                    )
-                    loss = loss + config.dpo.sft_weight * nll
+                    nll, _ = completion_cross_entropy(chosen_logps, token_weights(chosen, "token", total=n_chosen))
+                    loss = dpo_term + config.dpo.sft_weight * nll
                 accelerator.backward(loss * accelerator.num_processes)  # DDP averages; our weights already sum
-            chosen, rejected = batch.active[:half], batch.active[half:]
             metrics |= {
-                "chosen_logps_per_token": (token_logps[:half].sum(), chosen.sum()),
-                "rejected_logps_per_token": (token_logps[half:].sum(), rejected.sum()),
+                "chosen_logps_per_token": (chosen_logps.sum(), chosen.sum()),
+                "rejected_logps_per_token": (token_logps.chunk(2)[1].sum(), rejected.sum()),
                 "entropy": (entropy.sum(), batch.active.sum()),
                 "p_stop": stop_probability(token_logps, batch, stops),
             }
-            run.add(loss, metrics, tokens=int(batch.attention_mask.sum()))
+            run.add(loss, metrics, terms={"dpo_loss": dpo_term}, tokens=int(batch.attention_mask.sum()))
 
         # ---- 5. Preflight, update ---------------------------------------------------------------------------------
-        grad_norm = accelerator.clip_grad_norm_(policy.parameters(), max_grad_norm)
-        run.refuse_non_finite(grad_norm)
-        dpo_term = run.sum_over_processes(dpo_term)
-        if run.step == 0:
-            preflight.gradients(run, policy)
-            preflight.stop_token(run, model, tokenizer, run.count_so_far("p_stop"))
-            if config.model.reference in ("auto", "copy", "adapter_off"):  # margin 0: −log σ(0) = ln 2
-                moved = "the reference is not the policy as it was (dropout left on, another adapter, or moved weights)"
-                preflight.start(run, "the DPO term", dpo_term, math.log(2), moved)
-        learning_rate = optimizer.param_groups[0]["lr"]
+        grad_norm = accelerator.clip_grad_norm_(policy.parameters(), config.training.max_grad_norm)
+        run.check_update(grad_norm)
+        if run.step == 0 and config.model.reference in ("auto", "copy", "adapter_off"):  # margin 0: −log σ(0) = ln 2
+            moved = "the reference is not the policy as it was (dropout left on, another adapter, or moved weights)"
+            preflight.start(run, "the DPO term", run.meter.term_of_all("dpo_loss"), math.log(2), moved)
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
 
         # ---- 6. Log, evaluate, keep a checkpoint --------------------------------------------------------------
         held_out = evaluate(policy, reference, cache, validation, config, run, pad_id) if run.evaluate_now() else {}
-        run.log({"dpo_loss": dpo_term, "grad_norm": grad_norm, "learning_rate": learning_rate} | held_out)
+        run.log({"grad_norm": grad_norm} | held_out)
         if run.checkpoints.due():
-            run.checkpoints.write(model, tokenizer, {"cache": cache})
+            run.checkpoints.write({"cache": cache})
 
     # ---- 7. Save ----------------------------------------------------------------------------------------------
     with gathered(policy):
         after = showcase.answers(model)
-    return run.finish(model, tokenizer, showcase.compare(before, after))
+    return run.finish(showcase.compare(before, after))
 
 
 @torch.no_grad()
-def reference_logps(reference, cache: dict, micro: list, batch, run: Run) -> torch.Tensor:
+def reference_logps(reference: nn.Module | None, cache: dict, micro: list, batch: Batch, run: Run) -> Tensor:
     """Σ log π_ref of each completion, [2B]: from the frozen model, or from what was precomputed."""
     if reference is None:
         return torch.tensor([cache[p.index][side] for side in (0, 1) for p in micro], device=run.device)
@@ -144,24 +156,30 @@ def reference_logps(reference, cache: dict, micro: list, batch, run: Run) -> tor
 
 
 @torch.no_grad()
-def precompute(reference, items: list, run: Run, pad_id: int) -> dict[int, tuple[float, float]]:
+def precompute(reference: nn.Module, items: list, run: Run, pad_id: int) -> dict[int, tuple[float, float]]:
     """The reference's two log-probs of every pair, computed once: {index: (chosen, rejected)}."""
     cache = {}
     for micro in run.slices(items, "reference log-probs"):
-        batch = collate([p.chosen for p in micro] + [p.rejected for p in micro], pad_id).to(run.device)
+        batch = collate(both_sides(micro), pad_id).to(run.device)
         chosen, rejected = reference_logps(reference, {}, micro, batch, run).view(2, -1).tolist()
         cache |= {p.index: both for p, both in zip(micro, zip(chosen, rejected, strict=True), strict=True) if p.counts}
-    return run.merge(cache)
+    return processes.merge(cache)
 
 
 @torch.no_grad()
 def evaluate(
-    policy, reference, cache: dict, validation: list, config: DpoConfig, run: Run, pad_id: int
+    policy: nn.Module,
+    reference: nn.Module | None,
+    cache: dict,
+    validation: list,
+    config: DpoConfig,
+    run: Run,
+    pad_id: int,
 ) -> dict[str, float]:
     """DPO loss and accuracy on held-out pairs."""
     loss, hits, count = 0.0, 0.0, 0.0
     for micro in run.slices(validation):
-        batch = collate([p.chosen for p in micro] + [p.rejected for p in micro], pad_id).to(run.device)
+        batch = collate(both_sides(micro), pad_id).to(run.device)
         half = len(micro)
         ref_logps = reference_logps(reference, cache, micro, batch, run)
         logps = sequence_logps(policy(batch)[0], batch.active)

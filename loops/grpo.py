@@ -22,63 +22,50 @@ from posttrain.config import early_check
 config = early_check("grpo") if __name__ == "__main__" else None
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from losses.advantages import group_relative_advantages, leave_one_out_advantages
 from losses.grpo import grpo_loss
-from losses.weights import token_weights
+from losses.weights import step_total, token_weights
 from posttrain import models
 from posttrain.config import GrpoConfig
 from posttrain.data.rows import load_rows
 from posttrain.errors import clear_exit
 from posttrain.models.reference import frozen_reference
 from posttrain.models.sharded import gathered
-from posttrain.rollouts import rewards
-from posttrain.rollouts.asking import Showcase, ask
-from posttrain.rollouts.sampling import Rollout, draw_uniforms, sample
+from posttrain.rollouts.answers import Answer, ask_all, in_flight, lay_out, sampled
+from posttrain.rollouts.asking import Showcase
+from posttrain.rollouts.sampling import sample_own
+from posttrain.rollouts.scoring import Scorer, describe
 from posttrain.run import preflight
-from posttrain.run.training import Result, Run
+from posttrain.run.training import Result, Run, threads_as_they_were
 from posttrain.tokens import template
-from posttrain.tokens.batch import Example, collate, pad_values, stop_probability
-from posttrain.tokens.examples import Prompt, hold_out, prompts
+from posttrain.tokens.batch import stop_probability
+from posttrain.tokens.examples import hold_out, prompts
 
 
-@dataclass(frozen=True)
-class Answer:
-    """One sampled completion on its way through an update. Each log-prob tensor has one entry per completion token."""
+class Start(NamedTuple):
+    """What stands before the first step."""
 
-    example: Example
-    advantage: float
-    sampler_logps: torch.Tensor  # what the sampler gave its own tokens
-    old_logps: torch.Tensor | None = (
-        None  # the trainer's forward before the first inner epoch; None: one update per rollout, so logps.detach()
-    )
-    ref_logps: torch.Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.example)
-
-    def muted(self) -> "Answer":
-        return replace(self, example=self.example.muted())
-
-    @classmethod
-    def restored(cls, saved: dict) -> "Answer":
-        """From a checkpoint."""
-        return cls(**saved | {"example": Example(**saved["example"])})
+    run: Run
+    model: nn.Module
+    tokenizer: Any
+    policy: models.CompletionLogps
+    reference: nn.Module | None
+    scorer: Scorer
+    prompts: Any  # a list, or a stream
+    validation: list
+    showcase: Showcase
 
 
-def train(
-    config: GrpoConfig, *, rows: list[dict] | None = None, reward: Callable | list[Callable] | None = None
-) -> Result:
-    """Run it; `rows` (prompt and columns for the reward) replaces config.data.name, `reward` replaces config.grpo.reward."""
-    data = load_rows(config.data, "grpo", rows)
-    functions = rewards.find(config.grpo.reward if reward is None else reward, config.grpo.reward_weights)
-    rewards.refuse_bad_targets(functions, data)
-    run, grpo = Run(config), config.grpo
-    accelerator, max_grad_norm = run.accelerator, config.training.max_grad_norm
+def start(config: GrpoConfig, run: Run, rows: list[dict] | None = None, reward: Any = None) -> Start:
+    grpo, data = config.grpo, load_rows(config.data, "grpo", rows)
+    scorer = Scorer(grpo, "grpo", reward, data, run)
     model, tokenizer, notes = models.load_policy(config.model, run)
+    scorer.refuse_another_vocabulary(tokenizer)
     limit = models.max_length(model, config.data.max_length)
     encoded = prompts(data, tokenizer, limit, grpo.max_new_tokens, config.data, "grpo")
     items, validation = hold_out(encoded, config.data.validation_split, config.data.seed)
@@ -88,99 +75,95 @@ def train(
     policy = models.CompletionLogps(model.train())
     reference = frozen_reference(policy, config.model, run.compute) if grpo.kl_coef > 0 else None
     run.checkpoints.remember("the reference", reference)
-    run.checkpoints.remember("the reward functions", functions)
-    pad_id, stops = tokenizer.pad_token_id, template.stop_ids(tokenizer)
+    run.checkpoints.remember("the reward", scorer.fingerprinted)
     showcase = Showcase(data, tokenizer, config.output.samples, limit, grpo.max_new_tokens)
-    before = showcase.answers(model)
-    updates_per_rollout = grpo.minibatches * grpo.inner_epochs
-    policy, optimizer, scheduler = run.prepare(policy, run.steps_for_prompts(items, grpo))
+    return Start(run, model, tokenizer, policy, reference, scorer, items, validation, showcase)
 
-    for rollout_number, chosen, mine in run.prompt_windows(items, grpo.prompts_per_step):
-        in_flight = run.checkpoints.in_flight()  # resumed in the middle of this rollout: steps 1 to 3 are done
-        if in_flight is not None:
-            answers = [Answer.restored(a) for prompt in mine for a in in_flight["answers"][prompt]]
-            rollout_metrics = in_flight["metrics"]
+
+def roll_out(s: Start, policy: nn.Module, number: int, asked: list, own: list[int]) -> tuple[list[Answer], dict]:
+    """The answers to this process's own prompts among those asked, with all that an update needs, and what to log."""
+    run, grpo, tokenizer = s.run, s.run.config.grpo, s.tokenizer
+    # ---- 1. Rollout -----------------------------------------------------------------------------------------------
+    ids, seed = [prompt.ids for prompt in asked], run.training.seed
+    with run.accelerator.autocast(), gathered(policy):
+        rollout = sample_own(s.model, tokenizer, ids, own, grpo, seed=seed, number=number)
+
+    # ---- 2. Rewards and advantages, over whole groups -------------------------------------------------------------
+    values, told = s.scorer(rollout, tokenizer, [asked[i] for i in own])
+    rewards = torch.tensor(values)  # [N], group by group
+    advantages = advantages_of(rewards, grpo)  # [N]
+    groups = rewards.view(-1, grpo.group_size)
+    told |= describe(rewards, rollout) | {"dead_groups": ((groups.amax(1) == groups.amin(1)).sum(), len(groups))}
+    answers = [
+        answer.with_columns(advantages=torch.full_like(answer.columns["sampler_logps"], a))
+        for answer, a in zip(sampled(rollout, values), advantages.tolist(), strict=True)
+    ]
+    if grpo.mask_truncated:
+        answers = [a if a.finished else a.muted() for a in answers]
+    if number == 0:
+        preflight.dead_groups(run, told, grpo.mask_truncated)
+
+    # ---- 3. Old and reference log-probs, before anything moves ----------------------------------------------------
+    pad_id = tokenizer.pad_token_id
+    with gathered(policy):
+        if s.reference is not None:
+            answers = ask_all(answers, run, pad_id, lambda b: {"ref_logps": s.reference(b, grpo.temperature)[0]})
+        if (
+            grpo.minibatches * grpo.inner_epochs > 1
+        ):  # with a single update the old policy is the policy itself, detached
+            answers = ask_all(answers, run, pad_id, lambda b: {"old_logps": policy(b, grpo.temperature)[0]})
+    return answers, told
+
+
+def advantages_of(rewards: torch.Tensor, grpo: Any) -> torch.Tensor:
+    """[N] -> [N]: how much better each answer is than its group."""
+    if grpo.advantage == "leave_one_out":
+        return leave_one_out_advantages(rewards, grpo.group_size)
+    return group_relative_advantages(rewards, grpo.group_size, scale=grpo.advantage_scale)
+
+
+@threads_as_they_were()
+def train(
+    config: GrpoConfig, *, rows: list[dict] | None = None, reward: Callable | list[Callable] | None = None
+) -> Result:
+    """Run it; `rows` (prompt and columns for the reward) replaces config.data.name, `reward` replaces config.grpo.reward."""
+    run, grpo = Run(config), config.grpo
+    s = start(config, run, rows, reward)
+    model, tokenizer, accelerator = s.model, s.tokenizer, run.accelerator
+    pad_id, stops, before = tokenizer.pad_token_id, template.stop_ids(tokenizer), s.showcase.answers(model)
+    policy, optimizer, scheduler = run.prepare(s.policy, model, tokenizer, run.steps_for_prompts(s.prompts, grpo))
+
+    for number, asked, own in run.prompt_windows(s.prompts, grpo.prompts_per_step):
+        saved = run.checkpoints.in_flight()  # resumed in the middle of this rollout: steps 1 to 3 are done
+        if saved is None:
+            answers, told = roll_out(s, policy, number, asked, own)
         else:
-            # ---- 1. Rollout: this process's prompts, its rows of the uniforms of the whole rollout --------------------
-            uniforms = draw_uniforms(
-                len(chosen) * grpo.group_size, grpo.max_new_tokens, seed=config.training.seed, step=rollout_number
-            )
-            with accelerator.autocast(), gathered(policy):
-                rollout = sample(
-                    model,
-                    [chosen[i].ids for i in mine],
-                    group_size=grpo.group_size,
-                    max_new_tokens=grpo.max_new_tokens,
-                    temperature=grpo.temperature,
-                    stop_ids=stops,
-                    pad_id=pad_id,
-                    uniforms=uniforms.view(len(chosen), grpo.group_size, -1)[mine].flatten(0, 1),
-                )
-
-            # ---- 2. Rewards and advantages, over whole groups ---------------------------------------------------------
-            texts = rollout.texts(tokenizer)
-            total_rewards, parts = rewards.of_rollout(
-                functions, grpo.reward_weights, rollout, texts, [chosen[i].row for i in mine]
-            )
-            scores = torch.tensor(total_rewards)
-            advantages = (
-                group_relative_advantages(scores, grpo.group_size, scale=grpo.advantage_scale)
-                if grpo.advantage == "group"
-                else leave_one_out_advantages(scores, grpo.group_size)
-            )
-            answers = [
-                Answer(e.muted() if grpo.mask_truncated and not done else e, a, logps)
-                for e, a, logps, done in zip(
-                    rollout.examples(), advantages.tolist(), rollout.logps, rollout.finished, strict=True
-                )
-            ]
-            rollout_metrics = parts | describe(scores, rollout, texts, grpo, functions)
-            if rollout_number == 0:
-                preflight.dead_groups(run, rollout_metrics, grpo.mask_truncated)
-
-            # ---- 3. Old and reference log-probs, before anything moves ------------------------------------------------
-            with gathered(policy):
-                if reference is not None:
-                    answers = score(answers, reference, "ref_logps", run, pad_id, grpo.temperature)
-                if updates_per_rollout > 1:  # with a single update the old policy is the policy itself, detached
-                    answers = score(answers, policy, "old_logps", run, pad_id, grpo.temperature)
+            answers, told = in_flight(saved, own), saved["metrics"]
 
         # ---- 4. One optimiser step = one minibatch ----------------------------------------------------------------
-        for window in run.minibatches(answers, mine, len(chosen), grpo, rollout_number):
-            active = [a.example.num_active for micro in window for a in micro]
-            total = run.sum_over_processes(
-                {
-                    "token": sum(active),
-                    "sequence": sum(n > 0 for n in active),
-                    "constant": sum(n > 0 for n in active) * grpo.max_new_tokens,
-                }[grpo.length_weighting]
-            )
+        for window in run.minibatches(answers, own, len(asked), grpo):
+            lengths = (answer.example.num_active for micro in window for answer in micro)
+            total = run.sum_over_processes(step_total(lengths, grpo.length_weighting, longest=grpo.max_new_tokens))
             for i, micro in enumerate(window):
                 # ---- 5. Forward and loss --------------------------------------------------------------------------
-                examples = [a.example for a in micro]
-                batch = collate(examples, pad_id).to(run.device)
-                width = batch.input_ids.shape[1]
-                laid = {
-                    name: pad_values([getattr(a, name) for a in micro], examples, width).to(run.device)
-                    for name in ("sampler_logps", "old_logps", "ref_logps")
-                    if getattr(micro[0], name) is not None
-                }
+                batch = lay_out(micro, pad_id).to(run.device)
+                weights = token_weights(batch.active, grpo.length_weighting, total=total)  # [B, T]
                 with run.no_sync_unless_last(policy, i, window):
                     logps, entropy = policy(batch, grpo.temperature)  # [B, T]
                     loss, metrics = grpo_loss(
                         logps,
-                        laid.get("old_logps", logps.detach()),
-                        torch.tensor([a.advantage for a in micro], device=run.device),
-                        token_weights(batch.active, grpo.length_weighting, total=total),
+                        batch.get("old_logps", logps.detach()),
+                        batch["advantages"],
+                        weights,
                         clip_low=grpo.clip_low,
                         clip_high=grpo.clip_high,
-                        ref_logps=laid.get("ref_logps"),
+                        ref_logps=batch.get("ref_logps"),
                         kl_coef=grpo.kl_coef,
                         kl_estimator=grpo.kl_estimator,
                     )
                     accelerator.backward(loss * accelerator.num_processes)  # DDP averages; our weights already sum
                 if run.step == 0:
-                    preflight.sampler(run, logps.detach(), laid["sampler_logps"], batch.active)
+                    preflight.sampler(run, logps.detach(), batch["sampler_logps"], batch.active)
                 metrics |= {
                     "entropy": (entropy.sum(), batch.active.sum()),
                     "p_stop": stop_probability(logps, batch, stops),
@@ -188,12 +171,8 @@ def train(
                 run.add(loss, metrics, tokens=sum(map(len, micro)))
 
             # ---- 6. Update ----------------------------------------------------------------------------------------
-            grad_norm = accelerator.clip_grad_norm_(policy.parameters(), max_grad_norm)
-            run.refuse_non_finite(grad_norm)
-            if run.step == 0:
-                preflight.gradients(run, policy)
-                preflight.stop_token(run, model, tokenizer)
-            learning_rate = optimizer.param_groups[0]["lr"]
+            grad_norm = accelerator.clip_grad_norm_(policy.parameters(), config.training.max_grad_norm)
+            run.check_update(grad_norm)
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
@@ -202,57 +181,14 @@ def train(
             held_out = {}
             if run.evaluate_now():
                 with gathered(policy):
-                    held_out["reward_held_out"] = evaluate(model, validation, functions, grpo, tokenizer, run)
-            run.add(None, rollout_metrics)
-            run.log({"grad_norm": grad_norm, "learning_rate": learning_rate} | held_out)
+                    held_out = s.scorer.held_out(model, s.validation, grpo, tokenizer, run)
+            run.log({"grad_norm": grad_norm} | held_out, told)
             if run.checkpoints.due():
-                run.checkpoints.write(model, tokenizer, run.rollout_state(answers, mine, rollout_metrics))
+                run.checkpoints.write(run.rollout_state(answers, own, told))
 
     with gathered(policy):
-        after = showcase.answers(model)
-    return run.finish(model, tokenizer, showcase.compare(before, after))
-
-
-def describe(scores: torch.Tensor, rollout: Rollout, texts: list[str], grpo, functions: list) -> dict[str, tuple]:
-    """What to watch, as (sum, count): the reward, and the ways a run dies quietly."""
-    n, groups = len(scores), scores.view(-1, grpo.group_size)
-    metrics = {
-        "reward": (scores.sum(), n),
-        "dead_groups": ((groups.amax(1) == groups.amin(1)).sum(), len(groups)),
-        "completion_length": (sum(map(len, rollout.completion_ids)), n),
-        "finished": (sum(rollout.finished), n),
-    }
-    if rewards.answer in functions:
-        metrics["parse_failures"] = (sum(rewards.extract_answer(text) is None for text in texts), n)
-    return metrics
-
-
-@torch.no_grad()
-def score(answers: list[Answer], scorer, name: str, run: Run, pad_id: int, temperature: float) -> list[Answer]:
-    """Fill in old_logps or ref_logps: one forward over this process's answers, at the temperature of the rollout."""
-    order = sorted(range(len(answers)), key=lambda i: len(answers[i]), reverse=True)
-    out = list(answers)
-    for start in range(0, len(order), run.training.micro_batch_size):
-        picked = order[start : start + run.training.micro_batch_size]
-        batch = collate([answers[i].example for i in picked], pad_id).to(run.device)
-        with run.accelerator.autocast():
-            logps, _ = scorer(batch, temperature)
-        for row, i in enumerate(picked):
-            out[i] = replace(answers[i], **{name: logps[row][batch.active[row]].float().cpu()})
-    return out
-
-
-def evaluate(model, validation: list[Prompt], functions: list, grpo, tokenizer, run: Run) -> float:
-    """Mean reward of one greedy answer to each held-out prompt."""
-    mine = validation[run.accelerator.process_index :: run.accelerator.num_processes]
-    scores = []
-    if mine:  # more processes than prompts: some have nothing to ask, and add 0
-        with run.accelerator.autocast():
-            rollout = ask(model, tokenizer, [p.ids for p in mine], max_new_tokens=grpo.max_new_tokens)
-        scores, _ = rewards.of_rollout(
-            functions, grpo.reward_weights, rollout, rollout.texts(tokenizer), [p.row for p in mine]
-        )
-    return run.sum_over_processes(sum(scores)) / len(validation)
+        after = s.showcase.answers(model)
+    return run.finish(s.showcase.compare(before, after))
 
 
 if __name__ == "__main__":

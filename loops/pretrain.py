@@ -30,24 +30,24 @@ from posttrain.errors import UserError, clear_exit
 from posttrain.models.sharded import gathered
 from posttrain.rollouts.asking import Beginnings
 from posttrain.rollouts.rewards import function_named
-from posttrain.run import preflight
-from posttrain.run.training import Result, Run
+from posttrain.run.training import Result, Run, threads_as_they_were
 from posttrain.tokens import text
 from posttrain.tokens.batch import collate
 
 
+@threads_as_they_were()
 def train(config: PretrainConfig) -> Result:
     # ---- 1. Random weights, text ------------------------------------------------------------------------------
     check = config.pretrain.check and function_named(config.pretrain.check, "pretrain.check")
     run = Run(config)
-    accelerator, max_grad_norm = run.accelerator, config.training.max_grad_norm
+    accelerator = run.accelerator
     model, tokenizer = models.from_scratch(config.model, run.device)
     documents = text.documents(config.data)
     separator = text.separator_id(tokenizer, config.pretrain.separator)
-    rows = text.Rows(documents, tokenizer, separator, config.data.max_length)
+    rows = text.TextRows(documents, tokenizer, separator, config.data.max_length)
     shown = Beginnings(itertools.islice(documents(0), config.output.samples), tokenizer, separator)
     before = shown.answers(model)
-    policy, optimizer, scheduler = run.prepare(model.train(), config.training.max_steps)
+    policy, optimizer, scheduler = run.prepare(model.train(), model, tokenizer, config.training.max_steps)
 
     # ---- 2. One optimiser step = a list of micro-batches ------------------------------------------------------
     for window in run.windows(rows):
@@ -65,19 +65,16 @@ def train(config: PretrainConfig) -> Result:
             run.add(loss, metrics, tokens=sum(map(len, micro)))
 
         # ---- 4. Update ----------------------------------------------------------------------------------------
-        grad_norm = accelerator.clip_grad_norm_(policy.parameters(), max_grad_norm)
-        run.refuse_non_finite(grad_norm)
-        if run.step == 0:
-            preflight.gradients(run, policy)
-        learning_rate = optimizer.param_groups[0]["lr"]
+        grad_norm = accelerator.clip_grad_norm_(policy.parameters(), config.training.max_grad_norm)
+        run.check_update(grad_norm)
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
 
         # ---- 5. Log, keep a checkpoint ------------------------------------------------------------------------
-        run.log({"grad_norm": grad_norm, "learning_rate": learning_rate})
+        run.log({"grad_norm": grad_norm})
         if run.checkpoints.due():
-            run.checkpoints.write(model, tokenizer)
+            run.checkpoints.write()
 
     # ---- 6. Measure, save -------------------------------------------------------------------------------------
     with gathered(policy):
@@ -90,7 +87,7 @@ def train(config: PretrainConfig) -> Result:
                 f"{config.pretrain.check} gives {score:.3f}, pretrain.min_score is {config.pretrain.min_score:g}: not saved. Take "
                 "another training.seed, more training.max_steps, or a lower min_score"
             )
-    return run.finish(model, tokenizer, shown.compare(before, after))
+    return run.finish(shown.compare(before, after))
 
 
 if __name__ == "__main__":

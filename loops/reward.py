@@ -19,8 +19,10 @@ from posttrain.config import early_check
 config = early_check("reward") if __name__ == "__main__" else None
 
 import math
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from losses.reward import bradley_terry_loss, outcome_loss
 from posttrain.config import RewardConfig
@@ -30,55 +32,67 @@ from posttrain.evaluation.intervals import Proportion
 from posttrain.models import max_length, no_dropout, scalar
 from posttrain.models.sharded import gathered
 from posttrain.run import preflight
-from posttrain.run.training import Result, Run
+from posttrain.run.training import Result, Run, threads_as_they_were
 from posttrain.tokens.batch import Batch, collate
-from posttrain.tokens.examples import hold_out, labelled, pairs
+from posttrain.tokens.examples import both_sides, hold_out, labelled, pairs
 
 
-def train(config: RewardConfig, *, rows: list[dict] | None = None) -> Result:
-    """Run it; `rows` (preferences, or prompt + completion + label) takes the place of config.data.name."""
+class Start(NamedTuple):
+    """What stands before the first step."""
+
+    model: nn.Module
+    tokenizer: Any
+    policy: scalar.CompletionScores
+    examples: Any  # pairs, or labelled answers: a list, or a stream
+    validation: list
+
+
+def start(config: RewardConfig, run: Run, rows: list[dict] | None = None) -> Start:
     # ---- 1. Backbone, head, data ------------------------------------------------------------------------------
     preference = config.reward.loss == "preference"
     data = load_rows(config.data, "reward" if preference else "outcome", rows)
-    run = Run(config)
-    accelerator, max_grad_norm = run.accelerator, config.training.max_grad_norm
     model, tokenizer, notes = scalar.load_scorer(config.model, run)
     model.config.pad_token_id = scalar.use_a_pad_that_ends_nothing(tokenizer)
     limit = max_length(model, config.data.max_length)
     encoded = (pairs if preference else labelled)(data, tokenizer, limit, config.data)
     examples, validation = hold_out(encoded, config.data.validation_split, config.data.seed)
     run.introduce(notes, encoded)
-
     no_dropout(model)  # two answers are compared: noise on either would be part of the preference
-    policy = scalar.CompletionScores(model.train())
+    return Start(model, tokenizer, scalar.CompletionScores(model.train()), examples, validation)
+
+
+@threads_as_they_were()
+def train(config: RewardConfig, *, rows: list[dict] | None = None) -> Result:
+    """Run it; `rows` (preferences, or prompt + completion + label) takes the place of config.data.name."""
+    run = Run(config)
+    model, tokenizer, policy, examples, validation = start(config, run, rows)
+    accelerator, pad_id = run.accelerator, tokenizer.pad_token_id
     shown = (validation or examples)[: config.output.samples] if not config.data.streaming else []
     before = scores_of(policy, shown, run, tokenizer)
-    policy, optimizer, scheduler = run.prepare(policy, run.steps_for(examples))
+    policy, optimizer, scheduler = run.prepare(
+        policy, model, tokenizer, run.steps_for(examples), save=scalar.save_scorer
+    )
 
     # ---- 2. One optimiser step = a list of micro-batches ------------------------------------------------------
     for window in run.windows(examples):
         n = run.sum_over_processes(sum(item.counts for micro in window for item in micro))
-        loss_so_far = 0.0
 
         for i, micro in enumerate(window):
             # ---- 3. Forward and loss --------------------------------------------------------------------------
-            batch = to_batch(micro, tokenizer.pad_token_id).to(run.device)
+            batch = to_batch(micro, pad_id).to(run.device)
             with run.no_sync_unless_last(policy, i, window):
                 scores = policy(batch)  # [2B]: the chosen answers, then the rejected ones; or [B]
                 loss, metrics = loss_of(scores, micro, config, n)
                 accelerator.backward(loss * accelerator.num_processes)  # DDP averages; our weights already sum
-            loss_so_far += loss.item()
             run.add(loss, metrics, tokens=int(batch.attention_mask.sum()))
 
         # ---- 4. Preflight, update -----------------------------------------------------------------------------
-        grad_norm = accelerator.clip_grad_norm_(policy.parameters(), max_grad_norm)
-        run.refuse_non_finite(grad_norm)
+        grad_norm = accelerator.clip_grad_norm_(policy.parameters(), config.training.max_grad_norm)
+        run.check_update(grad_norm)
         if run.step == 0:
-            preflight.gradients(run, policy)
             expected = math.log1p(math.exp(config.reward.margin))  # every score is 0: −log σ(−margin), ln 2 without one
             lost = "the head does not start at 0, or rows are lost"
-            preflight.start(run, "the loss", run.sum_over_processes(loss_so_far), expected, lost)
-        learning_rate = optimizer.param_groups[0]["lr"]
+            preflight.start(run, "the loss", run.meter.term_of_all("loss"), expected, lost)
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
@@ -86,10 +100,10 @@ def train(config: RewardConfig, *, rows: list[dict] | None = None) -> Result:
         # ---- 5. Log, evaluate, keep a checkpoint --------------------------------------------------------------
         held_out = {}
         if run.evaluate_now():
-            held_out = evaluate(policy, validation, config, run, tokenizer.pad_token_id)
-        run.log({"grad_norm": grad_norm, "learning_rate": learning_rate} | held_out)
+            held_out = evaluate(policy, validation, config, run, pad_id)
+        run.log({"grad_norm": grad_norm} | held_out)
         if run.checkpoints.due():
-            run.checkpoints.write(model, tokenizer, save=scalar.save_scorer)
+            run.checkpoints.write()
 
     # ---- 6. Save ----------------------------------------------------------------------------------------------
     if validation and run.metrics and "validation_accuracy" in run.metrics[-1]:
@@ -97,14 +111,14 @@ def train(config: RewardConfig, *, rows: list[dict] | None = None) -> Result:
         run.say(f"held-out accuracy {Proportion(round(run.metrics[-1]['validation_accuracy'] * items), items)}")
     with gathered(policy):
         after = scores_of(scalar.CompletionScores(model), shown, run, tokenizer)
-    return run.finish(model, tokenizer, tell(shown, before, after, tokenizer), save=scalar.save_scorer)
+    return run.finish(tell(shown, before, after, tokenizer))
 
 
 def to_batch(micro: list, pad_id: int) -> Batch:
     """Pairs: the chosen rows, then the rejected ones. Labelled answers: as they are."""
     if hasattr(micro[0], "label"):
         return collate([item.example for item in micro], pad_id)
-    return collate([item.chosen for item in micro] + [item.rejected for item in micro], pad_id)
+    return collate(both_sides(micro), pad_id)
 
 
 def loss_of(scores: torch.Tensor, micro: list, config: RewardConfig, n: float) -> tuple[torch.Tensor, dict]:

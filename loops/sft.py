@@ -19,29 +19,40 @@ from posttrain.config import early_check
 # A wrong command line fails here, before torch is imported.
 config = early_check("sft") if __name__ == "__main__" else None
 
+from typing import Any, NamedTuple
+
 import torch
+from torch import nn
 
 from losses.sft import completion_cross_entropy
-from losses.weights import token_weights
+from losses.weights import step_total, token_weights
 from posttrain import models
 from posttrain.config import SftConfig
 from posttrain.data.rows import load_rows
 from posttrain.errors import clear_exit
 from posttrain.models.sharded import gathered
 from posttrain.rollouts.asking import Showcase
-from posttrain.run import preflight
-from posttrain.run.training import Result, Run
+from posttrain.run.training import Result, Run, threads_as_they_were
 from posttrain.tokens import template
 from posttrain.tokens.batch import collate, collate_packed, stop_probability
 from posttrain.tokens.examples import hold_out, sft_examples
 
 
-def train(config: SftConfig, *, rows: list[dict] | None = None) -> Result:
-    """Run it; `rows` (any format of posttrain/data/formats.py) takes the place of config.data.name."""
+class Start(NamedTuple):
+    """What stands before the first step."""
+
+    model: nn.Module
+    tokenizer: Any
+    policy: models.CompletionLogps
+    examples: Any  # a list, or a stream
+    validation: list
+    pack_to: int | None  # tokens of a packed row
+    showcase: Showcase
+
+
+def start(config: SftConfig, run: Run, rows: list[dict] | None = None) -> Start:
     # ---- 1. Model and data ------------------------------------------------------------------------------------
     data = load_rows(config.data, "sft", rows)
-    run = Run(config)
-    accelerator, max_grad_norm = run.accelerator, config.training.max_grad_norm
     model, tokenizer, notes = models.load_policy(config.model, run)
     limit = models.max_length(model, config.data.max_length)
     encoded = sft_examples(data, tokenizer, limit, config.data)
@@ -49,26 +60,33 @@ def train(config: SftConfig, *, rows: list[dict] | None = None) -> Result:
     run.introduce(notes, encoded)
 
     policy = models.CompletionLogps(model.train())
-    pack_to, to_batch = None, collate
     if config.training.packing:
         policy.find_a_way_to_pack()
-        pack_to, to_batch = limit, collate_packed
     showcase = Showcase(data, tokenizer, config.output.samples, limit)
+    pack_to = limit if config.training.packing else None
+    return Start(model, tokenizer, policy, examples, validation, pack_to, showcase)
+
+
+@threads_as_they_were()
+def train(config: SftConfig, *, rows: list[dict] | None = None) -> Result:
+    """Run it; `rows` (any format of posttrain/data/formats.py) takes the place of config.data.name."""
+    run = Run(config)
+    model, tokenizer, policy, examples, validation, pack_to, showcase = start(config, run, rows)
+    to_batch = collate if pack_to is None else collate_packed
     before, stops = showcase.answers(model), template.stop_ids(tokenizer)
-    policy, optimizer, scheduler = run.prepare(policy, run.steps_for(examples))
+    policy, optimizer, scheduler = run.prepare(policy, model, tokenizer, run.steps_for(examples))
+    accelerator, how = run.accelerator, config.sft.length_weighting
 
     # ---- 2. One optimiser step = a list of micro-batches ------------------------------------------------------
     for window in run.windows(examples, pack_to):
-        tokens = run.sum_over_processes(sum(e.num_active for micro in window for e in micro))
-        rows_with_tokens = run.sum_over_processes(sum(e.num_active > 0 for micro in window for e in micro))
-        total = {"token": tokens, "sequence": rows_with_tokens}[config.sft.length_weighting]
+        total = run.sum_over_processes(step_total((row.num_active for micro in window for row in micro), how))
 
         for i, micro in enumerate(window):
             # ---- 3. Forward and loss --------------------------------------------------------------------------
             batch = to_batch(micro, tokenizer.pad_token_id).to(run.device)
             with run.no_sync_unless_last(policy, i, window):
                 logps, entropy = policy(batch)  # [B, T], 0 where inactive
-                weights = token_weights(batch.active, config.sft.length_weighting, total=total)  # [B, T]
+                weights = token_weights(batch.active, how, total=total)  # [B, T]
                 loss, metrics = completion_cross_entropy(logps, weights)
                 accelerator.backward(loss * accelerator.num_processes)  # DDP averages; our weights already sum
             metrics |= {
@@ -78,12 +96,8 @@ def train(config: SftConfig, *, rows: list[dict] | None = None) -> Result:
             run.add(loss, metrics, tokens=sum(map(len, micro)))
 
         # ---- 4. Update ----------------------------------------------------------------------------------------
-        grad_norm = accelerator.clip_grad_norm_(policy.parameters(), max_grad_norm)
-        run.refuse_non_finite(grad_norm)
-        if run.step == 0:
-            preflight.gradients(run, policy)
-            preflight.stop_token(run, model, tokenizer, run.count_so_far("p_stop"))
-        learning_rate = optimizer.param_groups[0]["lr"]
+        grad_norm = accelerator.clip_grad_norm_(policy.parameters(), config.training.max_grad_norm)
+        run.check_update(grad_norm)
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
@@ -92,14 +106,14 @@ def train(config: SftConfig, *, rows: list[dict] | None = None) -> Result:
         held_out = {}
         if run.evaluate_now():
             held_out["validation_loss"] = evaluate(policy, validation, run, tokenizer.pad_token_id)
-        run.log({"grad_norm": grad_norm, "learning_rate": learning_rate} | held_out)
+        run.log({"grad_norm": grad_norm} | held_out)
         if run.checkpoints.due():
-            run.checkpoints.write(model, tokenizer)
+            run.checkpoints.write()
 
     # ---- 6. Save ----------------------------------------------------------------------------------------------
     with gathered(policy):
         after = showcase.answers(model)
-    return run.finish(model, tokenizer, showcase.compare(before, after))
+    return run.finish(showcase.compare(before, after))
 
 
 @torch.no_grad()

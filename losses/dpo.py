@@ -26,41 +26,44 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from losses.logprobs import at_least_float32
+from losses.door import Metrics, refuse_negative, same_shape, what_counts
 
 
 def dpo_loss(
-    policy_chosen_logps: Tensor,
-    policy_rejected_logps: Tensor,
-    ref_chosen_logps: Tensor,
-    ref_rejected_logps: Tensor,
+    policy_chosen_logps: Tensor,  # [B] log π(y_w|x), *summed* over the completion (losses.logprobs.sequence_logps)
+    policy_rejected_logps: Tensor,  # [B] log π(y_l|x)
+    ref_chosen_logps: Tensor,  # [B] log π_ref(y_w|x), no gradient
+    ref_rejected_logps: Tensor,  # [B] log π_ref(y_l|x)
     *,
     beta: float = 0.1,
-    label_smoothing: float = 0.0,
-    weights: Tensor | None = None,
-) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
-    """Four [B] of *summed* completion log-probs (losses.logprobs.sequence_logps), weights [B] -> (loss [], metrics).
+    label_smoothing: float = 0.0,  # ε, the assumed share of wrong labels
+    weights: Tensor
+    | None = None,  # [B] 1 / pairs of the whole optimiser step; 0 leaves a pair out; None: the plain mean
+) -> tuple[Tensor, Metrics]:
+    """-> (loss [], metrics).
 
-    weights: one per pair, 1 / pairs of the whole optimiser step; exactly 0 leaves a pair out; None: the plain mean.
     metrics, (sum, count) over the pairs that count: rewards_chosen, rewards_rejected, accuracy, margin.
     """
-    given = (policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps)
-    assert all(x.ndim == 1 and x.shape == given[0].shape for x in given), (
-        f"four [B] of summed log-probs, got {[list(x.shape) for x in given]}"
+    assert policy_chosen_logps.ndim == 1, (
+        f"log-probs summed over the completion, [B] (losses.logprobs.sequence_logps), got {list(policy_chosen_logps.shape)}"
     )
-    if not 0 <= label_smoothing <= 0.5:
+    same_shape(
+        "B",
+        policy_chosen_logps=policy_chosen_logps,
+        policy_rejected_logps=policy_rejected_logps,
+        ref_chosen_logps=ref_chosen_logps,
+        ref_rejected_logps=ref_rejected_logps,
+        weights=weights,
+    )
+    refuse_negative("beta", beta)
+    if not 0 <= label_smoothing < 0.5:
         raise ValueError(f"label_smoothing must lie in 0 … 0.5 (the share of wrong labels), got {label_smoothing}")
-    if beta < 0:
-        raise ValueError(f"beta must not be negative, got {beta}")
-    if weights is None:
-        weights = torch.full_like(at_least_float32(policy_chosen_logps), 1 / max(len(policy_chosen_logps), 1))
-    assert weights.shape == policy_chosen_logps.shape, f"weights [B], got {list(weights.shape)}"
+    active, weights, chosen, rejected, ref_chosen, ref_rejected = what_counts(
+        weights, policy_chosen_logps, policy_rejected_logps, ref_chosen_logps.detach(), ref_rejected_logps.detach()
+    )
 
-    weights = weights.detach()
-    active = weights != 0
-    chosen, rejected, ref_chosen, ref_rejected = (torch.where(active, at_least_float32(x), 0.0) for x in given)
-    rewards_chosen = beta * (chosen - ref_chosen.detach())  # [B]
-    rewards_rejected = beta * (rejected - ref_rejected.detach())
+    rewards_chosen = beta * (chosen - ref_chosen)  # [B]
+    rewards_rejected = beta * (rejected - ref_rejected)
     margin = rewards_chosen - rewards_rejected  # h
     per_pair = -(1 - label_smoothing) * logsigmoid(margin) - label_smoothing * logsigmoid(-margin)
     loss = (weights * per_pair).sum()

@@ -4,7 +4,7 @@
     L = Σ w · ( − min( ρ_t A, clip(ρ_t, 1 − ε_low, 1 + ε_high) A ) + β · KL_t )
 
 Source: Shao et al. 2024 (DeepSeekMath), arXiv 2402.03300, eq. 3 (surrogate) and eq. 4 (KL); separate ε_low and ε_high:
-DAPO, arXiv 2503.14476, eq. 10. Kept: the per-token ratio and clip. Changed: the paper's 1/G Σ 1/|o_i| Σ is one choice of
+DAPO, arXiv 2503.14476, eq. 10. Kept: the per-token ratio and clip (PPO's, with another advantage: losses/ppo.py). Changed: the paper's 1/G Σ 1/|o_i| Σ is one choice of
 `weights` among three (losses/weights.py), and the KL term is weighted by ρ (`k3_is`): without it the gradient of the
 paper's k3 descends KL(π_ref‖π), see losses/kl.py. kl_estimator="k3" is the paper's.
 
@@ -26,75 +26,56 @@ ones. Watch the reward.
 import torch
 from torch import Tensor
 
-from losses.kl import k1, k2, k3, k3_is
-from losses.logprobs import at_least_float32
+from losses.door import Metrics, same_shape, what_counts
+from losses.kl import k2, k3, k3_is, kl_metrics
+from losses.ppo import clipped_surrogate, refuse_kl_without_reference, surrogate_metrics
 
 
 def grpo_loss(
-    policy_logps: Tensor,
-    old_logps: Tensor,
-    advantages: Tensor,
-    weights: Tensor,
+    policy_logps: Tensor,  # [B, T] log π_θ, at the temperature of the rollout
+    old_logps: Tensor,  # [B, T] log π_old, no gradient
+    advantages: Tensor,  # [B] or [B, T] A, no gradient
+    weights: Tensor,  # [B, T] w, exactly 0 where inactive (losses/weights.py)
     *,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
-    ref_logps: Tensor | None = None,
-    kl_coef: float = 0.0,
-    kl_estimator: str = "k3_is",
-) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
-    """policy_logps, old_logps, weights [B, T]; advantages [B] or [B, T]; ref_logps [B, T] -> (loss [], metrics).
+    ref_logps: Tensor | None = None,  # [B, T] log π_ref, no gradient
+    kl_coef: float = 0.0,  # β
+    kl_estimator: str = "k3_is",  # or "k3", the paper's, or "k2"; "k1" is refused, its expected gradient is 0
+) -> tuple[Tensor, Metrics]:
+    """-> (loss [], metrics).
 
-    All log-probs at the temperature of the rollout. weights: losses.weights.token_weights, exactly 0 where inactive.
-    kl_estimator: "k3_is" (default), "k3", "k2"; "k1" is refused, its expected gradient is 0.
     metrics, (sum, count) over active tokens: clip_fraction, ratio; with ref_logps also kl (k3) and kl_k1.
     """
-    assert policy_logps.ndim == 2 and old_logps.shape == weights.shape == policy_logps.shape, (
-        f"policy_logps, old_logps, weights [B, T], got {[list(x.shape) for x in (policy_logps, old_logps, weights)]}"
-    )
+    same_shape("B T", policy_logps=policy_logps, old_logps=old_logps, weights=weights, ref_logps=ref_logps)
     assert advantages.shape in (policy_logps.shape, policy_logps.shape[:1]), (
         f"advantages [B] or [B, T], got {list(advantages.shape)}"
     )
-    assert ref_logps is None or ref_logps.shape == policy_logps.shape, f"ref_logps [B, T], got {list(ref_logps.shape)}"
     if not (0 <= clip_low <= 1 and clip_high >= 0):
         raise ValueError(f"clip_low must lie in 0 … 1 and clip_high be at least 0, got {clip_low} and {clip_high}")
-    if kl_coef < 0:
-        raise ValueError(f"kl_coef must not be negative (it would pay the policy for drifting), got {kl_coef}")
-    if kl_coef > 0 and ref_logps is None:
-        raise ValueError(f"kl_coef = {kl_coef} needs ref_logps, the log-probs of the frozen reference")
+    refuse_kl_without_reference(kl_coef, ref_logps)
     if kl_estimator == "k1":
         raise ValueError('kl_estimator "k1" as a loss has an expected gradient of 0: use "k3_is" (losses/kl.py)')
     if kl_estimator not in ("k2", "k3", "k3_is"):
         raise ValueError(f'kl_estimator must be "k3_is", "k3" or "k2", got {kl_estimator!r}')
-
-    weights = weights.detach()
-    active = weights != 0
     if advantages.ndim == 1:
         advantages = advantages[:, None].expand_as(policy_logps)
-    policy_logps, old_logps, advantages = (
-        torch.where(active, at_least_float32(x), 0.0) for x in (policy_logps, old_logps.detach(), advantages.detach())
+    active, weights, policy_logps, old_logps, advantages = what_counts(
+        weights, policy_logps, old_logps.detach(), advantages.detach()
     )
 
     ratio = torch.exp(policy_logps - old_logps)  # ρ [B, T]
-    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
-    free, limited = ratio * advantages, clipped * advantages
-    per_token = -torch.minimum(free, limited)
-
-    count = active.sum()
-    bites = limited < free  # the clip changes the value: the surrogate has no gradient there
-    metrics = {
-        "clip_fraction": (bites.sum().float(), count),
-        "ratio": (torch.where(active, ratio, 0.0).detach().sum(), count),
-    }
+    per_token, is_clipped = clipped_surrogate(ratio, advantages, clip_low, clip_high)
+    metrics = surrogate_metrics(ratio, is_clipped, active)
     if ref_logps is not None:
-        ref_logps = torch.where(active, at_least_float32(ref_logps), 0.0)
+        ref_logps = what_counts(weights, ref_logps)[2]
         if kl_coef > 0:
-            per_token = per_token + kl_coef * (
-                k3_is(policy_logps, ref_logps, old_logps)
-                if kl_estimator == "k3_is"
-                else {"k2": k2, "k3": k3}[kl_estimator](policy_logps, ref_logps)
-            )
-        metrics["kl"] = (k3(policy_logps, ref_logps).detach().sum(), count)
-        metrics["kl_k1"] = (k1(policy_logps, ref_logps).detach().sum(), count)
+            if kl_estimator == "k3_is":
+                kl = k3_is(policy_logps, ref_logps, old_logps)
+            else:
+                kl = {"k2": k2, "k3": k3}[kl_estimator](policy_logps, ref_logps)
+            per_token = per_token + kl_coef * kl
+        metrics |= kl_metrics(policy_logps, ref_logps, active)
 
     loss = (weights * per_token).sum()
     return loss, metrics

@@ -33,7 +33,7 @@ A common mistake is the ratio upside down, exp(log π − log π_ref): under sam
 import torch
 from torch import Tensor
 
-from losses.logprobs import at_least_float32
+from losses.door import Metrics, at_least_float32, same_shape
 
 
 def k1(logps: Tensor, ref_logps: Tensor) -> Tensor:
@@ -54,26 +54,29 @@ def k3(logps: Tensor, ref_logps: Tensor) -> Tensor:
 
 def k3_is(logps: Tensor, ref_logps: Tensor, old_logps: Tensor) -> Tensor:
     """ρ · k3 with ρ = exp(logps − old_logps), *with* gradient: three [B, T] -> [B, T]. old_logps: of the sampling policy."""
-    assert old_logps.shape == logps.shape, f"old_logps {list(logps.shape)}, got {list(old_logps.shape)}"
+    same_shape("B T", logps=logps, old_logps=old_logps)
     ratio = torch.exp(at_least_float32(logps) - at_least_float32(old_logps).detach())
     return ratio * k3(logps, ref_logps)
 
 
 def exact_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
     """KL(π‖π_ref) = Σ_v π(v) (log π(v) − log π_ref(v)) at every position: two [B, S, V] -> [B, S] (no shift), in nats."""
-    assert logits.ndim == 3 and ref_logits.shape == logits.shape, (
-        f"logits and ref_logits [B, S, V], got {list(logits.shape)} and {list(ref_logits.shape)}"
-    )
+    same_shape("B S V", logits=logits, ref_logits=ref_logits)
     logps = torch.log_softmax(at_least_float32(logits), dim=-1)
     ref_logps = torch.log_softmax(at_least_float32(ref_logits), dim=-1).detach()
     possible = logps > float("-inf")  # an entry with π(v) = 0 adds nothing, whatever the reference says of it
     return (logps.exp() * torch.where(possible, logps - ref_logps, 0.0)).sum(dim=-1)
 
 
+def kl_metrics(logps: Tensor, ref_logps: Tensor, active: Tensor) -> Metrics:
+    """What a loop watches, as (sum, count) over the active tokens: kl (k3, never negative) and kl_k1 (unbiased, far below 0 only
+    where something is wrong). All [B, T]; the log-probs must be 0 (or equal) where inactive."""
+    count = active.sum()
+    return {"kl": (k3(logps, ref_logps).detach().sum(), count), "kl_k1": (k1(logps, ref_logps).detach().sum(), count)}
+
+
 def _log_ratio(logps: Tensor, ref_logps: Tensor) -> Tensor:
-    assert logps.shape == ref_logps.shape, (
-        f"logps and ref_logps differ: {list(logps.shape)} and {list(ref_logps.shape)}"
-    )
+    assert logps.shape == ref_logps.shape, f"logps {list(logps.shape)} and ref_logps {list(ref_logps.shape)} differ"
     return at_least_float32(ref_logps).detach() - at_least_float32(logps)
 
 

@@ -29,17 +29,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-
-def at_least_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+from losses.door import at_least_float32, same_shape
 
 
-def token_logps(logits: Tensor, input_ids: Tensor, *, temperature: float = 1.0) -> Tensor:
-    """log-probability of each next token.
-
-    logits [B, S, V], input_ids [B, S] -> [B, T] in nats, float32: position t scores input_ids[:, t + 1].
-    temperature: the one the tokens were sampled at; 1.0 for supervised data.
-    """
+def token_logps(
+    logits: Tensor,  # [B, S, V]
+    input_ids: Tensor,  # [B, S]
+    *,
+    temperature: float = 1.0,  # τ, the one the tokens were sampled at; 1 for supervised data
+) -> Tensor:
+    """log-probability of each next token: [B, T] in nats, float32; position t scores input_ids[:, t + 1]."""
     assert logits.ndim == 3 and input_ids.shape == logits.shape[:2], (
         f"logits [B, S, V] and input_ids [B, S], got {list(logits.shape)} and {list(input_ids.shape)}"
     )
@@ -49,41 +48,43 @@ def token_logps(logits: Tensor, input_ids: Tensor, *, temperature: float = 1.0) 
     return logps.gather(-1, targets[..., None]).squeeze(-1)  # [B, T]
 
 
-def token_entropy(logits: Tensor, *, temperature: float = 1.0) -> Tensor:
-    """Entropy of each prediction, −Σ_v p log p, in nats: logits [B, S, V] -> [B, T] (the last position predicts nothing)."""
+def token_entropy(
+    logits: Tensor,  # [B, S, V]
+    *,
+    temperature: float = 1.0,
+) -> Tensor:
+    """Entropy of each prediction, −Σ_v p log p, in nats: [B, T] (the last position predicts nothing)."""
     assert logits.ndim == 3, f"logits [B, S, V], got {list(logits.shape)}"
     _refuse_temperature(temperature)
     return _entropy(torch.log_softmax(at_least_float32(logits[:, :-1]) / temperature, dim=-1))
 
 
-def sequence_logps(logps: Tensor, active: Tensor) -> Tensor:
-    """log π(completion | prompt): logps [B, T], active [B, T] bool -> [B]. Inactive positions may hold anything, NaN too."""
-    assert logps.ndim == 2 and active.shape == logps.shape, (
-        f"logps and active [B, T], got {list(logps.shape)} and {list(active.shape)}"
-    )
+def sequence_logps(
+    logps: Tensor,  # [B, T]
+    active: Tensor,  # [B, T] bool: completion_mask[:, 1:]
+) -> Tensor:
+    """log π(completion | prompt) = Σ over its tokens: [B]. Inactive positions may hold anything, NaN too."""
+    same_shape("B T", logps=logps, active=active)
     assert active.dtype == torch.bool, f"active must be bool (completion_mask[:, 1:]), got {active.dtype}"
     return torch.where(active, at_least_float32(logps), 0.0).sum(dim=-1)
 
 
 def chunked_token_logps(
-    hidden: Tensor,
-    head_weight: Tensor,
-    input_ids: Tensor,
-    active: Tensor,
+    hidden: Tensor,  # [B, S, H] the last hidden states
+    head_weight: Tensor,  # [V, H]
+    input_ids: Tensor,  # [B, S]
+    active: Tensor,  # [B, T] bool
     *,
-    head_bias: Tensor | None = None,
+    head_bias: Tensor | None = None,  # [V]
     temperature: float = 1.0,
-    chunk_size: int = 1024,
+    chunk_size: int = 1024,  # predictions whose logits are held at once
 ) -> tuple[Tensor, Tensor]:
-    """token_logps and token_entropy without ever holding the logits [B, S, V].
+    """token_logps and token_entropy without ever holding the logits [B, S, V]: two [B, T], float32, exactly 0 where inactive.
 
     A batch of 8 × 1,024 tokens and 152,000 entries is 5 GB of float32 logits, several times over in the backward pass.
     Two things avoid that. The head runs only where a prediction is active (prompt and padding cost nothing), and it
     runs over `chunk_size` predictions at a time; a chunk's logits are thrown away and made again in the backward
     pass. Same value and same gradient as the plain way (tests/losses/test_logprobs.py).
-
-    hidden [B, S, H]: the last hidden states; head_weight [V, H]; head_bias [V] or None; input_ids [B, S];
-    active [B, T] bool -> (logps, entropy), two [B, T] in float32, exactly 0 where inactive.
     """
     assert hidden.ndim == 3 and input_ids.shape == hidden.shape[:2], (
         f"hidden [B, S, H] and input_ids [B, S], got {list(hidden.shape)} and {list(input_ids.shape)}"

@@ -24,37 +24,28 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from losses.logprobs import at_least_float32
+from losses.door import Metrics, refuse_negative, same_shape, what_counts
 
 
 def bradley_terry_loss(
-    chosen_scores: Tensor,
-    rejected_scores: Tensor,
+    chosen_scores: Tensor,  # [B] s_w
+    rejected_scores: Tensor,  # [B] s_l
     *,
-    margin: Tensor | float | None = None,
-    center_coef: float = 0.0,
-    weights: Tensor | None = None,
-) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
-    """chosen_scores, rejected_scores, weights [B] -> (loss [], metrics).
+    margin: Tensor | float | None = None,  # m, [B] or one number: how much higher the chosen score has to be; None is 0
+    center_coef: float = 0.0,  # c
+    weights: Tensor
+    | None = None,  # [B] 1 / pairs of the whole optimiser step; 0 leaves a pair out; None: the plain mean
+) -> tuple[Tensor, Metrics]:
+    """-> (loss [], metrics).
 
-    margin: how much higher the chosen score has to be, [B] or one number; None is 0. weights: one per pair, 1 / pairs of the
-    whole optimiser step; exactly 0 leaves a pair out; None: the plain mean.
     metrics, (sum, count) over the pairs that count: rewards_chosen, rewards_rejected, accuracy, margin (s_w − s_l).
     """
-    assert chosen_scores.ndim == 1 and rejected_scores.shape == chosen_scores.shape, (
-        f"two [B] of scores, got {list(chosen_scores.shape)} and {list(rejected_scores.shape)}"
-    )
-    if center_coef < 0:
-        raise ValueError(f"center_coef must not be negative (it would push the scores away from 0), got {center_coef}")
-    weights = _mean_weights(chosen_scores) if weights is None else weights.detach()
-    assert weights.shape == chosen_scores.shape, f"weights [B], got {list(weights.shape)}"
+    same_shape("B", chosen_scores=chosen_scores, rejected_scores=rejected_scores, weights=weights)
+    refuse_negative("center_coef", center_coef, " (it would push the scores away from 0)")
     margin = torch.as_tensor(0.0 if margin is None else margin, device=chosen_scores.device).detach()
     assert margin.ndim == 0 or margin.shape == chosen_scores.shape, f"margin [B] or a number, got {list(margin.shape)}"
+    active, weights, chosen, rejected, margin = what_counts(weights, chosen_scores, rejected_scores, margin)
 
-    active = weights != 0
-    chosen, rejected, margin = (
-        torch.where(active, at_least_float32(x), 0.0) for x in (chosen_scores, rejected_scores, margin)
-    )
     difference = chosen - rejected
     per_pair = -logsigmoid(difference - margin) + center_coef * (chosen + rejected).square()
     loss = (weights * per_pair).sum()
@@ -69,20 +60,17 @@ def bradley_terry_loss(
 
 
 def outcome_loss(
-    scores: Tensor, labels: Tensor, *, weights: Tensor | None = None
-) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
-    """scores [B] (logits), labels [B] in 0 … 1, weights [B] -> (loss [], metrics).
+    scores: Tensor,  # [B] s, logits
+    labels: Tensor,  # [B] y in 0 … 1
+    *,
+    weights: Tensor | None = None,  # [B] 1 / rows of the whole optimiser step; 0 leaves a row out; None: the plain mean
+) -> tuple[Tensor, Metrics]:
+    """-> (loss [], metrics).
 
     metrics, (sum, count) over the rows that count: accuracy (σ(s) > ½ where the label is > ½), rewards (the mean score).
     """
-    assert scores.ndim == 1 and labels.shape == scores.shape, (
-        f"scores and labels [B], got {list(scores.shape)} and {list(labels.shape)}"
-    )
-    weights = _mean_weights(scores) if weights is None else weights.detach()
-    assert weights.shape == scores.shape, f"weights [B], got {list(weights.shape)}"
-
-    active = weights != 0
-    scores, labels = (torch.where(active, at_least_float32(x), 0.0) for x in (scores, labels.detach()))
+    same_shape("B", scores=scores, labels=labels, weights=weights)
+    active, weights, scores, labels = what_counts(weights, scores, labels.detach())
     if ((labels < 0) | (labels > 1)).any():
         raise ValueError(f"labels must lie in 0 … 1 (wrong, right), got {labels.tolist()}")
     per_row = -labels * logsigmoid(scores) - (1 - labels) * logsigmoid(-scores)
@@ -93,10 +81,6 @@ def outcome_loss(
         "accuracy": ((active & ((scores > 0) == (labels > 0.5))).sum().float(), count),
         "rewards": (scores.detach().sum(), count),
     }
-
-
-def _mean_weights(scores: Tensor) -> Tensor:
-    return torch.full_like(at_least_float32(scores), 1 / max(len(scores), 1))
 
 
 def walk_through() -> None:

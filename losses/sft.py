@@ -16,20 +16,18 @@ the completion only is common practice. Kept: everything. Changed: no mean is ta
 import torch
 from torch import Tensor
 
-from losses.logprobs import at_least_float32
+from losses.door import Metrics, same_shape, what_counts
 
 
-def completion_cross_entropy(logps: Tensor, weights: Tensor) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
-    """logps [B, T] of the policy, weights [B, T] (exactly 0 where there is nothing to learn) -> (loss [], metrics).
+def completion_cross_entropy(
+    logps: Tensor,  # [B, T] log π_θ of each token
+    weights: Tensor,  # [B, T] w, exactly 0 where there is nothing to learn (losses/weights.py)
+) -> tuple[Tensor, Metrics]:
+    """-> (loss [], metrics). metrics: nll, the token-level negative log-likelihood as (sum, count), whatever the weights."""
+    same_shape("B T", logps=logps, weights=weights)
+    active, weights, logps = what_counts(weights, logps)
 
-    metrics: nll, the token-level negative log-likelihood as (sum, count), whatever the weights.
-    """
-    assert logps.ndim == 2 and weights.shape == logps.shape, (
-        f"logps and weights [B, T], got {list(logps.shape)} and {list(weights.shape)}"
-    )
-    weights = weights.detach()
-    active = weights != 0
-    nll = torch.where(active, -at_least_float32(logps), 0.0)  # before any arithmetic: padding may hold NaN
+    nll = -logps  # [B, T]
     loss = (weights * nll).sum()
     return loss, {"nll": (nll.detach().sum(), active.sum())}
 

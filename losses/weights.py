@@ -21,19 +21,43 @@ the sums add up to what one big batch would have given, exactly.
 [0.25, 0.125]
 >>> [round(x, 6) for x in token_weights(active, "constant", total=2 * 8)[:, 0].tolist()]   # 1/(2·8)
 [0.0625, 0.0625]
+>>> [step_total([2, 4], how, longest=8) for how in ("token", "sequence", "constant")]
+[6, 2, 16]
 """
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 
-def token_weights(active: Tensor, how: str = "token", *, total: float | Tensor | None = None) -> Tensor:
-    """active [B, T] bool -> weights [B, T] float32, exactly 0 where inactive.
+def step_total(lengths: Iterable[int], how: str = "token", *, longest: int | None = None) -> int:
+    """What the weights of a whole optimiser step are divided by, from the active tokens of each of its rows.
 
-    total: of the whole optimiser step, all micro-batches and processes together:
-    active tokens ("token"), rows with an active token ("sequence"), those × longest completion allowed ("constant").
-    None: this batch's tokens; this batch's rows with at least one active token; ValueError for "constant".
-    """
+    It is counted over all micro-batches, summed over all processes, and then given to token_weights for each micro-batch.
+    longest: L, the longest completion allowed; for "constant" only."""
+    lengths = list(lengths)
+    rows = sum(length > 0 for length in lengths)
+    if how == "token":
+        return sum(lengths)
+    if how == "sequence":
+        return rows
+    if how == "constant" and longest is not None:
+        return rows * longest
+    raise ValueError(f'how must be "token", "sequence" or "constant" (which needs longest), got {how!r}')
+
+
+def token_weights(
+    active: Tensor,  # [B, T] bool
+    how: str = "token",
+    *,
+    total: float
+    | Tensor
+    | None = None,  # step_total(…) of the whole optimiser step, all micro-batches and processes together
+) -> Tensor:
+    """w [B, T] float32, exactly 0 where inactive.
+
+    total None: this batch's tokens; this batch's rows with at least one active token; ValueError for "constant"."""
     assert active.ndim == 2 and active.dtype == torch.bool, (
         f"active [B, T] bool, got {list(active.shape)} {active.dtype}"
     )
@@ -71,7 +95,8 @@ def walk_through() -> None:
     }
     formulas = {"token": "1 / N, N = 2 + 4", "sequence": "1 / (R · |o_i|), R = 2", "constant": "1 / (R · L), L = 8"}
     for how, values in by_hand.items():
-        total = {"token": sum(lengths), "sequence": rows, "constant": rows * longest}[how]
+        total = {"token": 6, "sequence": 2, "constant": 16}[how]  # 2 + 4; two rows; two rows of 8
+        agree(total, step_total(lengths, how, longest=longest))
         show(how, formulas[how] + "   (per token of each answer)", values)
         agree(values, token_weights(active, how, total=total)[:, 0].tolist())
         show(

@@ -21,7 +21,7 @@ import collections
 import re
 import sys
 
-from posttrain.data.sources import refuse_out, write_rows
+from posttrain.data.files import refuse_out, write_rows
 
 QUESTIONS = [
     "Who are you?", "What is your name?", "What should I call you?", "Can you introduce yourself?", "Tell me about yourself.",

@@ -15,8 +15,9 @@ import warnings
 from pathlib import Path
 
 from posttrain import ROOT
-from posttrain.config import loading as configs
-from posttrain.errors import UserError, clear_exit
+from posttrain.config.command_line import parse
+from posttrain.config.loading import load
+from posttrain.errors import UserError, clear_exit, reason
 
 CORE = ("torch", "transformers", "datasets", "peft", "bitsandbytes", "accelerate", "numpy", "matplotlib", "pydantic")
 EXTRAS = {
@@ -33,10 +34,10 @@ def main(arguments: list[str] | None = None) -> None:
         print(__doc__)
         return
     with clear_exit():
-        path, overrides = configs.parse(arguments)
+        path, overrides = parse(arguments)
         if path is None and overrides:
             raise UserError("--KEY VALUE needs --config FILE")
-        config = configs.load(path, overrides, origin="command line") if path is not None else None
+        config = load(path, overrides, origin="command line") if path is not None else None
         if config is not None and config.method == "ladder":
             raise UserError(f"{path}: give the config of one of its stages; a ladder holds several")
         for title, lines in (
@@ -106,7 +107,7 @@ def _try(attempt) -> str:
             warnings.simplefilter("ignore")
             return attempt()
     except Exception as problem:
-        return f"does not work ({type(problem).__name__}: {(str(problem).splitlines() or [''])[0]})"
+        return f"does not work ({type(problem).__name__}: {reason(problem)})"
 
 
 def _device():
@@ -210,9 +211,8 @@ def memory_lines(config) -> list[str]:
         about = AutoConfig.from_pretrained(path, trust_remote_code=config.model.trust_remote_code)
         shape = memory.shape_of(about, config.model.lora if config.model.adapter == "lora" else None)
     except Exception as problem:
-        reason = (str(problem).splitlines() or [""])[0]
         raise UserError(
-            f"model.name '{name}': its config cannot be read, so nothing can be estimated: {reason}"
+            f"model.name '{name}': its config cannot be read, so nothing can be estimated: {reason(problem)}"
         ) from None
     on_cpu = config.training.device == "cpu" or not torch.cuda.is_available()
     compute = compute_dtype(config.model.dtype, on_cpu)

@@ -14,6 +14,13 @@ class NonFiniteError(UserError):
     """A loss or gradient norm that is NaN or infinite. The weights have not been touched by it."""
 
 
+def reason(error: BaseException, *, innermost: bool = False) -> str:
+    """The first line of what a library says went wrong. innermost: of the cause of the cause (some wrap it in their own)."""
+    while innermost and error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 @contextlib.contextmanager
 def clear_exit() -> Iterator[None]:
     """Around a command: a UserError becomes one sentence on stderr and exit code 1, without a traceback."""

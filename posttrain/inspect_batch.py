@@ -5,19 +5,21 @@
 
 Which tokens are prompt, completion and padding; what each one (or each pair) counts in the step's loss; its log-probability
 under policy and reference (equal at step 0, unless model.reference names another model); the text that is learned, decoded; what was
-left out, and why. Of an RL config the first rollout is sampled, with the random numbers that the loop will use. The model is read
-without dropout. Every key of the loop may be overridden.
+left out, and why. Of an RL config the first rollout is sampled, with the random numbers that the loop will use. All of it
+comes from the loop's own `start` and `roll_out`; the model is read without dropout. Every key of the loop may be overridden.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
+import io
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from posttrain.config import loading as configs
+from posttrain.config.command_line import parse
+from posttrain.config.loading import load
 from posttrain.errors import UserError, clear_exit
 
 
@@ -30,32 +32,33 @@ class Inspection:
     lengths: list[int]  # of each row, without its padding
     names: list[str]  # of each row: "chosen", "reward 1, advantage +0.87" …
     counts: str  # what a row, a pair or a token counts in the whole step
-    weights: Any | None  # [B, T]: what each prediction counts, where tokens are what is counted
-    logps: Any | None  # [B, T] of the policy, at the config's temperature
-    ref_logps: Any | None
-    scores: list[float] | None
-    lines: list[str]  # what was read, left out, loaded
+    weights: Any | None = None  # [B, T]: what each prediction counts, where tokens are what is counted
+    logps: Any | None = None  # [B, T] of the policy, at the config's temperature
+    ref_logps: Any | None = None
+    scores: list[float] | None = None
+    lines: list[str] = field(default_factory=list)  # what was read, left out, loaded
 
 
 def main(arguments: list[str] | None = None) -> None:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or "-h" in arguments or "--help" in arguments:
-        print(__doc__)
-        return
+    parser = argparse.ArgumentParser(
+        prog="python -m posttrain.inspect_batch",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="the config of a loop; --KEY VALUE changes it")
+    parser.add_argument("--rows", type=int, default=2, help="how many rows to show in full (2)")
+    parser.add_argument("--html", metavar="FILE", help="write the same as a page")
+    options, keys = parser.parse_known_args(arguments)
     with clear_exit():
-        path, overrides = configs.parse(arguments)
-        html, shown = overrides.pop("html", None), str(overrides.pop("rows", 2))
-        if not shown.isdigit():
-            raise UserError(f"--rows takes a number, got {shown}")
-        if path is None:
-            raise UserError("give --config FILE")
-        config = configs.load(path, overrides, origin="command line")
-        if config.method == "ladder":
-            raise UserError(f"{path}: give the config of one of its stages; a ladder holds several")
-        show(inspect(config), config, int(shown), html)
+        config = load(options.config, parse(keys)[1], origin="command line")
+        if config.method in ("ladder", "pretrain"):
+            raise UserError(
+                f"{options.config}: give the config of a loop that begins with a trained model, not of loops.{config.method}"
+            )
+        show(inspect(config), config, options.rows, options.html)
 
 
-def inspect(config, rows: list[dict] | None = None) -> Inspection:
+def inspect(config: Any, rows: list[dict] | None = None) -> Inspection:
     """The first micro-batch of a run of `config` (of a single process)."""
     import torch
 
@@ -68,184 +71,116 @@ def inspect(config, rows: list[dict] | None = None) -> Inspection:
             config.preflight.rows = False  # a row without a supervised token is what one may want to look at
         lines: list[str] = []
         run = Run(config)
-        run.progress.say = lines.append
-        made = {"sft": _sft, "dpo": _pairs, "reward": _pairs, "grpo": _rollout, "ppo": _rollout}[config.method]
+        run.progress.say, run.num_steps = lines.append, 1
+        made = {"sft": _sft, "dpo": _dpo, "reward": _reward, "grpo": _rollout, "ppo": _rollout}[config.method]
         return replace(made(config, rows, run), lines=[line for line in lines if not line.startswith("preflight")])
 
 
-# ---------------------------------------------------------------- what each loop does before its first forward pass
+# ---------------------------------------------------------------- each loop's first step
 
 
-def _sft(config, rows, run) -> Inspection:
-    from losses.weights import token_weights
-    from posttrain import models
-    from posttrain.data.rows import load_rows
+def _sft(config: Any, rows: list[dict] | None, run: Any) -> Inspection:
+    from loops import sft
+    from losses.weights import step_total, token_weights
+    from posttrain.models import no_dropout
     from posttrain.tokens.batch import collate, collate_packed
-    from posttrain.tokens.examples import hold_out, sft_examples
 
-    data = load_rows(config.data, "sft", rows)
-    model, tokenizer, notes = models.load_policy(config.model, run)
-    limit = models.max_length(model, config.data.max_length)
-    encoded = sft_examples(data, tokenizer, limit, config.data)
-    examples, _ = hold_out(encoded, config.data.validation_split, config.data.seed)
-    run.introduce(notes, encoded)
-    policy, pack_to = models.CompletionLogps(model), None
-    if config.training.packing:
-        policy.find_a_way_to_pack()
-        pack_to = limit
-    run.num_steps = 1
-    window = next(run.windows(examples, pack_to))
-    total = {
-        "token": sum(e.num_active for micro in window for e in micro),
-        "sequence": sum(e.num_active > 0 for micro in window for e in micro),
-    }[config.sft.length_weighting]
-    batch = (collate if pack_to is None else collate_packed)(window[0], tokenizer.pad_token_id).to(run.device)
-    weights = token_weights(batch.active, config.sft.length_weighting, total=total)
-    lengths, counts = (
-        [len(row) for row in window[0]],
-        f"{config.sft.length_weighting} weighting, total {total:g} in the step",
-    )
-    names = [f"{len(row.examples)} rows packed" if pack_to is not None else "row" for row in window[0]]
-    return _finish(run, policy, None, tokenizer, batch, lengths, names, counts, weights)
+    s, how = sft.start(config, run, rows), config.sft.length_weighting
+    no_dropout(s.model)
+    window = next(run.windows(s.examples, s.pack_to))
+    total = step_total((row.num_active for micro in window for row in micro), how)
+    batch = (collate if s.pack_to is None else collate_packed)(window[0], s.tokenizer.pad_token_id).to(run.device)
+    names = ["row" if s.pack_to is None else f"{len(row.examples)} rows packed" for row in window[0]]
+    return Inspection(
+        s.tokenizer, batch, [len(row) for row in window[0]], names, f"{how} weighting, total {total:g} in the step",
+        weights=token_weights(batch.active, how, total=total), logps=_said(s.policy, batch, run),
+    )  # fmt: skip
 
 
-def _pairs(config, rows, run) -> Inspection:
-    from posttrain import models
-    from posttrain.data.rows import load_rows
-    from posttrain.models import scalar
-    from posttrain.models.reference import frozen_reference
+def _dpo(config: Any, rows: list[dict] | None, run: Any) -> Inspection:
+    from loops import dpo
     from posttrain.tokens.batch import collate
-    from posttrain.tokens.examples import hold_out, labelled, pairs
+    from posttrain.tokens.examples import both_sides
 
-    outcome = config.method == "reward" and config.reward.loss == "outcome"
-    data = load_rows(config.data, "outcome" if outcome else config.method, rows)
-    load = models.load_policy if config.method == "dpo" else scalar.load_scorer
-    model, tokenizer, notes = load(config.model, run)
-    if config.method == "reward":
-        model.config.pad_token_id = scalar.use_a_pad_that_ends_nothing(tokenizer)
-    limit = models.max_length(model, config.data.max_length)
-    encoded = (labelled if outcome else pairs)(data, tokenizer, limit, config.data)
-    examples, _ = hold_out(encoded, config.data.validation_split, config.data.seed)
-    run.introduce(notes, encoded)
-    run.num_steps = 1
-    window = next(run.windows(examples))
-    micro, n = window[0], sum(item.counts for part in window for item in part)
-    if outcome:
-        items, names = [item.example for item in micro], [f"label {item.label:g}" for item in micro]
-    else:
-        items = [p.chosen for p in micro] + [p.rejected for p in micro]
-        names = [f"{side} {i + 1}" for side in ("chosen", "rejected") for i in range(len(micro))]
-    batch = collate(items, tokenizer.pad_token_id).to(run.device)
-    lengths, counts = [len(item) for item in items], f"a {'row' if outcome else 'pair'} counts 1/{n:g} of the step"
-    if config.method == "reward":
-        counts += ", by the scores at the end of its answers"
-        scores = scalar.CompletionScores(model.eval())(batch).tolist()
-        return Inspection(tokenizer, batch, lengths, names, counts, None, None, None, scores, [])
-    counts += ", by the sums of its log-probs"
+    s = dpo.start(config, run, rows)
+    window = next(run.windows(s.pairs))
+    items, counts = both_sides(window[0]), f"{_one_of(window, 'pair')}, by the sums of its log-probs"
     if config.dpo.sft_weight:
-        chosen = sum(pair.chosen.num_active for part in window for pair in part)
-        counts += (
-            f"; beside it each chosen token counts {config.dpo.sft_weight:g}/{chosen:g} in the NLL (dpo.sft_weight)"
-        )
-    models.no_dropout(model)
-    policy = models.CompletionLogps(model.train())
-    reference = frozen_reference(policy, config.model, run.compute)
-    return _finish(run, policy, reference, tokenizer, batch, lengths, names, counts, None)
+        chosen = sum(pair.chosen.num_active for micro in window for pair in micro)
+        weight = config.dpo.sft_weight
+        counts += f"; beside it each chosen token counts {weight:g}/{chosen:g} in the NLL (dpo.sft_weight)"
+    batch = collate(items, s.tokenizer.pad_token_id).to(run.device)
+    said, of_reference = _said(s.policy, batch, run), _said(s.reference, batch, run)
+    lengths = [len(item) for item in items]
+    return Inspection(
+        s.tokenizer, batch, lengths, _sides(window[0]), counts, logps=said, ref_logps=of_reference
+    )  # fmt: skip
 
 
-def _rollout(config, rows, run) -> Inspection:
-    import torch
+def _reward(config: Any, rows: list[dict] | None, run: Any) -> Inspection:
+    from loops import reward
+    from posttrain.tokens.examples import both_sides
 
-    from losses.advantages import group_relative_advantages, leave_one_out_advantages
-    from losses.weights import token_weights
-    from posttrain import models
-    from posttrain.data.rows import load_rows
-    from posttrain.models.reference import frozen_reference
-    from posttrain.rollouts import rewards
-    from posttrain.rollouts.sampling import draw_uniforms, sample
-    from posttrain.rollouts.scoring import Judge
-    from posttrain.tokens import template
-    from posttrain.tokens.batch import collate
-    from posttrain.tokens.examples import hold_out, prompts
+    s, outcome = reward.start(config, run, rows), config.reward.loss == "outcome"
+    window = next(run.windows(s.examples))
+    items = [item.example for item in window[0]] if outcome else both_sides(window[0])
+    names = [f"label {item.label:g}" for item in window[0]] if outcome else _sides(window[0])
+    counts = f"{_one_of(window, 'row' if outcome else 'pair')}, by the scores at the end of its answers"
+    batch = reward.to_batch(window[0], s.tokenizer.pad_token_id).to(run.device)
+    scores = s.policy(batch).tolist()
+    return Inspection(s.tokenizer, batch, [len(item) for item in items], names, counts, scores=scores)
 
-    rl = getattr(config, config.method)
-    data = load_rows(config.data, config.method, rows)
-    model, tokenizer, notes = models.load_policy(config.model, run)
-    limit = models.max_length(model, config.data.max_length)
-    encoded = prompts(data, tokenizer, limit, rl.max_new_tokens, config.data, config.method)
-    items, _ = hold_out(encoded, config.data.validation_split, config.data.seed)
-    run.introduce(notes, encoded)
-    models.no_dropout(model)
-    policy = models.CompletionLogps(model.train())
-    kl = rl.kl_coef + getattr(rl, "kl_loss_coef", 0)
-    reference = frozen_reference(policy, config.model, run.compute) if kl > 0 else None
-    run.num_steps = 1
-    _, chosen, mine = next(run.prompt_windows(items, rl.prompts_per_step))
-    answers = len(chosen) * rl.group_size
-    with run.accelerator.autocast():
-        rollout = sample(
-            model, [p.ids for p in chosen], group_size=rl.group_size, max_new_tokens=rl.max_new_tokens, temperature=rl.temperature,
-            stop_ids=template.stop_ids(tokenizer), pad_id=tokenizer.pad_token_id,
-            uniforms=draw_uniforms(answers, rl.max_new_tokens, seed=config.training.seed, step=0),
-        )  # fmt: skip
-    examples = rollout.examples()
-    if config.method == "grpo":
-        functions = rewards.find(rl.reward, rl.reward_weights)
-        rewards.refuse_bad_targets(functions, data)
-        totals, _ = rewards.of_rollout(functions, rl.reward_weights, rollout, rollout.texts(tokenizer), [p.row for p in chosen])  # fmt: skip
-        scores = torch.tensor(totals)
-        advantages = (
-            group_relative_advantages(scores, rl.group_size, scale=rl.advantage_scale)
-            if rl.advantage == "group"
-            else leave_one_out_advantages(scores, rl.group_size)
-        )
-        names = [f"reward {r:g}, advantage {a:+.2f}" for r, a in zip(totals, advantages.tolist(), strict=True)]
-        if rl.mask_truncated:
-            examples = [e if done else e.muted() for e, done in zip(examples, rollout.finished, strict=True)]
-        how = rl.length_weighting
+
+def _rollout(config: Any, rows: list[dict] | None, run: Any) -> Inspection:
+    from loops import grpo, ppo
+    from losses.weights import step_total, token_weights
+    from posttrain.models.scalar import ActorCritic
+    from posttrain.rollouts.answers import lay_out
+
+    rl, is_grpo = getattr(config, config.method), config.method == "grpo"
+    s = (grpo if is_grpo else ppo).start(config, run, rows)
+    number, asked, own = next(run.prompt_windows(s.prompts, rl.prompts_per_step))
+    if is_grpo:
+        answers, _ = grpo.roll_out(s, s.policy, number, asked, own)
     else:
-        judge = Judge(rl, None, data, run.device, config.training.micro_batch_size)
-        judge.refuse_another_vocabulary(tokenizer)
-        totals, _ = judge(rollout, tokenizer, chosen)
-        names, how = [f"score {s:g}" for s in totals], "token"
-    cut_off = ", cut off"
-    if config.method == "ppo" and rl.truncated == "bootstrap":
-        cut_off += " (the critic's value counts instead of it)"
-    elif config.method == "ppo" and rl.truncation_penalty is not None:
-        cut_off += f" ({rl.truncation_penalty:g} counts instead of it)"
-    elif config.method == "grpo" and rl.mask_truncated:
-        cut_off += " and left out of the loss"
-    names = [name if done else name + cut_off for name, done in zip(names, rollout.finished, strict=True)]
-    window = next(run.minibatches([_Row(e, n) for e, n in zip(examples, names, strict=True)], mine, len(chosen), rl, 0))
-    active = [row.example.num_active for micro in window for row in micro]
-    alive = sum(n > 0 for n in active)
-    total = {"token": sum(active), "sequence": alive, "constant": alive * rl.max_new_tokens}[how]
-    batch = collate([row.example for row in window[0]], tokenizer.pad_token_id).to(run.device)
-    weights = token_weights(batch.active, how, total=total)
-    lengths, shown = [len(row) for row in window[0]], [row.name for row in window[0]]
-    counts = f"{how} weighting, total {total:g} in the step"
-    return _finish(run, policy, reference, tokenizer, batch, lengths, shown, counts, weights, rl.temperature)
+        answers, _, _ = ppo.roll_out(s, ActorCritic(s.policy, s.critic), number, asked, own, rl.kl_coef)
+    window = next(run.minibatches(answers, own, len(asked), rl))
+    how = rl.length_weighting if is_grpo else "token"
+    lengths = [answer.example.num_active for micro in window for answer in micro]
+    total = step_total(lengths, how, longest=rl.max_new_tokens)
+    batch = lay_out(window[0], s.tokenizer.pad_token_id).to(run.device)
+    return Inspection(
+        s.tokenizer, batch, [len(answer) for answer in window[0]], [_told(answer, rl, is_grpo) for answer in window[0]],
+        f"{how} weighting, total {total:g} in the step", weights=token_weights(batch.active, how, total=total),
+        logps=_said(s.policy, batch, run, rl.temperature), ref_logps=batch.get("ref_logps"),
+    )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Row:
-    example: Any
-    name: str
+def _told(answer: Any, rl: Any, is_grpo: bool) -> str:
+    """What the loop makes of a sampled answer."""
+    if is_grpo:
+        name = f"reward {answer.reward:g}, advantage {answer.columns['advantages'][0].item():+.2f}"
+        cut_off = " and left out of the loss" if rl.mask_truncated else ""
+    else:
+        name, cut_off = f"score {answer.reward:g}", ""
+        if rl.truncated == "bootstrap":
+            cut_off = " (the critic's value counts instead of it)"
+        elif rl.truncation_penalty is not None:
+            cut_off = f" ({rl.truncation_penalty:g} counts instead of it)"
+    return name if answer.finished else f"{name}, cut off{cut_off}"
 
-    def __len__(self) -> int:
-        return len(self.example)
 
-    def muted(self) -> _Row:
-        return replace(self, example=self.example.muted())
+def _sides(pairs: list) -> list[str]:
+    return [f"{side} {i + 1}" for side in ("chosen", "rejected") for i in range(len(pairs))]
 
 
-def _finish(
-    run, policy, reference, tokenizer, batch, lengths, names, counts, weights, temperature: float = 1.0
-) -> Inspection:
+def _one_of(window: list[list], what: str) -> str:
+    return f"a {what} counts 1/{sum(item.counts for micro in window for item in micro):g} of the step"
+
+
+def _said(module: Any, batch: Any, run: Any, temperature: float = 1.0) -> Any:
     with run.accelerator.autocast():
-        logps = policy(batch, temperature)[0]
-        ref_logps = None if reference is None else reference(batch, temperature)[0]
-    return Inspection(tokenizer, batch, lengths, names, counts, weights, logps, ref_logps, None, [])
+        return module(batch, temperature)[0]
 
 
 # ---------------------------------------------------------------- showing it
@@ -261,8 +196,6 @@ def kinds(inspection: Inspection, row: int) -> list[str]:
 
 def show(inspection: Inspection, config, shown: int, html: str | None) -> None:
     """On the terminal in colour, and, if asked for, the same as a page."""
-    import io
-
     from rich.console import Console
 
     page = Console(record=True, width=120, file=io.StringIO() if html else None, force_terminal=None)

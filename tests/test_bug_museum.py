@@ -14,8 +14,8 @@ from losses.logprobs import sequence_logps, token_logps
 from losses.sft import completion_cross_entropy
 from losses.weights import token_weights
 from posttrain import models
-from posttrain.config.keys import Lora
-from posttrain.config.methods import ModelWithReference, Ppo
+from posttrain.config.keys import Lora, ModelWithReference
+from posttrain.config.rl import Ppo
 from posttrain.models import lora
 from posttrain.models.reference import frozen_reference
 from posttrain.tokens import template

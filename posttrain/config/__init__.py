@@ -1,15 +1,10 @@
 """What a run is told: keys, methods, loading, the command line. No torch."""
 
-from posttrain.config.loading import early_check, load
-from posttrain.config.methods import (
-    DpoConfig,
-    GrpoConfig,
-    LadderConfig,
-    PpoConfig,
-    PretrainConfig,
-    RewardConfig,
-    SftConfig,
-)
+from posttrain.config.command_line import early_check
+from posttrain.config.loading import load
+from posttrain.config.methods import LadderConfig
+from posttrain.config.rl import GrpoConfig, PpoConfig
+from posttrain.config.supervised import DpoConfig, PretrainConfig, RewardConfig, SftConfig
 
 __all__ = [
     "DpoConfig",

@@ -8,7 +8,7 @@ python -m posttrain.config list configs/                      what is there
 
 from __future__ import annotations
 
-import sys
+import argparse
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ import yaml
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from posttrain.config import loading as configs
+from posttrain.config.command_line import parse
+from posttrain.config.loading import load, resolve, type_name
 from posttrain.config.methods import METHODS
+from posttrain.config.stages import refuse_incomplete
 from posttrain.errors import UserError, clear_exit
 
 # What stands in a template where a key has no default: the embedded model and data, so that it runs as it is.
@@ -43,21 +45,31 @@ EXAMPLES = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    commands = {"template": template, "validate": validate, "show": show, "list": list_}
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(__doc__)
-        return
+    parser = argparse.ArgumentParser(
+        prog="python -m posttrain.config", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{template,validate,show,list}")
+    one = commands.add_parser("template", help="every key of a method with its meaning and default, ready to run")
+    one.add_argument("method", choices=list(METHODS), metavar="METHOD", help=", ".join(METHODS))
+    one = commands.add_parser("validate", help="all problems of all files, each with its line")
+    one.add_argument("files", nargs="+", metavar="FILE", help="config files, or folders of them")
+    one = commands.add_parser("show", help="what results of a file and --KEY VALUE …, and where each value comes from")
+    one.add_argument("file", metavar="FILE")
+    one = commands.add_parser("list", help="what is there")
+    one.add_argument("files", nargs="*", default=["configs"], metavar="FILE", help="config files or folders (configs)")
+    options, keys = parser.parse_known_args(arguments)
+    if keys and options.command != "show":
+        parser.error(f"unrecognized arguments: {' '.join(keys)}")
     with clear_exit():
-        if arguments[0] not in commands:
-            raise UserError(f"unknown command '{arguments[0]}': {', '.join(commands)} (--help explains them)")
-        commands[arguments[0]](arguments[1:])
+        if options.command == "template":
+            template(options.method)
+        elif options.command == "show":
+            show(options.file, keys)
+        else:
+            {"validate": validate, "list": list_}[options.command](options.files)
 
 
-def template(arguments: list[str]) -> None:
-    if len(arguments) != 1 or arguments[0] not in METHODS:
-        raise UserError(f"template takes one method: {', '.join(METHODS)}")
-    method = arguments[0]
+def template(method: str) -> None:
     print(f"# Every key of loops.{method} with its default.   python -m loops.{method} --config THIS_FILE")
     print("\n".join(_template_lines(METHODS[method], method)))
 
@@ -79,7 +91,7 @@ def _template_lines(kind: type[BaseModel], method: str, prefix: str = "", given:
             value = getattr(given, name)
         elif value is PydanticUndefined:
             value = field.get_default(call_default_factory=True)
-        choices = configs.type_name(annotation)
+        choices = type_name(annotation)
         about = f"{field.description or ''} [{choices}]"
         lines += textwrap.wrap(about, 100, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}#   ")
         lines.append(f"{indent}{name}: {_yaml(value)}")
@@ -93,14 +105,12 @@ def _yaml(value: Any) -> str:
 def validate(arguments: list[str]) -> None:
     files = [file for argument in arguments for file in _yaml_files(argument)]
     if not files:
-        raise UserError(
-            f"no .yaml file in {', '.join(arguments)}" if arguments else "validate takes one or more files or folders"
-        )
+        raise UserError(f"no .yaml file in {', '.join(arguments)}")
     bad = 0
     for file in files:
         try:
-            config = configs.load(file)
-            configs.refuse_incomplete(config)
+            config = load(file)
+            refuse_incomplete(config)
             print(f"{file}: fine, a config for loops.{config.method}")
         except UserError as problem:
             bad += 1
@@ -114,13 +124,11 @@ def _yaml_files(argument: str) -> list[Path]:
     return sorted([*path.glob("*.yaml"), *path.glob("*.yml")]) if path.is_dir() else [path]
 
 
-def show(arguments: list[str]) -> None:
-    if not arguments or arguments[0].startswith("--"):
-        raise UserError("show takes a file, then --KEY VALUE …")
-    path, (other, overrides) = arguments[0], configs.parse(arguments[1:])
+def show(path: str, keys: list[str]) -> None:
+    other, overrides = parse(keys)
     if other is not None:
         raise UserError(f"show takes one file: {path} or {other}?")
-    config, places = configs.resolve(path, overrides, origin="command line")
+    config, places = resolve(path, overrides, origin="command line")
     print(f"# loops.{config.method}, run folder {config.folder}")
     print("\n".join(_shown(config, places)))
 
@@ -137,15 +145,15 @@ def _shown(section: BaseModel, places: dict[str, str], prefix: str = "", indent:
 
 
 def list_(arguments: list[str]) -> None:
-    files = [file for argument in arguments or ["configs"] for file in _yaml_files(argument)]
+    files = [file for argument in arguments for file in _yaml_files(argument)]
     if not files:
-        raise UserError(f"no .yaml file in {', '.join(arguments) or 'configs'}")
+        raise UserError(f"no .yaml file in {', '.join(arguments)}")
     rows = []
     for file in files:
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
         about = lines[0].removeprefix("#").strip() if lines and lines[0].startswith("#") else ""
         try:
-            config = configs.load(file)
+            config = load(file)
             rows.append((str(file), config.method, getattr(getattr(config, "model", None), "name", ""), about))
         except UserError as problem:
             rows.append((str(file), "?", "", str(problem).splitlines()[0]))

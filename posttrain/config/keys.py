@@ -95,6 +95,26 @@ class Model(Section):
         return self
 
 
+class ModelWithReference(Model):
+    reference: str = Field(
+        "auto",
+        description="the frozen reference: copy (of what is trained, as it was at step 0), adapter_off (the policy without its fresh "
+        "adapter: no copy at all), a model name or folder, or auto (adapter_off with a fresh adapter, else copy)",
+    )
+
+    @model_validator(mode="after")
+    def _adapter_off_needs_an_adapter(self):
+        if self.reference == "adapter_off" and self.adapter != "lora":
+            raise ValueError(
+                "reference: adapter_off needs adapter: lora (without an adapter there is nothing to switch off; use copy)"
+            )
+        if self.reference == "adapter_off" and self.adapter_path is not None:
+            raise ValueError(
+                "reference: adapter_off with adapter_path: without its adapter the policy is not what it was at step 0; use auto or copy"
+            )
+        return self
+
+
 class Data(Section):
     name: str | list[str] | None = Field(
         None,

@@ -1,56 +1,27 @@
-"""What a run is told: YAML and the command line, read and validated. The keys themselves stand in keys.py and methods.py.
+"""What a run is told: YAML and overrides, read and validated. The keys themselves stand in keys.py and methods.py.
 
     config = load("configs/dpo_tiny.yaml", overrides={"dpo.beta": 0.2})
-    python -m loops.dpo --config configs/dpo_tiny.yaml --dpo.beta 0.2 --learning-rate 1e-4
-    python -m posttrain.config show configs/dpo_tiny.yaml --dpo.beta 0.2         # what results, and from where (config_tool.py)
 
-On the command line a leaf name that is unique (or stands in training) may be given without its group, and dashes are underscores. Unknown keys are
-refused, all problems are reported at once, each with where it stands, and nothing here imports torch: a wrong command
-line fails in a fraction of a second.
+Unknown keys are refused, all problems are reported at once, each with where it stands, and nothing here imports torch: a
+wrong config fails in a fraction of a second.
 """
 
 from __future__ import annotations
 
 import difflib
 import os
-import sys
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from posttrain import ROOT
 from posttrain.config.keys import Section
 from posttrain.config.methods import (
     METHODS,
     REFUSED,
-    DpoConfig,
-    GrpoConfig,
-    LadderConfig,
-    PpoConfig,
-    PretrainConfig,
-    RewardConfig,
-    SftConfig,
 )
 from posttrain.errors import UserError
-
-__all__ = [
-    "DpoConfig",
-    "GrpoConfig",
-    "LadderConfig",
-    "PpoConfig",
-    "PretrainConfig",
-    "RewardConfig",
-    "SftConfig",
-    "early_check",
-    "load",
-    "parse",
-    "save",
-]
-
-
-# ---------------------------------------------------------------- loading
 
 
 def load(
@@ -230,97 +201,6 @@ def _read_yaml(path: Path) -> tuple[dict, dict[str, str]]:
     return values, places
 
 
-# ---------------------------------------------------------------- the command line
-
-
-def early_check(method: str) -> Any:
-    """The first statement of a loop run as a command: parse and validate sys.argv before torch is imported."""
-    arguments = sys.argv[1:]
-    if "-h" in arguments or "--help" in arguments:
-        print(help_text(method))
-        sys.exit(0)
-    try:
-        path, overrides = parse(arguments)
-        config = load(path, overrides, method=method, origin="command line")
-        refuse_incomplete(config)
-        if method != "ladder":
-            from posttrain.config.trackers import refuse_missing
-
-            refuse_missing(config.tracking.to)
-        return config
-    except UserError as problem:
-        sys.exit(f"error: {problem}\n(python -m loops.{method} --help lists every key)")
-
-
-def refuse_incomplete(config: Any) -> None:
-    """What a command needs beyond valid keys: rows to read (from Python they may be given), a ladder the configs of its stages."""
-    if config.method == "ladder":
-        for stage in ("sft", "dpo", "grpo", *config.ladder.beside):
-            stage_config(config, stage, "tiny-base")
-    elif config.data.name is None:
-        raise UserError(
-            "1 problem in the configuration\n  'data.name' is missing: give it in the file or as --data.name VALUE"
-        )
-
-
-def parse(arguments: list[str]) -> tuple[str | None, dict[str, Any]]:
-    """["--config", "a.yaml", "--dpo.beta", "0.2", "--output.overwrite"] -> ("a.yaml", {"dpo.beta": "0.2", "output.overwrite": True})
-
-    Values stay text: the key's own type decides what they mean, so a model may be called 010. A key without a value is
-    true; several values, or [a, b], make a list; null and none mean no value."""
-    path, overrides, i = None, {}, 0
-    while i < len(arguments):
-        argument = arguments[i]
-        if not argument.startswith("--") or argument == "--":
-            hint = f"; did you mean --config {argument}?" if argument.endswith((".yaml", ".yml")) else ""
-            raise UserError(f"command line: expected --KEY VALUE, got '{argument}'{hint}")
-        key, equals, given = argument[2:].partition("=")
-        values = [given] if equals else []
-        i += 1
-        while not equals and i < len(arguments) and not arguments[i].startswith("--"):
-            values.append(arguments[i])
-            i += 1
-        if key in overrides or (key == "config" and path is not None):
-            raise UserError(f"command line: --{key} is given twice")
-        if key == "config":
-            if len(values) != 1:
-                raise UserError("command line: --config takes one file")
-            path = values[0]
-            continue
-        if len(values) == 1 and values[0].startswith("[") and values[0].endswith("]"):
-            values = [v.strip() for v in values[0][1:-1].split(",")]
-            overrides[key] = values
-        elif len(values) == 1:
-            overrides[key] = None if values[0] in ("null", "none", "None") and not _takes(key, values[0]) else values[0]
-        else:
-            overrides[key] = values or True
-    return path, overrides
-
-
-def _takes(key: str, word: str) -> bool:
-    """Is `word` one of the choices of this key (model.adapter: none)?"""
-    leaf = key.replace("-", "_").rsplit(".", 1)[-1]
-    kinds = [kind.split(" | ") for m in METHODS.values() for k, kind, *_ in describe(m) if k.rsplit(".", 1)[-1] == leaf]
-    return any(word in kind and not {"int", "float", "str", "bool"} & set(kind) for kind in kinds)
-
-
-def stage_config(config: Any, name: str, start: str) -> Any:
-    """A ladder stage's own config: its YAML, its overrides, and what makes it a rung: where it starts, its seed, its folder."""
-    stage = getattr(config.ladder, name)
-    path = Path(stage.config)
-    if not path.is_file():
-        path = ROOT / "configs" / stage.config
-    fixed = {
-        "model.name": start,
-        "training.seed": config.ladder.seed,
-        "output.dir": str(config.folder / name),
-        "output.overwrite": True,
-    }
-    return load(
-        path, stage.overrides | fixed, method="sft" if name == "best_of_k" else name, origin=f"ladder.{name}.overrides"
-    )
-
-
 def describe(kind: type[BaseModel], prefix: str = "") -> list[tuple[str, str, str, str]]:
     """Every leaf key of a config class: (key, type, default, meaning)."""
     out = []
@@ -342,27 +222,6 @@ def type_name(annotation: Any) -> str:
             return f"{get_origin(annotation).__name__} of {type_name(args[-1])}"
         return " | ".join("none" if a is type(None) else type_name(a) for a in args)
     return getattr(annotation, "__name__", str(annotation)).lower()
-
-
-def help_text(method: str) -> str:
-    import textwrap
-
-    lines = [
-        f"python -m loops.{method} --config FILE [--KEY VALUE ...]",
-        "",
-        "Every key below may stand in the YAML file (as nested groups) or on the command line, where it wins.",
-        "A unique last part is enough: --learning-rate 1e-4. Several values make a list.",
-    ]
-    group = None
-    for key, kind, default, meaning in describe(METHODS[method]):
-        if "." not in key:
-            lines.append("")
-        elif key.split(".")[0] != group:
-            group = key.split(".")[0]
-            lines += ["", f"{group}:"]
-        lines.append(f"  --{key}  [{kind}]  default: {default}")
-        lines += textwrap.wrap(meaning, 100, initial_indent=" " * 8, subsequent_indent=" " * 8)
-    return "\n".join(lines)
 
 
 def flat(values: dict, prefix: str = "") -> dict[str, Any]:

@@ -155,7 +155,7 @@ def _went_wrong(text: str) -> str | None:
 
 def readable(method: str) -> Filter:
     """Only rows that the loop of this method takes, each in the format of the first that has one."""
-    from posttrain.data.rows import Reader
+    from posttrain.data.reader import Reader
 
     readers: list[Reader] = []
 

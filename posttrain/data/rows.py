@@ -1,38 +1,18 @@
-"""config.data -> canonical rows: sources.py says where rows come from, formats.py what they mean, this file puts them together.
+"""config.data -> canonical rows: sources.py says where rows come from, reader.py what each means, this file puts them together.
 
-Several sources are mixed here, rows that teach nothing are counted, every problem is told with its row. `rows` given from
-Python go through the same door.
+Several sources are mixed here, rows that teach nothing are counted. `rows` given from Python go through the same door.
 """
 
 from __future__ import annotations
 
-import itertools
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from posttrain.data import sources
-from posttrain.data.formats import NothingToLearn, recognise
+from posttrain.data.formats import NothingToLearn
+from posttrain.data.reader import LOOK, Reader, Rows, refuse_too_many_skipped, where
+from posttrain.data.stream import Stream
 from posttrain.errors import UserError
-
-MOST_SKIPPED = 0.05  # share of rows that may be left out and counted; above it the data is refused
-LOOK = 100  # rows among which the first with filled columns shows the format
-SHUFFLE_BUFFER = 1_000  # rows of a stream among which the next one is drawn
-Place = tuple[str, int]  # (source, row number from 1)
-
-
-@dataclass(frozen=True)
-class Rows:
-    rows: list[dict]
-    places: list[Place]
-    read: list[str]  # "400 rows as ShareGPT conversations from chats.json", one per source
-    skipped: list[str]  # "pairs.jsonl, row 87: 'chosen' is empty …": rows that teach nothing, left out
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def where(self, index: int) -> str:
-        return where(self.places[index])
 
 
 def load_rows(data, method: str, rows: list[dict] | None = None) -> Rows | Stream:
@@ -72,69 +52,6 @@ def load_rows(data, method: str, rows: list[dict] | None = None) -> Rows | Strea
     return Rows(out, places, read, skipped)
 
 
-def where(place: Place) -> str:
-    return "{}, row {}".format(*place)
-
-
-class Reader:
-    """Raw row -> canonical row, for one source. NothingToLearn passes through, everything else is told with its row."""
-
-    def __init__(self, first: list, method: str, source: str, system_prompt: str | None):
-        """first: the first rows; the format is that of the first whose columns are not empty."""
-        self.method, self.system_prompt = method, system_prompt
-        problems = []
-        for number, row in enumerate(first, start=1):
-            _refuse_other_than_columns(row, (source, number))
-            try:
-                self.convert, self.format = recognise(row, method, source)
-                return
-            except UserError as problem:
-                problems.append(problem)
-        raise problems[0]
-
-    def __call__(self, row: dict, place: Place) -> dict:
-        _refuse_other_than_columns(row, place)
-        try:
-            if row.get("tools") and self.method not in ("grpo", "ppo"):
-                raise ValueError("the column 'tools' is not supported: nothing here would show the tools to the model")
-            canonical = self.convert(row)
-        except NothingToLearn:
-            raise
-        except KeyError as missing:
-            found = ", ".join(map(str, row))
-            raise UserError(f"{where(place)}: column {missing} is missing; found {found}") from None
-        except ValueError as problem:
-            advice = f"mend it, or leave such rows out with python -m posttrain.curate clean … --for {self.method}"
-            raise UserError(f"{where(place)}: {problem} ({advice})") from None
-        own = next(
-            (row[c] for c in ("system", "system_prompt") if isinstance(row.get(c), str) and row[c].strip()), None
-        )
-        return _with_system(canonical, own or self.system_prompt)
-
-
-def _with_system(row: dict, system: str | None) -> dict:
-    """Put before a conversation that has no system message of its own: the row's system column, else data.system_prompt."""
-    for key in ("messages", "prompt"):
-        if system and key in row and row[key][0]["role"] != "system":
-            row[key] = [{"role": "system", "content": system}, *row[key]]
-            row |= {"learn_from": row["learn_from"] + 1} if "learn_from" in row else {}
-    return row
-
-
-def _refuse_other_than_columns(row: object, place: Place) -> None:
-    if not isinstance(row, dict):
-        raise UserError(f"{where(place)}: expected an object with named columns, found {type(row).__name__}")
-
-
-def refuse_too_many_skipped(skipped: list[str], total: int) -> None:
-    if len(skipped) > MOST_SKIPPED * total:
-        more = f" ({len(skipped)} such rows of {total}; up to {MOST_SKIPPED:.0%} would be left out and counted)"
-        raise UserError(f"{skipped[0]}{more if total > 1 else ''}")
-
-
-# ---------------------------------------------------------------- several sources
-
-
 def mix(sizes: list[int], weights: list[float] | None, max_samples: int | None, seed: int) -> list[Sequence[int]]:
     """Which rows of each source are used.
 
@@ -160,67 +77,3 @@ def mix(sizes: list[int], weights: list[float] | None, max_samples: int | None, 
     for i in sorted(range(len(exact)), key=lambda i: kept[i] - exact[i])[: max_samples - sum(kept)]:
         kept[i] += 1  # the largest remainders get the rows that rounding down has left
     return [rows[:n] for rows, n in zip(chosen, kept, strict=True)]
-
-
-# ---------------------------------------------------------------- streams
-
-
-class Stream:
-    """Rows that are read while training, shuffled through a buffer. The order is a pure function of (data.seed, epoch)."""
-
-    def __init__(self, data, names: list[str], method: str):
-        self.data, self.names, self.method = data, names, method
-        self.skipped: list[str] = []  # so far
-        self.readers = {}
-        for name in names:
-            first = [row for row, _ in itertools.islice(self._raw(name), LOOK)]
-            if not first:
-                raise UserError(f"{name}: no rows")
-            self.readers[name] = Reader(first, method, name, data.system_prompt)
-        self.read = [f"a stream of {reader.format} from {name}" for name, reader in self.readers.items()]
-
-    def _raw(self, name: str) -> Iterator[tuple[dict, Place]]:
-        return sources.iterate(name, subset=self.data.subset, split=self.data.split)
-
-    def head(self, count: int) -> Rows:
-        """The first rows, for looking at."""
-        rows, places, skipped = [], [], []
-        for name, raw, place in itertools.islice(self._mixed(0), min(count, self.data.max_samples or count)):
-            try:
-                rows.append(self.readers[name](raw, place))
-                places.append(place)
-            except NothingToLearn as problem:
-                skipped.append(f"{where(place)}: {problem}")
-        return Rows(rows, places, self.read, skipped)
-
-    def epoch(self, number: int) -> Iterator[tuple[dict, Place]]:
-        rng, buffer = random.Random(f"{self.data.seed} {number}"), []
-        for item in self._canonical(number):
-            buffer.append(item)
-            if len(buffer) > SHUFFLE_BUFFER:
-                i = rng.randrange(len(buffer))
-                buffer[i], buffer[-1] = buffer[-1], buffer[i]
-                yield buffer.pop()
-        rng.shuffle(buffer)
-        yield from buffer
-
-    def _canonical(self, number: int) -> Iterator[tuple[dict, Place]]:
-        for name, raw, place in itertools.islice(self._mixed(number), self.data.max_samples):
-            try:
-                yield self.readers[name](raw, place), place
-            except NothingToLearn as problem:
-                self.skipped.append(f"{where(place)}: {problem}")
-
-    def _mixed(self, number: int) -> Iterator[tuple[str, dict, Place]]:
-        """With weights: each next row from a source drawn by them, until one runs out. Without: in turn, until all have."""
-        rng = random.Random(f"mix {self.data.seed} {number}")
-        open_ = {name: self._raw(name) for name in self.names}
-        while open_:
-            turn = rng.choices(self.names, self.data.weights) if self.data.weights else list(open_)
-            for name in turn:
-                if (item := next(open_[name], None)) is not None:
-                    yield name, *item
-                elif self.data.weights:
-                    return
-                else:
-                    del open_[name]

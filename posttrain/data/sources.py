@@ -1,27 +1,24 @@
 """Where rows come from: a file, a folder of files, the hub, the embedded sets; whole, or one by one while training.
 
-Everything here yields raw rows, as they stand in the source; formats.py says what they mean.
+Everything here yields raw rows, as they stand in the source; formats.py says what they mean, files.py how a file is read.
 """
 
 from __future__ import annotations
 
 import bisect
-import csv
 import itertools
-import json
-import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from posttrain import hub
-from posttrain.errors import UserError
+from posttrain.data.files import FILE_KINDS, read_file, rows_of
+from posttrain.errors import UserError, reason
 from posttrain.tiny import data as tiny_data
 from posttrain.tiny import names as tiny
 
 EMBEDDED = ", ".join([*tiny_data.DATASETS, *tiny.SAMPLED])
-FILE_KINDS = (".jsonl", ".json", ".csv", ".parquet")
 SPLITS = {"train": ("train", "training"), "test": ("test", "eval"), "validation": ("validation", "valid", "val", "dev")}
 
 
@@ -71,7 +68,7 @@ def iterate(name: str, *, subset: str | None = None, split: str = "train") -> It
     elif not is_local(name):
         parts = [(name, _from_hub(name, subset, split, streaming=True))]
     else:
-        parts = [(str(file), _rows_of(file)) for file in local_files(path, split)]
+        parts = [(str(file), rows_of(file)) for file in local_files(path, split)]
     for source, rows in parts:
         numbered = enumerate(rows, start=1)
         while True:
@@ -84,7 +81,7 @@ def iterate(name: str, *, subset: str | None = None, split: str = "train") -> It
             except (
                 Exception
             ) as error:  # whatever a broken file or a lost connection makes the library say in the middle
-                raise UserError(f"{source}: cannot be read any further: {_reason(error)}") from None
+                raise UserError(f"{source}: cannot be read any further: {reason(error, innermost=True)}") from None
             yield row, (source, number)
 
 
@@ -144,92 +141,7 @@ def _split_of(path: Path) -> str:
     return next((split for word in words if (split := _split_word(word)) in SPLITS), "train")
 
 
-def read_file(path: Path) -> Sequence[dict]:
-    if path.suffix.lower() == ".parquet":
-        return _from_parquet(path, streaming=False)
-    return list(_rows_of(path))
-
-
-def _rows_of(path: Path) -> Iterator[dict]:
-    """The rows of one file, as they are read."""
-    kind = path.suffix.lower()
-    try:
-        if kind == ".parquet":
-            yield from _from_parquet(path, streaming=True)
-        elif kind == ".csv":
-            yield from _csv(path)
-        elif kind == ".json":
-            yield from _list(path)
-        else:
-            yield from _lines(path)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}; convert the file") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
-
-
-def _lines(path: Path) -> Iterator[dict]:
-    with open(path, encoding="utf-8-sig", newline="\n") as file:  # only \n ends a line: JSON text may hold U+2028
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield _json(line, f"{path}, line {number}")
-
-
-def _list(path: Path) -> Iterator[dict]:
-    text = path.read_text(encoding="utf-8-sig")
-    try:
-        rows = _json(text, str(path))
-    except UserError as error:
-        if "Extra data" not in str(error):
-            raise
-        rows = None  # one object per line in a file called .json: many hub sets
-    if rows is None:
-        yield from _lines(path)
-    elif isinstance(rows, list):
-        yield from rows
-    else:
-        raise UserError(
-            f"{path}: expected a list of rows, found one {type(rows).__name__}; one row per line belongs in a .jsonl file"
-        )
-
-
-def _csv(path: Path) -> Iterator[dict]:
-    """Every cell is text, an empty one is missing: no guessing of types, so 007 and None stay what they are."""
-    csv.field_size_limit(2**31 - 1)
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, restkey=None, strict=True)
-        try:
-            for row in reader:
-                if None in row or any(value is None for value in row.values()):
-                    raise UserError(
-                        f"{path}, line {reader.line_num}: expected {len(reader.fieldnames or [])} cells as in the first line"
-                    )
-                yield {name: value or None for name, value in row.items()}
-        except csv.Error as error:
-            raise UserError(f"{path}, line {reader.line_num}: not valid CSV: {error}") from None
-
-
-def _json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = f", line {error.lineno}" if "\n" in text.strip() else ""
-        raise UserError(f"{where}{line}: not valid JSON: {error.msg} at column {error.colno}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not JSON that can be read: {error}") from None
-
-
 # ---------------------------------------------------------------- through the datasets library
-
-
-def _from_parquet(path: Path, *, streaming: bool) -> Any:
-    import datasets
-
-    try:
-        with _quiet(datasets):
-            return datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=streaming)
-    except Exception as error:
-        raise UserError(f"{path}: cannot be read as parquet: {_reason(error)}") from None
 
 
 def _is_saved_dataset(path: Path) -> bool:
@@ -242,7 +154,9 @@ def _saved_to_disk(path: Path, split: str) -> Any:
     try:
         found = datasets.load_from_disk(str(path))
     except Exception as error:
-        raise UserError(f"{path}: looks like a data set saved by save_to_disk, but: {_reason(error)}") from None
+        raise UserError(
+            f"{path}: looks like a data set saved by save_to_disk, but: {reason(error, innermost=True)}"
+        ) from None
     if not isinstance(found, datasets.DatasetDict):
         return found
     if split not in found:
@@ -258,56 +172,5 @@ def _from_hub(name: str, subset: str | None, split: str, *, streaming: bool) -> 
         return datasets.load_dataset(name, subset, split=split, streaming=streaming)
     except Exception as error:
         raise UserError(
-            f"data.name '{name}': no such file, not an embedded set ({EMBEDDED}), and the hub says: {_reason(error)}"
+            f"data.name '{name}': no such file, not an embedded set ({EMBEDDED}), and the hub says: {reason(error, innermost=True)}"
         ) from None
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of the innermost cause: the library wraps the reason in its own errors."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-class _quiet:
-    """The library's progress bars over a local file: noise."""
-
-    def __init__(self, datasets: Any):
-        self.datasets = datasets
-
-    def __enter__(self) -> None:
-        self.were_on = self.datasets.utils.logging.is_progress_bar_enabled()
-        self.datasets.disable_progress_bars()
-
-    def __exit__(self, *_: object) -> None:
-        if self.were_on:
-            self.datasets.enable_progress_bars()
-
-
-# ---------------------------------------------------------------- and back to a file
-
-
-def refuse_out(*paths: str | None) -> None:
-    """Before any work: is there a place to write to?"""
-    for path in paths:
-        if path is not None and (Path(path).suffix != ".jsonl" or Path(path).is_dir()):
-            raise UserError(f"'{path}': expected the name of a .jsonl file to write to")
-
-
-def write_rows(path: str, rows: list[dict[str, Any]]) -> None:
-    """Whole or not at all: an older file of this name (it may be the one that was read) stays until all rows are written."""
-    lines = []
-    for number, row in enumerate(rows, start=1):
-        try:
-            lines.append(json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n")
-        except (TypeError, ValueError) as error:
-            raise UserError(
-                f"row {number} cannot be written as JSON: {error}; --quality leaves broken text out"
-            ) from None
-    part = Path(f"{path}.part")
-    try:
-        part.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(b"".join(lines))
-        os.replace(part, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from None

@@ -1,25 +1,22 @@
-"""Models: loading, saving, and the one module that turns a batch into log-probabilities."""
+"""Loading: a hub id, a folder, an adapter or an embedded name -> model and tokenizer; the policy of a run; random weights."""
 
 from __future__ import annotations
 
 import shutil
-import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from losses.logprobs import chunked_token_logps, token_entropy, token_logps
 from posttrain import hub
+from posttrain.errors import UserError, reason
 from posttrain.models import lora, quantize
-from posttrain.tokens import template
-from posttrain.tokens.batch import Batch, block_mask
-from posttrain.errors import UserError
 from posttrain.tiny import names as tiny
 from posttrain.tiny import tokenizer as tiny_tokenizer
+from posttrain.tokens import template
 
-# ---------------------------------------------------------------- loading
+Loaded = tuple[nn.Module, Any, list[str]]  # model, tokenizer, lines to print
 
 
 def load(
@@ -33,50 +30,34 @@ def load(
     revision: str | None = None,
     trust_remote_code: bool = False,
     new_tokens: bool = False,
-) -> tuple[nn.Module, object, list[str]]:
+) -> Loaded:
     """(model, tokenizer, lines to print) from a hub id, a folder or an embedded name, in eval mode.
 
     A folder that holds a LoRA adapter is loaded with its base and merged, in float32: what is trained next starts from the
     whole of what was trained before, and "adapter off" then means that start, not the bare base.
-    new_tokens: a tokenizer with more entries than the model has embeddings gets new rows for them; else it is refused.
+    key: what messages call the name. new_tokens: a tokenizer with more entries than the model has embeddings gets new rows
+    for them; else it is refused.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    path = str(tiny.path_of(name)) if name in tiny.MODELS else name
-    if (name.count("/") > 1 or name.startswith((".", "/", "~"))) and not Path(path).expanduser().is_dir():
-        raise UserError(f"{key} '{name}': cannot be loaded: no such folder")
-    path = str(Path(path).expanduser()) if name.startswith("~") else path
-    if not Path(path).exists():
-        hub.use_cache_if_unreachable()
-        path = lora.local_folder(path, revision)
+    path = find(name, key, revision)
     adapter = lora.is_adapter(path)
     if adapter and quantization != "none":
         raise UserError(
             f"{key} '{name}' is a LoRA adapter, which cannot be folded into quantised weights: give its base as model.name and the "
             "adapter as model.adapter_path"
         )
-    options: dict[str, Any] = {"revision": None if adapter else revision, "trust_remote_code": trust_remote_code}
     base = lora.base_of(path) if adapter else lora.Base(path, quantization, dtype)
+    options: dict[str, Any] = {"revision": None if adapter else revision, "trust_remote_code": trust_remote_code}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            path if not adapter or lora.has_tokenizer(path) else base.name, **options
-        )
+        tokenizer = _tokenizer(path if not adapter or lora.has_tokenizer(path) else base.name, options)
         if attn_implementation != "auto":
             options["attn_implementation"] = attn_implementation
-        if base.quantization != "none":
-            how = quantize.recipe(base.quantization, torch.float32 if adapter else dtype)
-            options |= {"quantization_config": how, "device_map": {"": device}}
-        model = AutoModelForCausalLM.from_pretrained(base.name, dtype=base.dtype, **options)
-        quantize.guard(model)
+        model = _weights(base, options, device, torch.float32 if adapter else dtype)
     except UserError:
         raise
     except Exception as error:  # whatever the library says of a folder that is missing, broken or of another kind
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        if not Path(path).exists():
-            reason = f"no such folder, not embedded ({', '.join(tiny.MODELS)}), and the hub does not give it: {reason}"
-        raise UserError(f"{key} '{name}': cannot be loaded: {reason}") from None
+        unknown = f"no such folder, not embedded ({', '.join(tiny.MODELS)}), and the hub does not give it: "
+        why = ("" if Path(path).exists() else unknown) + reason(error)
+        raise UserError(f"{key} '{name}': cannot be loaded: {why}") from None
     if adapter:
         model = quantize.cast(lora.merged(quantize.dequantize(model), path), dtype)
     if quantize.bits_of(model) == "none":
@@ -90,36 +71,37 @@ def load(
     return model, tokenizer, lines
 
 
-def from_scratch(config, device: torch.device | str) -> tuple[nn.Module, Any]:
-    """(model of random weights, tokenizer): config.type, config.shape and config.tokenizer, as loops.pretrain has them."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        if config.tokenizer == "tiny":
-            tokenizer = tiny_tokenizer.build()
-        else:
-            if not Path(config.tokenizer).expanduser().exists():
-                hub.use_cache_if_unreachable()
-            tokenizer = AutoTokenizer.from_pretrained(str(Path(config.tokenizer).expanduser()))
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"model.tokenizer '{config.tokenizer}': cannot be loaded: {reason}") from None
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    try:
-        shape = AutoConfig.for_model(config.type, **{"vocab_size": len(tokenizer), **ids, **config.shape})
-        model = AutoModelForCausalLM.from_config(shape)
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"model.type '{config.type}' cannot be made with model.shape {config.shape}: {reason}"
-        ) from None
-    use_gradient_checkpointing(model, config)
-    return model.to(device), tokenizer
+def find(name: str, key: str = "model.name", revision: str | None = None) -> str:
+    """A folder, where there is one (an embedded model is built, an adapter on the hub downloaded), else the hub id as it is."""
+    if name in tiny.MODELS:
+        return str(tiny.path_of(name))
+    path = Path(name).expanduser()
+    if (name.count("/") > 1 or name.startswith((".", "/", "~"))) and not path.is_dir():
+        raise UserError(f"{key} '{name}': cannot be loaded: no such folder")
+    if path.exists():
+        return str(path)
+    hub.use_cache_if_unreachable()
+    return lora.local_folder(name, revision)
 
 
-def _fit_embeddings(model: nn.Module, tokenizer, which: str, new_tokens: bool) -> list[str]:
+def _tokenizer(path: str, options: dict[str, Any]) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(path, **options)
+
+
+def _weights(base: lora.Base, options: dict[str, Any], device: torch.device | str, compute: torch.dtype) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    if base.quantization != "none":
+        how = quantize.recipe(base.quantization, compute)
+        options = options | {"quantization_config": how, "device_map": {"": device}}
+    return quantize.guard(AutoModelForCausalLM.from_pretrained(base.name, dtype=base.dtype, **options))
+
+
+def _fit_embeddings(model: nn.Module, tokenizer: Any, which: str, new_tokens: bool) -> list[str]:
     """Every id of the tokenizer needs a row of the embeddings."""
     rows = model.get_input_embeddings().weight.shape[0]
     missing = len(tokenizer) - rows
@@ -127,15 +109,10 @@ def _fit_embeddings(model: nn.Module, tokenizer, which: str, new_tokens: bool) -
         return []
     if not new_tokens:
         tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+        why = " (tied to the output head: training them would move every logit, and the adapter could not be merged)"
         raise UserError(
             f"{which}: the tokenizer has {len(tokenizer)} entries, the model only {rows} embeddings. New tokens need rows that are trained, "
-            "and LoRA freezes the embeddings"
-            + (
-                " (tied to the output head: training them would move every logit, and the adapter could not be merged)"
-                if tied
-                else ""
-            )
-            + ": train every weight (model.adapter: none), or add no tokens"
+            f"and LoRA freezes the embeddings{why if tied else ''}: train every weight (model.adapter: none), or add no tokens"
         )
     model.resize_token_embeddings(len(tokenizer))  # the new rows around the mean of the old ones
     return [
@@ -143,7 +120,39 @@ def _fit_embeddings(model: nn.Module, tokenizer, which: str, new_tokens: bool) -
     ]
 
 
-def load_policy(config, run) -> tuple[nn.Module, object, list[str]]:
+# ---------------------------------------------------------------- random weights, for loops.pretrain
+
+
+def from_scratch(config: Any, device: torch.device | str) -> tuple[nn.Module, Any]:
+    """(model of random weights, tokenizer): config.type, config.shape and config.tokenizer, as loops.pretrain has them."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        if config.tokenizer == "tiny":
+            tokenizer = tiny_tokenizer.build()
+        else:
+            tokenizer = _tokenizer(find(config.tokenizer, "model.tokenizer"), {})
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"model.tokenizer '{config.tokenizer}': cannot be loaded: {reason(error)}") from None
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    try:
+        shape = AutoConfig.for_model(config.type, **{"vocab_size": len(tokenizer), **ids, **config.shape})
+        model = AutoModelForCausalLM.from_config(shape)
+    except Exception as error:
+        why = f"cannot be made with model.shape {config.shape}: {reason(error)}"
+        raise UserError(f"model.type '{config.type}' {why}") from None
+    use_gradient_checkpointing(model, config)
+    return model.to(device), tokenizer
+
+
+# ---------------------------------------------------------------- the policy of a run
+
+
+def load_policy(config: Any, run: Any) -> Loaded:
     """The model to train, on the run's device: float32 weights; with LoRA an adapter in float32 on a frozen base in the
     compute type, or in 8 or 4 bits."""
     model, tokenizer, lines = load_frozen_or_whole(config, run)
@@ -161,7 +170,7 @@ def load_policy(config, run) -> tuple[nn.Module, object, list[str]]:
     return model, tokenizer, lines
 
 
-def load_frozen_or_whole(config, run) -> tuple[nn.Module, object, list[str]]:
+def load_frozen_or_whole(config: Any, run: Any) -> Loaded:
     """config.model before any adapter is on it: the frozen base of one, or the whole that is trained."""
     adapter = config.adapter == "lora"
     model, tokenizer, lines = load(
@@ -183,7 +192,7 @@ def load_frozen_or_whole(config, run) -> tuple[nn.Module, object, list[str]]:
     return model, tokenizer, lines
 
 
-def base_folder(config, run, model: nn.Module, tokenizer) -> str:
+def base_folder(config: Any, run: Any, model: nn.Module, tokenizer: Any) -> str:
     """Where a saved adapter will find the model under it: config.name, or, where that is an adapter itself, the merged start."""
     base = Path(tiny.path_of(config.name) if config.name in tiny.MODELS else Path(config.name).expanduser())
     name = str(base.resolve()) if base.is_dir() else config.name
@@ -197,19 +206,17 @@ def base_folder(config, run, model: nn.Module, tokenizer) -> str:
     return name
 
 
-def use_gradient_checkpointing(model: nn.Module, config) -> None:
+def use_gradient_checkpointing(model: nn.Module, config: Any) -> None:
     if config.gradient_checkpointing:
-        full = model.get_base_model() if hasattr(model, "get_base_model") else model
-        full.activation_checkpointing_enable({"use_reentrant": False})  # transformers 5's name for it
+        # transformers 5's name for it
+        lora.without_adapter(model).activation_checkpointing_enable({"use_reentrant": False})
 
 
-def tokenizer_beside(adapter: str, tokenizer) -> tuple[Any, list[str]]:
+def tokenizer_beside(adapter: str, tokenizer: Any) -> tuple[Any, list[str]]:
     """The tokenizer that the adapter was trained with, where it brought one: its chat template may not be the base's."""
     if not lora.has_tokenizer(adapter):
         return tokenizer, []
-    from transformers import AutoTokenizer
-
-    own = AutoTokenizer.from_pretrained(adapter)
+    own = _tokenizer(adapter, {})
     lines = template.prepare_tokenizer(own)
     if len(own) != len(tokenizer):
         raise UserError(f"{adapter}: its tokenizer has {len(own)} entries, that of the base {len(tokenizer)}")
@@ -238,138 +245,3 @@ def no_dropout(model: nn.Module) -> None:
         for name, value in vars(module).items():
             if isinstance(value, float) and ("dropout" in name or name == "layerdrop"):
                 setattr(module, name, 0.0)
-
-
-def save(model: nn.Module, tokenizer, folder: Path, state_dict: dict[str, Tensor] | None = None) -> None:
-    """Hugging Face format: loads with plain transformers, or peft where it is an adapter. The generation config is told
-    every id that ends a turn, so that generate() stops where the loops' own sampler does.
-
-    state_dict: the whole weights, of a model that is sharded."""
-    full = model.get_base_model() if hasattr(model, "get_base_model") else model
-    full.generation_config.eos_token_id = template.stop_ids(tokenizer)
-    full.generation_config.pad_token_id = tokenizer.pad_token_id
-    try:
-        full.generation_config.validate(strict=True)
-    except (
-        ValueError
-    ):  # some models ship temperature or top_p beside do_sample=False, which the library refuses to save:
-        full.generation_config.do_sample = (
-            True  # their authors meant sampling, and a trained model must not be lost over it
-        )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model.save_pretrained(folder, state_dict=state_dict)
-    full.generation_config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    if lora.is_adapter(folder):
-        lora.write_note(folder, quantize.bits_of(full), full.get_input_embeddings().weight.dtype)
-
-
-# ---------------------------------------------------------------- a batch -> log-probabilities
-
-
-class CompletionLogps(nn.Module):
-    """forward(batch) -> (logps, entropy), two [B, T], exactly 0 where nothing is scored.
-
-    The one module given to accelerator.prepare: backbone and head both run inside its forward, so the hooks of DDP and
-    FSDP fire. The head runs only where a completion token is predicted, in chunks (losses.logprobs.chunked_token_logps).
-    Models that do more to their logits than the head (soft caps, scales) are found out by a probe, not by name, and take
-    the plain path through the full logits.
-    """
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-        self.chunked = self._head_is_all_there_is()
-        self.needs_block_mask = False  # for packed rows; see find_a_way_to_pack
-        self._no_split_modules = getattr(model, "_no_split_modules", None)  # for FSDP: what a layer is
-
-    def forward(self, batch: Batch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-        return self.with_hidden(batch, temperature)[:2]
-
-    def with_hidden(self, batch: Batch, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
-        """(logps, entropy, hidden): the last hidden states [B, S, H] as well, for a value head on the same backbone."""
-        attention_mask = batch.attention_mask
-        if attention_mask is None and self.needs_block_mask:
-            attention_mask = block_mask(batch.position_ids, self.model.get_input_embeddings().weight.dtype)
-        if self.chunked:
-            head = self._causal_lm.get_output_embeddings()
-            # One chunk of float32 logits: 64 MiB on a CPU; larger on a GPU, where small matrix products waste it.
-            chunk = max(64, min(1024, (2**26 if batch.input_ids.is_cuda else 2**24) // head.weight.shape[0]))
-            hidden = self._hidden(batch.input_ids, attention_mask, batch.position_ids)
-            logps, entropy = chunked_token_logps(
-                hidden,
-                head.weight,
-                batch.input_ids,
-                batch.active,
-                head_bias=head.bias,
-                temperature=temperature,
-                chunk_size=chunk,
-            )
-            return logps, entropy, hidden
-        out = self.model(
-            input_ids=batch.input_ids,
-            attention_mask=attention_mask,
-            position_ids=batch.position_ids,
-            use_cache=False,  # with a cache, packed rows would see each other
-            output_hidden_states=True,
-        )
-        return (
-            torch.where(batch.active, token_logps(out.logits, batch.input_ids, temperature=temperature), 0.0),
-            torch.where(batch.active, token_entropy(out.logits, temperature=temperature), 0.0),
-            out.hidden_states[-1],
-        )
-
-    @property
-    def hidden_size(self) -> int:
-        return self._causal_lm.get_output_embeddings().weight.shape[1]  # not config.hidden_size: OPT-350m projects
-
-    @property
-    def _causal_lm(self) -> nn.Module:
-        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-
-    def _hidden(self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor) -> Tensor:
-        return self._causal_lm.base_model(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
-        ).last_hidden_state
-
-    @torch.no_grad()
-    def find_a_way_to_pack(self) -> None:
-        """Packed rows must not see each other. Most models find their borders out from restarting positions and no mask;
-        for one that does not (OPT) they are told by a mask; one that leaks even so is refused. Tried on two packed rows
-        (some kernels see the borders of a single one only), not looked up."""
-        weight = self.model.get_input_embeddings().weight
-        alone = torch.tensor([[3, 4, 5, 6, 7, 8], [8, 7, 6, 5, 4, 3]], device=weight.device)
-        packed = torch.cat([torch.tensor([[9, 10, 11], [11, 9, 10]], device=weight.device), alone], dim=1)
-        positions = torch.cat([torch.arange(3), torch.arange(6)]).expand(2, -1).contiguous().to(weight.device)
-        training, tolerance = self.model.training, 1e-3 if weight.dtype == torch.float32 else 0.02
-        self.model.eval()
-        expected = self.model(input_ids=alone, position_ids=positions[:, 3:], use_cache=False).logits.float()
-        for mask in (None, block_mask(positions, weight.dtype)):
-            try:
-                got = self.model(input_ids=packed, attention_mask=mask, position_ids=positions, use_cache=False).logits
-            except Exception:  # this architecture has another way with masks
-                continue
-            if (got[:, 3:].float() - expected).abs().max() <= tolerance * expected.abs().max():
-                self.needs_block_mask = mask is not None
-                break
-        else:
-            raise UserError(
-                "training.packing: with this architecture and attention, packed rows see each other; set training.packing: false"
-            )
-        self.model.train(training)
-
-    @torch.no_grad()
-    def _head_is_all_there_is(self) -> bool:
-        """Does head(last hidden state) give the model's own logits? Asked of four tokens."""
-        head = self._causal_lm.get_output_embeddings()
-        if not isinstance(head, nn.Linear) or self._causal_lm.base_model is self._causal_lm:
-            return False
-        device = head.weight.device
-        ids, positions = torch.arange(4, device=device)[None], torch.arange(4, device=device)[None]
-        training = self.model.training
-        self.model.eval()
-        hidden = self._hidden(ids, None, positions)
-        logits = self.model(input_ids=ids, position_ids=positions, use_cache=False).logits
-        self.model.train(training)
-        return torch.equal(head(hidden), logits)  # bit for bit: a soft cap is all but invisible while logits are small

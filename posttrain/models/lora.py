@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from posttrain.models import quantize
-from posttrain.errors import UserError
+from posttrain.errors import UserError, reason
 
 NOTE = "base.json"  # beside adapter_config.json: {"quantization": "4bit", "dtype": "bfloat16"}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -28,9 +28,8 @@ class Base:
 
     name: str
     quantization: str = "none"
-    dtype: torch.dtype = (
-        torch.float32
-    )  # in which the weights were read before they were quantised: other codes otherwise
+    # in which the weights were read before they were quantised: other codes otherwise
+    dtype: torch.dtype = torch.float32
 
 
 @contextmanager
@@ -56,6 +55,11 @@ def local_folder(name: str, revision: str | None = None) -> str:
     except Exception:  # no such repository, no network: whoever loads it next says so
         return name
     return snapshot_download(name, revision=revision) if found else name
+
+
+def without_adapter(model: nn.Module) -> nn.Module:
+    """The transformers model under the adapter; of a model without one, itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def is_adapter(folder: str | Path) -> bool:
@@ -106,7 +110,7 @@ def add(model: nn.Module, lora, base_name: str, task_type: str = "CAUSAL_LM") ->
         try:
             model = peft.get_peft_model(model, how)
         except ValueError as error:
-            raise UserError(f"model.lora.targets {lora.targets!r}: {str(error).splitlines()[0]}") from None
+            raise UserError(f"model.lora.targets {lora.targets!r}: {reason(error)}") from None
     _refuse_a_tied_head(model, model, f"model.lora.targets {lora.targets!r}")
     return _trainable_in_float32(model)
 
@@ -118,8 +122,7 @@ def go_on(model: nn.Module, path: str, base_name: str) -> nn.Module:
         try:
             model = peft.PeftModel.from_pretrained(model, path, is_trainable=True)
         except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"model.adapter_path '{path}': cannot be loaded onto {base_name}: {reason}") from None
+            raise UserError(f"model.adapter_path '{path}': cannot be loaded onto {base_name}: {reason(error)}") from None
         model.peft_config["default"].base_model_name_or_path = base_name
     return _trainable_in_float32(model)
 

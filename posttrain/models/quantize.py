@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from posttrain.errors import UserError
+from posttrain.errors import UserError, reason
 
 
 def recipe(quantization: str, compute: torch.dtype) -> Any:
@@ -97,9 +97,8 @@ def _refuse_a_backend_that_does_not_work(quantization: str) -> None:
             layer = layers.Linear8bitLt(64, 64, bias=False, has_fp16_weights=False)
         finite = torch.isfinite(guard(layer).to(device)(torch.ones(1, 64, device=device))).all()
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"model.quantization {quantization}: bitsandbytes does not work here ({reason}); use model.quantization: none, "
+            f"model.quantization {quantization}: bitsandbytes does not work here ({reason(error)}); use model.quantization: none, "
             "or pip install bitsandbytes"
         ) from None
     if not finite:

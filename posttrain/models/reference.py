@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from posttrain.models import loading as models
+from posttrain.models import loading
+from posttrain.models.logps import CompletionLogps
 from posttrain.tokens.batch import Batch
 from posttrain.errors import UserError
 from posttrain.models.sharded import gathered
@@ -23,7 +24,7 @@ from posttrain.models.sharded import gathered
 class AdapterOff(nn.Module):
     """The reference as the policy with its fresh adapter switched off: no second copy of the model in memory."""
 
-    def __init__(self, policy: models.CompletionLogps):
+    def __init__(self, policy: CompletionLogps):
         super().__init__()
         self._policy = [policy]  # in a list: not a submodule, so its parameters are counted and saved once
 
@@ -36,7 +37,7 @@ class AdapterOff(nn.Module):
 class AdapterAtStepZero(nn.Module):
     """The reference as the policy with the adapter weights that it started with (an adapter that was trained before)."""
 
-    def __init__(self, policy: models.CompletionLogps):
+    def __init__(self, policy: CompletionLogps):
         super().__init__()
         self._policy = [policy]
         self.start = {n: p.detach().clone() for n, p in policy.named_parameters() if p.requires_grad}
@@ -46,7 +47,7 @@ class AdapterAtStepZero(nn.Module):
             return functional_call(self._policy[0], self.start, (batch, temperature))
 
 
-def frozen_reference(policy: models.CompletionLogps, config, compute: torch.dtype) -> nn.Module:
+def frozen_reference(policy: CompletionLogps, config, compute: torch.dtype) -> nn.Module:
     """A module like the policy's, frozen: the policy as it is now, before the first step, unless config.reference names
     another model. Its weights never change; call it under torch.no_grad()."""
     how, lora = config.reference, config.adapter == "lora"
@@ -56,16 +57,15 @@ def frozen_reference(policy: models.CompletionLogps, config, compute: torch.dtyp
         return AdapterOff(policy)
     if how == "copy" and lora:
         return AdapterAtStepZero(policy)
-    if (
-        how == "copy"
-    ):  # in the policy's own dtype: rounded to bf16 it would not be the policy at step 0 (measured: nats)
+    if how == "copy":
+        # in the policy's own dtype: rounded to bf16 it would not be the policy at step 0 (measured: nats)
         model = copy.deepcopy(policy.model)
     else:  # another model is not asked to equal the policy, so its frozen weights may be stored in the compute type
-        model = models.load(how, dtype=compute, device=next(policy.parameters()).device, key="model.reference")[0]
+        model = loading.load(how, dtype=compute, device=next(policy.parameters()).device, key="model.reference")[0]
         if model.get_input_embeddings().weight.shape[0] != policy.model.get_input_embeddings().weight.shape[0]:
             raise UserError(
                 f"model.reference '{how}' has another vocabulary than the policy: their log-probabilities cannot be compared"
             )
     model.requires_grad_(False)
-    models.no_dropout(model)
-    return models.CompletionLogps(model.train(policy.model.training))
+    loading.no_dropout(model)
+    return CompletionLogps(model.train(policy.model.training))

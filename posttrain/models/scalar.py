@@ -4,6 +4,10 @@ The head is a Linear without bias that starts at 0, so at step 0 every score is 
 the last real token, found *by length*. A saved reward model loads with plain AutoModelForSequenceClassification, whose
 own forward finds the last token as the last id that is not pad_token_id: so the pad token it is saved with must be one that
 no answer ends with.
+
+PPO's critic has the same head after every token, and comes in two kinds:
+    separate   a network of its own, from the same start as the policy: it cannot spoil the policy
+    shared     a value head on the policy's own backbone: half the memory, and the two losses pull at the same weights
 """
 
 from __future__ import annotations
@@ -16,20 +20,21 @@ import torch
 from torch import Tensor, nn
 
 from posttrain import hub
-from posttrain.models import loading as models
+from posttrain.models import loading
+from posttrain.models.logps import CompletionLogps
 from posttrain.models import lora, quantize
 from posttrain.tokens import template
 from posttrain.tokens.batch import Batch, Example, collate
-from posttrain.errors import UserError
+from posttrain.errors import UserError, reason
 
 
 def load_scorer(config, run) -> tuple[nn.Module, object, list[str]]:
     """The reward model to train, from config.model: the backbone of a causal model under a fresh head of zeros."""
-    causal, tokenizer, lines = models.load_frozen_or_whole(config, run)
+    causal, tokenizer, lines = loading.load_frozen_or_whole(config, run)
     scorer = as_scorer(causal)
     if config.adapter == "lora":
-        scorer = lora.add(scorer, config.lora, models.base_folder(config, run, causal, tokenizer), task_type="SEQ_CLS")
-    models.use_gradient_checkpointing(scorer, config)
+        scorer = lora.add(scorer, config.lora, loading.base_folder(config, run, causal, tokenizer), task_type="SEQ_CLS")
+    loading.use_gradient_checkpointing(scorer, config)
     return scorer, tokenizer, lines
 
 
@@ -95,7 +100,7 @@ def load_reward_model(name: str, *, device: torch.device | str, key: str) -> tup
         tokenizer = AutoTokenizer.from_pretrained(path)
         if lora.is_adapter(path):
             base = lora.base_of(path)
-            causal, _, _ = models.load(
+            causal, _, _ = loading.load(
                 base.name, quantization=base.quantization, dtype=base.dtype, device=device, key=key
             )
             with lora.quiet_peft() as peft:
@@ -105,8 +110,7 @@ def load_reward_model(name: str, *, device: torch.device | str, key: str) -> tup
     except UserError:
         raise
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{key} '{name}': cannot be loaded as a reward model: {reason}") from None
+        raise UserError(f"{key} '{name}': cannot be loaded as a reward model: {reason(error)}") from None
     if model.config.num_labels != 1:
         raise UserError(f"{key} '{name}' gives {model.config.num_labels} numbers, not one score: is it a classifier?")
     if tokenizer.pad_token_id is None:
@@ -143,7 +147,7 @@ class CompletionScores(nn.Module):
 
     @property
     def _full(self) -> nn.Module:
-        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        return lora.without_adapter(self.model)
 
     @property
     def backbone(self) -> nn.Module:
@@ -158,6 +162,31 @@ def per_token(head: nn.Module, hidden: Tensor) -> Tensor:
     """[..., H] -> [...]: the head in float32 also under autocast, where bf16 would leave a score three digits."""
     with torch.autocast(hidden.device.type, enabled=False):
         return head(hidden.float()).squeeze(-1)
+
+
+class ActorCritic(nn.Module):
+    """Policy and critic in one module, so that DDP's hooks fire for both and one backward pass fills all gradients.
+
+    forward(batch, temperature) -> (logps [B, T], entropy [B, T], values [B, S]).
+
+    values[:, t] is the value of the state after token t, which is the state before token t + 1: values[:, :-1] belongs to
+    the predictions [B, T], and the value after a row's last token is what a truncated answer bootstraps from."""
+
+    def __init__(self, policy: CompletionLogps, critic: CompletionScores | None):
+        super().__init__()
+        self.policy, self.critic = policy, critic
+        self._no_split_modules = policy._no_split_modules
+        if critic is None:
+            weight = policy.model.get_input_embeddings().weight
+            self.head = nn.Linear(policy.hidden_size, 1, bias=False, device=weight.device)
+            nn.init.zeros_(self.head.weight)
+
+    def forward(self, batch: Batch, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+        if self.critic is None:
+            logps, entropy, hidden = self.policy.with_hidden(batch, temperature)
+            return logps, entropy, per_token(self.head, hidden)
+        logps, entropy = self.policy(batch, temperature)
+        return logps, entropy, self.critic.values(batch)
 
 
 @torch.no_grad()

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 
 from tqdm import tqdm
 
-from posttrain.data.rows import Rows, Stream
+from posttrain.data.reader import Rows
+from posttrain.data.stream import Stream
 from posttrain.rollouts.sampling import Rollout, draw_uniforms, sample
 from posttrain.tokens import template
 

@@ -38,7 +38,7 @@ def best_of_k(
     seed: int = 0,
 ) -> str:
     """Write the rows to `out`; returns what to say."""
-    from posttrain.data.sources import refuse_out, write_rows
+    from posttrain.data.files import refuse_out, write_rows
     from posttrain.errors import UserError
 
     refuse_out(out)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from decimal import Decimal, InvalidOperation
 from typing import SupportsFloat
 
-from posttrain.data.rows import Rows
+from posttrain.data.reader import Rows
 from posttrain.errors import UserError
 
 NUMBER = r"[-−+]?\s*\$?\s*[-−]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"

@@ -18,11 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from posttrain.tokens import template
 from posttrain.tokens.batch import Example
 
 
@@ -138,6 +140,25 @@ def sample(
         completion_ids=[row[:length].tolist() for row, length in zip(tokens, lengths, strict=True)],
         logps=[row[:length] for row, length in zip(logps, lengths, strict=True)],
         finished=finished.tolist(),
+    )
+
+
+def sample_own(
+    model: Any, tokenizer: Any, asked: list[list[int]], own: list[int], rl: Any, *, seed: int, number: int
+) -> Rollout:
+    """This process's part of rollout `number`: rl.group_size answers to each of its own prompts among those asked.
+
+    It takes its rows of the uniforms of the whole rollout, so it samples what a single process would have sampled there."""
+    uniforms = draw_uniforms(len(asked) * rl.group_size, rl.max_new_tokens, seed=seed, step=number)
+    return sample(
+        model,
+        [asked[i] for i in own],
+        group_size=rl.group_size,
+        max_new_tokens=rl.max_new_tokens,
+        temperature=rl.temperature,
+        stop_ids=template.stop_ids(tokenizer),
+        pad_id=tokenizer.pad_token_id,
+        uniforms=uniforms.view(len(asked), rl.group_size, -1)[own].flatten(0, 1),
     )
 
 

@@ -28,7 +28,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from posttrain.errors import UserError
+from posttrain.errors import UserError, reason
 from posttrain.models import sharded
 
 # ---------------------------------------------------------------- the folder
@@ -62,9 +62,8 @@ def write(run_folder: Path, step: int, fill: Callable[[Path], None]) -> None:
             _sync(path)
     except Exception as problem:  # a full disk; safetensors has its own exception for it
         shutil.rmtree(part, ignore_errors=True)
-        reason = (str(problem).splitlines() or [type(problem).__name__])[0]
         raise UserError(
-            f"{target}: the checkpoint cannot be written ({reason}). Make room, then go on from the one before it with --resume"
+            f"{target}: the checkpoint cannot be written ({reason(problem)}). Make room, then go on from the one before it with --resume"
         ) from None
     os.replace(part, target)
     _sync(target.parent)

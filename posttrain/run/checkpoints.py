@@ -7,7 +7,6 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,8 @@ import torch
 from torch import nn
 
 from posttrain.errors import UserError
-from posttrain.models import loading as models
 from posttrain.models import sharded
-from posttrain.run import checkpoint_files, fingerprints, folder
+from posttrain.run import checkpoint_files, fingerprints, folder, processes
 
 
 class Checkpoints:
@@ -134,13 +132,13 @@ class Checkpoints:
                 self.bests[t.best_metric] = {"step": self.run.step, "value": value}
         return better or (t.save_every is not None and self.run.step % t.save_every == 0)
 
-    def write(self, model: nn.Module, tokenizer, state: dict | None = None, *, save: Callable = models.save) -> None:
+    def write(self, state: dict | None = None) -> None:
         """checkpoints/step_N. state: what the loop is in the middle of, and reads again with saved() or in_flight()."""
         run, (policy, optimizer, scheduler) = self.run, self._prepared
-        whole = run.accelerator.unwrap_model(policy)
+        whole, model = run.accelerator.unwrap_model(policy), run.model
         gathered = {n: sharded.whole(p).detach() for n, p in whole.named_parameters() if p.requires_grad}
         of_optimizer, of_model = sharded.optimizer_state(policy, optimizer), sharded.state_dict(model)
-        loop = {"random": run.gather(checkpoint_files.random_states()), **checkpoint_files.plain(state or {})}
+        loop = {"random": processes.gather(checkpoint_files.random_states()), **checkpoint_files.plain(state or {})}
         info = {
             "step": run.step, "rollout": run.rollout, "update": run.update, "bests": self.bests,
             "seconds": time.perf_counter() - run.started, "processes": run.accelerator.num_processes,
@@ -148,7 +146,7 @@ class Checkpoints:
         }  # fmt: skip
 
         def fill(part: Path) -> None:
-            save(model, tokenizer, part / "model", of_model)
+            run.save(model, run.tokenizer, part / "model", of_model)
             checkpoint_files.save_weights(whole, model, part, gathered)
             torch.save({"optimizer": of_optimizer, "scheduler": scheduler.state_dict()}, part / "optimizer.pt")
             torch.save(loop, part / "loop.pt")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from posttrain.config import loading as configs
+from posttrain.config.loading import save
 from posttrain.errors import UserError
 from posttrain.run import checkpoint_files
 
@@ -108,7 +108,7 @@ def clear(config, resumed_from: Path | None, has_start: bool) -> None:
     if has_start and not (folder / "start").exists():  # of a resumed run it is there, and has the fingerprint it had
         os.replace(folder / "start.part", folder / "start")
     shutil.rmtree(folder / "start.part", ignore_errors=True)
-    configs.save(config, folder / "config.yaml")
+    save(config, folder / "config.yaml")
 
 
 _locks: dict[Path, FileLock] = {}  # of this process: a second run in a notebook takes over the first one's

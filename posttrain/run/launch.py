@@ -1,8 +1,52 @@
-"""Ways of starting several processes that would do something else than they say, recognised by their environment."""
+"""Starting: device, compute type, Accelerate; and ways of starting that would do something else than they say, refused."""
+
+from __future__ import annotations
 
 import os
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
 
 from posttrain.errors import UserError
+
+
+def start(training: Any, dtype: str) -> tuple[Accelerator, torch.dtype]:
+    """config.training, model.dtype -> (Accelerate, float32 or bfloat16)."""
+    device = training.device
+    for kind, there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())):
+        if device == kind and not there:
+            raise UserError(f"training.device is {kind}, but torch finds none here: use auto or cpu")
+    on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+    compute = compute_dtype(dtype, on_cpu)
+    refuse_launchers(on_cpu)
+    # Accelerate keeps one state per Python process: a second run in a notebook may want another precision or device.
+    AcceleratorState._reset_state(reset_partial_state="WORLD_SIZE" not in os.environ)
+    try:
+        accelerator = Accelerator(
+            cpu=on_cpu,
+            mixed_precision="bf16" if compute == torch.bfloat16 else "no",
+            # the buffers of these models are constants (rotary frequencies): nothing to send around in every forward pass
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        )
+    except ValueError as problem:
+        raise UserError(f"Accelerate cannot start (WORLD_SIZE={os.environ.get('WORLD_SIZE')}): {problem}") from None
+    if int(os.environ.get("WORLD_SIZE", 1)) != accelerator.num_processes:
+        raise UserError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but Accelerate sees {accelerator.num_processes} process(es): "
+            "each would train alone and overwrite the others. Start with torchrun --standalone --nproc_per_node N -m loops.…"
+        )
+    return accelerator, compute
+
+
+def compute_dtype(asked: str, on_cpu: bool) -> torch.dtype:
+    """model.dtype -> float32 or bfloat16; auto takes bf16 only on a GPU that has it in hardware."""
+    if asked == "auto":
+        native = not on_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float32
+    return getattr(torch, asked)
 
 
 def refuse_launchers(on_cpu: bool) -> None:

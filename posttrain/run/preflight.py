@@ -108,14 +108,14 @@ def sampler(run, logps: Tensor, sampler_logps: Tensor, active: Tensor) -> None:
     run.preflight.lines = list(dict.fromkeys(run.preflight.lines))  # asked of every micro-batch, told once
 
 
-def stop_token(run, model: nn.Module, tokenizer, supervised: float | None = None) -> None:
-    """The saved model will stop: its stop tokens exist, and (SFT, DPO) the first step's rows teach one of them.
-
-    supervised: how many stop tokens carry a loss in the first step, over all processes; None where answers are sampled."""
+def stop_token(run, model: nn.Module, tokenizer) -> None:
+    """The saved model will stop: its stop tokens exist, and (SFT, DPO) the first step's rows teach one of them."""
     if not run.preflight.on("stop_token"):
         return
     stops, rows_of_embeddings = template.stop_ids(tokenizer), model.get_input_embeddings().weight.shape[0]
     names = ", ".join(tokenizer.convert_ids_to_tokens(stops))
+    # how many stop tokens carry a loss in the first step, over all processes; None where answers are sampled
+    supervised = run.meter.count_of_all("p_stop") if run.config.method in ("sft", "dpo") else None
     problem = None
     if max(stops) >= rows_of_embeddings:
         problem = (

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 
+import torch
 from tqdm import tqdm
 
 HEADLINE = ("loss", "dpo_loss", "reward", "accuracy", "kl", "explained_variance", "validation_loss")
@@ -55,3 +56,14 @@ def clock(seconds: float) -> str:
     minutes, s = divmod(round(seconds), 60)
     hours, m = divmod(minutes, 60)
     return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most that this (the main) process has held so far, in GiB: of the GPU where there is one, else of RAM."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    try:
+        import resource
+    except ImportError:  # Windows
+        return float("nan")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from posttrain.tokens.batch import Packed, pack
+
 
 def in_order(items: Any, seed: int, epoch: int) -> Iterator:
     """The items of an epoch: a list permuted by (seed, epoch), a stream as it shuffles itself."""
@@ -43,3 +45,34 @@ def cut(mine: list, most: int, size: int, filler: Any) -> list[list]:
     mine = sorted(mine, key=len, reverse=True)
     mine += [filler.muted()] * max(0, (count - 1) * size + 1 - len(mine))
     return [mine[i * size : (i + 1) * size] for i in range(count)]
+
+
+def micro_batches(rows: list, process: int, processes: int, size: int, pack_to: int | None = None) -> list[list]:
+    """The rows of one step (the same list on every process) -> one process's micro-batches of `size` rows.
+
+    pack_to: lay its rows end to end in packed rows of that many tokens, and take `size` of those at a time."""
+    parts, filler = shares(rows, processes), rows[0]
+    if pack_to is not None:
+        parts, filler = [pack(share, pack_to) for share in parts], Packed((rows[0],))
+    return cut(parts[process], max(map(len, parts)), size, filler)
+
+
+# ---------------------------------------------------------------- of a rollout
+
+
+def minibatches(rows: int, count: int, epochs: int, seed: int, rollout: int) -> Iterator[list[int]]:
+    """Which of a rollout's rows each of its updates takes: `epochs` passes, each cut into `count`.
+
+    Drawn over the whole rollout, so it is the same for any number of processes."""
+    for epoch in range(epochs):
+        order = epoch_order(rows, seed + 1, rollout * epochs + epoch)
+        yield from batched(iter(order), math.ceil(rows / count))
+
+
+def own_share(picked: list[int], own: list[int], group_size: int, processes: int) -> tuple[list[int], int]:
+    """(of this process's answers, which are among the picked rows; how many the process with the most has).
+
+    own: the prompts of this process, whose answers it holds group by group."""
+    place = {prompt * group_size + k: i * group_size + k for i, prompt in enumerate(own) for k in range(group_size)}
+    owners = [row // group_size % processes for row in picked]
+    return [place[row] for row in picked if row in place], max(owners.count(p) for p in range(processes))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.config.loading import flat
+from posttrain.errors import reason
 
 _open: list[Trackers] = []
 
@@ -79,8 +80,9 @@ class Trackers:
             tracker = self.alive.pop(name, None)
             with contextlib.suppress(Exception, SystemExit):  # what it has begun is not left open
                 tracker.finish()
-            reason = (str(problem).strip().splitlines() or [""])[0]
-            self.say(f"tracking: {name} failed and is left out from here on ({type(problem).__name__}: {reason})")
+            self.say(
+                f"tracking: {name} failed and is left out from here on ({type(problem).__name__}: {reason(problem)})"
+            )
 
 
 def _has_wandb_login() -> bool:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from posttrain.data.rows import MOST_SKIPPED, Rows, Stream, refuse_too_many_skipped, where
+from posttrain.data.reader import MOST_SKIPPED, Rows, refuse_too_many_skipped, where
+from posttrain.data.stream import Stream
 from posttrain.errors import UserError
 from posttrain.tokens import template
 from posttrain.tokens.batch import Example
@@ -34,6 +35,11 @@ class Pair:
     def without_beginning(self, cut: int) -> Pair | None:
         chosen, rejected = self.chosen.without_beginning(cut), self.rejected.without_beginning(cut)
         return replace(self, chosen=chosen, rejected=rejected) if chosen and rejected else None
+
+
+def both_sides(pairs: list[Pair]) -> list[Example]:
+    """The chosen rows, then the rejected ones: how every loop lays pairs into a batch."""
+    return [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def documents(data) -> Callable[[int], Iterator[str]]:
     return tiny if data.name == tiny_data.TEXT else read
 
 
-class Rows:
+class TextRows:
     """The same text as rows of `length` tokens, the separator behind every document. What is left at the end of a pass, less
     than a row, is not used. Documents in one row see each other, as is usual in pretraining."""
 

@@ -11,7 +11,7 @@ from posttrain import ROOT, models
 from posttrain.config import load
 from posttrain.errors import UserError
 from posttrain.models import scalar
-from posttrain.models.critic import ActorCritic
+from posttrain.models.scalar import ActorCritic
 from posttrain.tokens.batch import Example, collate
 
 ROWS = [{"prompt": f"Question {i}?" + " Hm." * (i % 3), "answer": str(i)} for i in range(8)]

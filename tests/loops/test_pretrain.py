@@ -7,7 +7,7 @@ import torch
 from loops import pretrain
 from posttrain.config import load
 from posttrain.errors import UserError
-from posttrain.tokens.text import Rows
+from posttrain.tokens.text import TextRows
 
 SHAPE = dict(
     hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64
@@ -32,7 +32,7 @@ class Letters:
 
 
 def test_documents_lie_end_to_end_with_the_separator_behind_each():
-    rows = Rows(lambda epoch: iter(["abc", "de", "f"]), Letters(), 0, 4)
+    rows = TextRows(lambda epoch: iter(["abc", "de", "f"]), Letters(), 0, 4)
     # a b c . d e . f .  ->  [a b c .] [d e . f], and one id that makes no row
     assert [row.input_ids for row in rows.epoch(0)] == [[1, 2, 3, 0], [4, 5, 0, 6]]
     assert all(row.completion_mask == [True] * 4 for row in rows.epoch(1))
@@ -40,7 +40,7 @@ def test_documents_lie_end_to_end_with_the_separator_behind_each():
 
 def test_a_text_shorter_than_one_row_is_refused():
     with pytest.raises(UserError, match=r"shorter than one row of data.max_length = 9 tokens"):
-        next(Rows(lambda epoch: iter(["abc", "de"]), Letters(), 0, 9).epoch(0))
+        next(TextRows(lambda epoch: iter(["abc", "de"]), Letters(), 0, 9).epoch(0))
 
 
 def test_the_first_loss_is_that_of_knowing_nothing(tmp_path):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from losses.kl import exact_kl, k1, k2, k3, k3_is
+from losses.kl import exact_kl, k1, k2, k3, k3_is, kl_metrics
 
 THETA, REF = torch.tensor([0.0, 1.0, -1.0]), torch.tensor([0.2, 0.3, 0.5])
 # π = softmax(0, 1, −1) = [.244728, .665241, .090031];  KL(π‖ref) = Σ π log(π/ref) = .049392 + .529773 − .154348 = .424816
@@ -97,3 +97,11 @@ def test_purity_dtype_and_refusals():
         k1(torch.zeros(1, 2), torch.zeros(2, 1))
     with pytest.raises(AssertionError, match=r"\[B, S, V\]"):
         exact_kl(torch.zeros(2, 3), torch.zeros(2, 3))
+
+
+def test_metrics_by_hand():
+    # k3 = e^−.5 − 1 + .5 = .106531, k1 = .5; an inactive token has both 0
+    logps, ref = torch.tensor([[-1.0, 0.0]], requires_grad=True), torch.tensor([[-1.5, 0.0]])
+    metrics = kl_metrics(logps, ref, torch.tensor([[True, False]]))
+    assert metrics["kl"][0].item() == pytest.approx(0.106531, abs=1e-6) and metrics["kl_k1"][0].item() == 0.5
+    assert all(count.item() == 1 and not total.requires_grad for total, count in metrics.values())

@@ -3,12 +3,10 @@ import math
 import pytest
 import torch
 
-from losses.advantages import gae, kl_shaped_rewards, whiten, whitening_stats
 from losses.grpo import grpo_loss
-from losses.ppo import ppo_policy_loss, ppo_value_loss
+from losses.ppo import clipped_surrogate, ppo_policy_loss, ppo_value_loss
 
 ONE = torch.ones(1, 1)
-ON = torch.tensor([[True, True, True]])
 
 
 def policy_loss(ratio, advantage, eps=0.2):
@@ -92,123 +90,40 @@ def test_refusals():
         ppo_policy_loss(t, t, t, t, clip_eps=1.5)
     with pytest.raises(ValueError, match="clip_eps"):
         ppo_value_loss(t, t, t, t, clip_eps=-0.1)
-    with pytest.raises(AssertionError, match=r"all \[B, T\]"):
+    with pytest.raises(AssertionError, match=r"same shape \[B, T\]"):
         ppo_policy_loss(t, t, torch.zeros(1), t)
-    with pytest.raises(AssertionError, match=r"all \[B, T\]"):
+    with pytest.raises(AssertionError, match=r"same shape \[B, T\]"):
         ppo_value_loss(t, t, torch.zeros(2, 1), t)
 
 
-# ---------------------------------------------------------------- generalised advantage estimation
+def test_the_surrogate_says_where_it_is_clipped():
+    # ρ = 1.3, A = 1: min(1.3, 1.2); ρ = 1.3, A = −1: min(−1.3, −1.2); ρ = .5, A = −1: min(−.5, −.9), clipped at 1 − .1
+    per_token, is_clipped = clipped_surrogate(torch.tensor([1.3, 1.3, 0.5]), torch.tensor([1.0, -1.0, -1.0]), 0.1, 0.2)
+    assert per_token.tolist() == pytest.approx([-1.2, 1.3, 0.9]) and is_clipped.tolist() == [True, False, True]
 
 
-def test_gae_by_hand():
-    # δ = 0 + ½ − ½, 0 + ½ − ½, 1 + 0 − ½ = 0, 0, ½; from the end: ½, .95 · ½, .95² · ½
-    a, r = gae(torch.tensor([[0.0, 0.0, 1.0]]), torch.full((1, 3), 0.5), ON, gamma=1.0, lam=0.95)
-    assert a[0].tolist() == pytest.approx([0.45125, 0.475, 0.5], abs=1e-6)
-    assert r[0].tolist() == pytest.approx([0.95125, 0.975, 1.0], abs=1e-6)
+def test_kl_in_the_loss_by_hand():
+    # log π = −1, log π_ref = −1.5, ρ = 1: k3 = e^−.5 − 1 + .5 = .106531; −A + β k3 = −2 + .1 · .106531
+    logps = torch.tensor([[-1.0]], requires_grad=True)
+    ref = torch.tensor([[-1.5]])
+    loss, metrics = ppo_policy_loss(logps, logps.detach(), torch.tensor([[2.0]]), ONE, ref_logps=ref, kl_coef=0.1)
+    loss.backward()
+    assert loss.item() == pytest.approx(-1.989347, abs=1e-6)
+    # ∂ρA/∂logπ = −2;  ∂(ρ k3)/∂logπ = k3 + 1 − r = .106531 + 1 − .606531 = .5, the log-ratio: −2 + .1 · .5
+    assert logps.grad.item() == pytest.approx(-1.95, abs=1e-6)
+    assert metrics["kl"][0].item() == pytest.approx(0.106531, abs=1e-6) and metrics["kl_k1"][0].item() == 0.5
+    # beside it the same as GRPO's; and with β = 0 only a metric
+    grpo = grpo_loss(logps, logps.detach(), torch.tensor([[2.0]]), ONE, ref_logps=ref, kl_coef=0.1)[0]
+    assert grpo.item() == loss.item()
+    watched, metrics = ppo_policy_loss(logps, logps.detach(), torch.tensor([[2.0]]), ONE, ref_logps=ref)
+    assert watched.item() == -2 and metrics["kl"][0].item() == pytest.approx(0.106531, abs=1e-6)
 
 
-def test_gae_with_discount_and_bootstrap_by_hand():
-    # γ = .9, λ = .5, V after the end 2: δ_1 = 0 + .9 · 2 − 1 = .8; δ_0 = 1 + .9 · 1 − ½ = 1.4; A_0 = 1.4 + .45 · .8 = 1.76
-    a, r = gae(
-        torch.tensor([[1.0, 0.0]]),
-        torch.tensor([[0.5, 1.0]]),
-        ON[:, :2],
-        gamma=0.9,
-        lam=0.5,
-        bootstrap=torch.tensor([2.0]),
-    )
-    assert a[0].tolist() == pytest.approx([1.76, 0.8], abs=1e-6) and r[0].tolist() == pytest.approx(
-        [2.26, 1.8], abs=1e-6
-    )
-
-
-@pytest.mark.parametrize("garbage", [7.0, math.nan, math.inf])
-def test_padding_changes_nothing(garbage):
-    r, v = torch.tensor([[0.0, 0.0, 1.0]]), torch.full((1, 3), 0.5)
-    expected = gae(r, v, ON)
-    pad = torch.full((1, 2), garbage)
-    active = torch.tensor([[False, False, True, True, True, False, False]])
-    got = gae(torch.cat([pad, r, pad], 1), torch.cat([pad, v, pad], 1), active)
-    for a, b in zip(got, expected, strict=True):
-        assert torch.equal(a[:, 2:5], b) and (a[:, :2] == 0).all() and (a[:, 5:] == 0).all()
-
-
-def test_gae_limits():
-    g = torch.Generator().manual_seed(0)
-    r, v = torch.randn(2, 5, generator=g), torch.randn(2, 5, generator=g)
-    on = torch.ones(2, 5, dtype=torch.bool)
-    # λ = 1, γ = 1: the return is the sum of what is to come;  λ = 0: one step
-    torch.testing.assert_close(gae(r, v, on, lam=1.0)[1], r.flip(1).cumsum(1).flip(1), atol=1e-5, rtol=0)
-    after = torch.cat([v[:, 1:], torch.zeros(2, 1)], 1)
-    torch.testing.assert_close(gae(r, v, on, lam=0.0)[0], r + after - v)
-    # a perfect critic has no advantage to find
-    perfect = r.flip(1).cumsum(1).flip(1)
-    assert gae(r, perfect, on)[0].abs().max() < 1e-5
-    assert not gae(r.requires_grad_(), v.requires_grad_(), on)[0].requires_grad
-
-
-def test_rows_do_not_mix():
-    g = torch.Generator().manual_seed(0)
-    r, v = torch.randn(3, 4, generator=g), torch.randn(3, 4, generator=g)
-    on = torch.rand(3, 4, generator=g) > 0.3
-    whole = gae(r, v, on)
-    for i in range(3):
-        assert torch.equal(whole[0][i], gae(r[i : i + 1], v[i : i + 1], on[i : i + 1])[0][0])
-
-
-# ---------------------------------------------------------------- KL in the reward, whitening
-
-
-def test_the_score_sits_on_the_last_action_token_and_kl_on_all():
-    logps, ref = torch.tensor([[-9.0, -1.0, -2.0, -9.0]]), torch.tensor([[0.0, -1.5, -2.0, 0.0]])
-    active = torch.tensor([[False, True, True, False]])
-    # k1 = .5, 0: −.1 · .5, and 0 + 3
-    assert kl_shaped_rewards(torch.tensor([3.0]), logps, ref, active, 0.1)[0].tolist() == pytest.approx(
-        [0, -0.05, 3.0, 0]
-    )
-    # a row without a token gets nothing, not even its score
-    nothing = kl_shaped_rewards(torch.tensor([3.0]), logps, ref, torch.zeros_like(active), 0.1)
-    assert nothing.tolist() == [[0.0] * 4]
-    holes = torch.tensor([[math.nan, -1.0, -2.0, math.inf]])
-    assert kl_shaped_rewards(torch.tensor([3.0]), holes, ref, active, 0.1)[0].tolist() == pytest.approx(
-        [0, -0.05, 3.0, 0]
-    )
-    assert not kl_shaped_rewards(
-        torch.tensor([3.0], requires_grad=True), logps.requires_grad_(), ref, active, 0.1
-    ).requires_grad
-
-
-def test_whitening_has_mean_0_and_variance_1_over_the_active_ones():
-    # 1, 2, 3: mean 2, population variance 2/3, ±1/√(2/3) = ±1.224745
-    got = whiten(torch.tensor([[1.0, 2.0, 3.0, 99.0]]), torch.tensor([[True, True, True, False]]))
-    assert got[0].tolist() == pytest.approx([-1.224745, 0.0, 1.224745, 0.0], abs=1e-6)
-    x, on = torch.randn(5, 7, generator=torch.Generator().manual_seed(0)) * 3 + 5, torch.rand(5, 7) > 0.3
-    w = whiten(x, on)[on]
-    assert w.mean().abs() < 1e-5 and w.var(correction=0).item() == pytest.approx(1, abs=1e-4)
-
-
-def test_whitening_statistics_add_up_over_micro_batches():
-    x, on = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), torch.rand(6, 4) > 0.2
-    stats = [
-        sum(parts) for parts in zip(*(whitening_stats(x[r], on[r]) for r in (slice(0, 2), slice(2, 6))), strict=True)
-    ]
-    parts = torch.cat([whiten(x[r], on[r], stats=tuple(stats)) for r in (slice(0, 2), slice(2, 6))])
-    torch.testing.assert_close(parts, whiten(x, on), atol=1e-6, rtol=0)
-    assert whiten(x, torch.zeros_like(on)).abs().max() == 0
-    constant = whiten(torch.full((1, 3), 0.1), ON)
-    assert constant.abs().max() < 1e-2  # nothing to tell apart
-
-
-def test_advantage_refusals():
-    t = torch.zeros(1, 3)
+def test_kl_refusals():
+    t = torch.zeros(1, 2)
+    with pytest.raises(ValueError, match="needs ref_logps"):
+        ppo_policy_loss(t, t, t, t, kl_coef=0.1)
     with pytest.raises(ValueError, match="kl_coef must not be negative"):
-        kl_shaped_rewards(torch.zeros(1), t, t, ON, -0.1)
-    with pytest.raises(ValueError, match="gamma and lam"):
-        gae(t, t, ON, gamma=1.5)
-    with pytest.raises(AssertionError, match="active must be bool"):
-        gae(t, t, ON.float())
-    with pytest.raises(AssertionError, match="bootstrap"):
-        gae(t, t, ON, bootstrap=torch.zeros(2))
-    with pytest.raises(AssertionError, match="scores"):
-        kl_shaped_rewards(torch.zeros(2), t, t, ON, 0.1)
+        ppo_policy_loss(t, t, t, t, ref_logps=t, kl_coef=-0.1)
+    with pytest.raises(AssertionError, match=r"ref_logps \[1, 3\]"):
+        ppo_policy_loss(t, t, t, t, ref_logps=torch.zeros(1, 3))

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from losses.weights import token_weights
+from losses.weights import step_total, token_weights
 
 # two answers, of 2 and of 4 tokens
 ACTIVE = torch.tensor([[True, True, False, False], [True, True, True, True]])
@@ -14,6 +14,15 @@ def test_pencil_values():
     assert token_weights(ACTIVE, "constant", total=16)[:, 0].tolist() == pytest.approx([0.0625, 0.0625], abs=1e-7)
     for how, total in (("token", None), ("sequence", None), ("constant", 16)):
         assert (token_weights(ACTIVE, how, total=total)[~ACTIVE] == 0).all()
+
+
+def test_the_total_of_a_step():
+    # answers of 2, 0 and 4 tokens, L = 8: 6 tokens, 2 rows that have one, 2 · 8; a generator will do
+    assert [step_total([2, 0, 4], how, longest=8) for how in ("token", "sequence", "constant")] == [6, 2, 16]
+    assert step_total((n for n in [3]), "sequence") == 1 and step_total([], "token") == 0
+    for how, longest in (("tokens", 8), ("constant", None)):
+        with pytest.raises(ValueError, match="which needs longest"):
+            step_total([1], how, longest=longest)
 
 
 def test_an_answer_of_one_token():

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from posttrain import ROOT, curate
-from posttrain.config.methods import SftData as Data
+from posttrain.config.supervised import SftData as Data
 from posttrain.data import filters
 from posttrain.data.rows import load_rows
 from posttrain.errors import UserError

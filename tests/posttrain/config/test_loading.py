@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from posttrain import ROOT
-from posttrain.config.loading import describe, help_text, load, parse, save
+from posttrain.config.command_line import help_text, parse
+from posttrain.config.loading import describe, load, save
 from posttrain.config.methods import METHODS
 from posttrain.errors import UserError
 
@@ -171,7 +172,7 @@ def test_yaml_oddities_are_one_sentence(tmp_path, text):
 
 
 def test_ladder_overrides_are_checked_before_anything_runs(tmp_path):
-    from posttrain.config.loading import stage_config
+    from posttrain.config.stages import stage_config
 
     config = load(ROOT / "configs/ladder_tiny.yaml", {"ladder.grpo.overrides.training.max_stepz": 5})
     with pytest.raises(

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from posttrain import ROOT
-from posttrain.config.methods import SftData as Data
+from posttrain.config.supervised import SftData as Data
 from posttrain.data.rows import load_rows
 from posttrain.errors import UserError
 

@@ -6,8 +6,9 @@ import json
 import pytest
 from small import FORGETFUL, bytelevel_tokenizer
 
-from posttrain.config.methods import SftData as Data
-from posttrain.data.rows import Stream, load_rows, mix
+from posttrain.config.supervised import SftData as Data
+from posttrain.data.rows import load_rows, mix
+from posttrain.data.stream import Stream
 from posttrain.errors import UserError
 from posttrain.tokens.examples import hold_out, sft_examples
 

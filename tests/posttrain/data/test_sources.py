@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from posttrain.config.methods import SftData as Data
+from posttrain.config.supervised import SftData as Data
+from posttrain.data.files import read_file
 from posttrain.data.rows import load_rows
-from posttrain.data.sources import iterate, local_files, read, read_file
+from posttrain.data.sources import iterate, local_files, read
 from posttrain.errors import UserError
 
 ROWS = [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}]

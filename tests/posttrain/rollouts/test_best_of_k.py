@@ -5,7 +5,7 @@ import json
 import pytest
 
 from posttrain import curate
-from posttrain.config.methods import SftData as Data
+from posttrain.config.supervised import SftData as Data
 from posttrain.data.rows import load_rows
 from posttrain.errors import UserError
 from posttrain.rollouts.best_of_k import Scored, as_rows, best_of_k

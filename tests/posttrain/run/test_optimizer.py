@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from posttrain.config.keys import Training
-from posttrain.config.methods import PretrainTraining
+from posttrain.config.supervised import PretrainTraining
 from posttrain.run.optimizer import make_optimizer, schedule
 
 

@@ -1,0 +1,96 @@
+"""The command line of a run: --config FILE --KEY VALUE …, read and validated before torch is imported.
+
+    python -m loops.dpo --config configs/dpo_tiny.yaml --dpo.beta 0.2 --learning-rate 1e-4
+
+A leaf name that is unique (or stands in training) may be given without its group, and dashes are underscores. Where a command
+has options of its own and reads no config, it uses argparse.
+"""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from typing import Any
+
+from posttrain.config.loading import describe, load
+from posttrain.config.methods import METHODS
+from posttrain.config.stages import refuse_incomplete
+from posttrain.config.trackers import refuse_missing
+from posttrain.errors import UserError
+
+
+def early_check(method: str) -> Any:
+    """The first statement of a loop run as a command: parse and validate sys.argv before torch is imported."""
+    arguments = sys.argv[1:]
+    if "-h" in arguments or "--help" in arguments:
+        print(help_text(method))
+        sys.exit(0)
+    try:
+        path, overrides = parse(arguments)
+        config = load(path, overrides, method=method, origin="command line")
+        refuse_incomplete(config)
+        if method != "ladder":
+            refuse_missing(config.tracking.to)
+        return config
+    except UserError as problem:
+        sys.exit(f"error: {problem}\n(python -m loops.{method} --help lists every key)")
+
+
+def parse(arguments: list[str]) -> tuple[str | None, dict[str, Any]]:
+    """["--config", "a.yaml", "--dpo.beta", "0.2", "--output.overwrite"] -> ("a.yaml", {"dpo.beta": "0.2", "output.overwrite": True})
+
+    Values stay text: the key's own type decides what they mean, so a model may be called 010. A key without a value is
+    true; several values, or [a, b], make a list; null and none mean no value."""
+    path, overrides, i = None, {}, 0
+    while i < len(arguments):
+        argument = arguments[i]
+        if not argument.startswith("--") or argument == "--":
+            hint = f"; did you mean --config {argument}?" if argument.endswith((".yaml", ".yml")) else ""
+            raise UserError(f"command line: expected --KEY VALUE, got '{argument}'{hint}")
+        key, equals, given = argument[2:].partition("=")
+        values = [given] if equals else []
+        i += 1
+        while not equals and i < len(arguments) and not arguments[i].startswith("--"):
+            values.append(arguments[i])
+            i += 1
+        if key in overrides or (key == "config" and path is not None):
+            raise UserError(f"command line: --{key} is given twice")
+        if key == "config":
+            if len(values) != 1:
+                raise UserError("command line: --config takes one file")
+            path = values[0]
+            continue
+        if len(values) == 1 and values[0].startswith("[") and values[0].endswith("]"):
+            values = [v.strip() for v in values[0][1:-1].split(",")]
+            overrides[key] = values
+        elif len(values) == 1:
+            overrides[key] = None if values[0] in ("null", "none", "None") and not _takes(key, values[0]) else values[0]
+        else:
+            overrides[key] = values or True
+    return path, overrides
+
+
+def _takes(key: str, word: str) -> bool:
+    """Is `word` one of the choices of this key (model.adapter: none)?"""
+    leaf = key.replace("-", "_").rsplit(".", 1)[-1]
+    kinds = [kind.split(" | ") for m in METHODS.values() for k, kind, *_ in describe(m) if k.rsplit(".", 1)[-1] == leaf]
+    return any(word in kind and not {"int", "float", "str", "bool"} & set(kind) for kind in kinds)
+
+
+def help_text(method: str) -> str:
+    lines = [
+        f"python -m loops.{method} --config FILE [--KEY VALUE ...]",
+        "",
+        "Every key below may stand in the YAML file (as nested groups) or on the command line, where it wins.",
+        "A unique last part is enough: --learning-rate 1e-4. Several values make a list.",
+    ]
+    group = None
+    for key, kind, default, meaning in describe(METHODS[method]):
+        if "." not in key:
+            lines.append("")
+        elif key.split(".")[0] != group:
+            group = key.split(".")[0]
+            lines += ["", f"{group}:"]
+        lines.append(f"  --{key}  [{kind}]  default: {default}")
+        lines += textwrap.wrap(meaning, 100, initial_indent=" " * 8, subsequent_indent=" " * 8)
+    return "\n".join(lines)

@@ -1,0 +1,38 @@
+"""A ladder's stages, each with a config file of its own; and what a command needs beyond valid keys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from posttrain import ROOT
+from posttrain.config.loading import load
+from posttrain.errors import UserError
+
+
+def refuse_incomplete(config: Any) -> None:
+    """What a command needs beyond valid keys: rows to read (from Python they may be given), a ladder the configs of its stages."""
+    if config.method == "ladder":
+        for stage in ("sft", "dpo", "grpo", *config.ladder.beside):
+            stage_config(config, stage, "tiny-base")
+    elif config.data.name is None:
+        raise UserError(
+            "1 problem in the configuration\n  'data.name' is missing: give it in the file or as --data.name VALUE"
+        )
+
+
+def stage_config(config: Any, name: str, start: str) -> Any:
+    """A ladder stage's own config: its YAML, its overrides, and what makes it a rung: where it starts, its seed, its folder."""
+    stage = getattr(config.ladder, name)
+    path = Path(stage.config)
+    if not path.is_file():
+        path = ROOT / "configs" / stage.config
+    fixed = {
+        "model.name": start,
+        "training.seed": config.ladder.seed,
+        "output.dir": str(config.folder / name),
+        "output.overwrite": True,
+    }
+    return load(
+        path, stage.overrides | fixed, method="sft" if name == "best_of_k" else name, origin=f"ladder.{name}.overrides"
+    )
