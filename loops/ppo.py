@@ -36,6 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from losses.gae import Stats, explained_variance, gae, kl_shaped_rewards, whiten, whitening_stats
+from losses.kl import adapted_coef
 from losses.ppo import ppo_policy_loss, ppo_value_loss
 from losses.weights import step_total, token_weights
 from posttrain import models
@@ -45,7 +46,7 @@ from posttrain.errors import clear_exit
 from posttrain.models.reference import frozen_reference
 from posttrain.models.scalar import ActorCritic, CompletionScores, load_scorer
 from posttrain.models.sharded import gathered
-from posttrain.rollouts.answers import Answer, ask_all, in_flight, lay_out, sampled
+from posttrain.rollouts.answers import Answer, ask_all, in_flight, lay_out, mean_gap, sampled
 from posttrain.rollouts.asking import Showcase
 from posttrain.rollouts.sampling import sample_own
 from posttrain.rollouts.scoring import Scorer, describe, end_once
@@ -119,11 +120,21 @@ def roll_out(
 
     with gathered(actor_critic):
         answers = ask_all(sampled(rollout, values), run, tokenizer.pad_token_id, look)
-    batch = lay_out(answers, tokenizer.pad_token_id)
     if run.step == 0:
+        batch = lay_out(answers, tokenizer.pad_token_id)
         preflight.sampler(run, batch["old_logps"], batch["sampler_logps"], batch.active)
 
-    # ---- 4. Rewards per token, advantages and returns, whitened over the whole rollout ----------------------------
+    # ---- 4. Rewards per token, advantages and returns -------------------------------------------------------------
+    answers, explained = credit(answers, scores, goes_on, kl_coef, run)
+    return answers, told, explained
+
+
+def credit(
+    answers: list[Answer], scores: Tensor, goes_on: list[bool], kl_coef: float, run: Run
+) -> tuple[list[Answer], float]:
+    """What each token is to be credited with, whitened over the whole rollout of all processes; and how good the values were."""
+    ppo, batch = run.config.ppo, lay_out(answers, pad_id=0)  # [B, T]
+
     def over_all(x: Tensor) -> Stats:
         return tuple(run.sum_over_processes(part) for part in whitening_stats(x, batch.active))
 
@@ -139,7 +150,7 @@ def roll_out(
         a.with_columns(advantages=advantages[i][batch.active[i]], returns=returns[i][batch.active[i]])
         for i, a in enumerate(answers)
     ]
-    return answers, told, explained
+    return answers, explained
 
 
 @threads_as_they_were()
@@ -218,20 +229,12 @@ def train(
                 run.checkpoints.write(run.rollout_state(answers, own, told) | state)
 
         if ppo.kl_target is not None:
-            # Ziegler et al. 2019, eq. 4: by a tenth of the relative error, at most 2 % a rollout
-            error = min(max(rollout_kl(answers, run) / ppo.kl_target - 1, -0.2), 0.2)
-            kl_coef, kl_loss_coef = kl_coef * (1 + 0.1 * error), kl_loss_coef * (1 + 0.1 * error)
+            kl = mean_gap(answers, "old_logps", "ref_logps", run)  # k1, over the whole rollout
+            kl_coef, kl_loss_coef = (adapted_coef(coef, kl, ppo.kl_target) for coef in (kl_coef, kl_loss_coef))
 
     with gathered(actor_critic):
         after = s.showcase.answers(model)
     return run.finish(s.showcase.compare(before, after))
-
-
-def rollout_kl(answers: list[Answer], run: Run) -> float:
-    """Mean k1 per token over the whole rollout: what the adaptive coefficient steers by."""
-    gap = sum((a.columns["old_logps"] - a.columns["ref_logps"]).sum().item() for a in answers)
-    count = sum(a.example.num_active for a in answers)
-    return run.sum_over_processes(gap) / run.sum_over_processes(count)
 
 
 if __name__ == "__main__":

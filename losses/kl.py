@@ -75,6 +75,14 @@ def kl_metrics(logps: Tensor, ref_logps: Tensor, active: Tensor) -> Metrics:
     return {"kl": (k3(logps, ref_logps).detach().sum(), count), "kl_k1": (k1(logps, ref_logps).detach().sum(), count)}
 
 
+def adapted_coef(coef: float, kl: float, target: float) -> float:
+    """The KL coefficient of the next rollout, steered towards a target KL: by a tenth of the relative error, at most 2 %.
+
+    Ziegler et al. 2019, arXiv 1909.08593, eq. 4."""
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return coef * (1 + 0.1 * error)
+
+
 def _log_ratio(logps: Tensor, ref_logps: Tensor) -> Tensor:
     assert logps.shape == ref_logps.shape, f"logps {list(logps.shape)} and ref_logps {list(ref_logps.shape)} differ"
     return at_least_float32(ref_logps).detach() - at_least_float32(logps)

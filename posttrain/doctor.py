@@ -77,7 +77,7 @@ def packages() -> list[str]:
 def device() -> list[str]:
     import torch
 
-    from posttrain.run.training import compute_dtype
+    from posttrain.run.launch import compute_dtype
 
     lines = []
     for i in range(torch.cuda.device_count()):
@@ -198,7 +198,7 @@ def memory_lines(config) -> list[str]:
 
     from posttrain import hub
     from posttrain.models import lora, memory
-    from posttrain.run.training import compute_dtype
+    from posttrain.run.launch import compute_dtype
     from posttrain.tiny import names as tiny
 
     name = config.model.name

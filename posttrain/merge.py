@@ -75,8 +75,8 @@ def merge(
     import torch
 
     from posttrain.errors import UserError
-    from posttrain.models import loading as models
-    from posttrain.models import lora, quantize
+    from posttrain.models import load, lora, quantize, save
+    from posttrain.models.loading import tokenizer_beside
 
     if not lora.is_adapter(adapter):
         raise UserError(f"--adapter {adapter}: no LoRA adapter there (no adapter_config.json)")
@@ -92,12 +92,12 @@ def merge(
 
     # What the adapter was trained to be: on the very weights it was trained on
     read_as = base.dtype if trained_on != "none" else torch.float32
-    full, tokenizer, _ = models.load(base.name, quantization=trained_on, dtype=read_as, key=key)
-    tokenizer, _ = models.tokenizer_beside(adapter, tokenizer)
+    full, tokenizer, _ = load(base.name, quantization=trained_on, dtype=read_as, key=key)
+    tokenizer, _ = tokenizer_beside(adapter, tokenizer)
     reference = _logits(lora.go_on(full, adapter, base.name), tokenizer)
 
     on_original = onto == "original"
-    plain, _, _ = models.load(
+    plain, _, _ = load(
         base.name,
         quantization="none" if on_original else trained_on,
         dtype=torch.float32 if on_original else read_as,
@@ -107,9 +107,9 @@ def merge(
     part = Path(f"{out.rstrip('/')}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.parent.mkdir(parents=True, exist_ok=True)
-    models.save(merged, tokenizer, part)
+    save(merged, tokenizer, part)
     try:  # what will be read is what is checked
-        got = _logits(models.load(str(part), dtype=getattr(torch, dtype), key="--out")[0], tokenizer)
+        got = _logits(load(str(part), dtype=getattr(torch, dtype), key="--out")[0], tokenizer)
     except UserError:
         shutil.rmtree(part)
         raise

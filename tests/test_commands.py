@@ -194,16 +194,3 @@ def test_losses_import_neither_transformers_nor_the_floors_above():
     )
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert out.returncode == 0, out.stderr
-
-
-def test_imports_run_one_way():
-    for room, above in (("losses", ("posttrain", "loops")), ("posttrain", ("loops",))):
-        for path in (ROOT / room).glob("*.py"):
-            for line in path.read_text().splitlines():
-                words = line.split()
-                assert not (words[:1] in (["import"], ["from"]) and words[1].split(".")[0] in above), (
-                    f"{path.name}: {line}"
-                )
-    for path in (ROOT / "loops").glob("*.py"):
-        if path.name != "ladder.py":
-            assert "from loops" not in path.read_text() and "import loops" not in path.read_text()

@@ -86,11 +86,13 @@ class Grpo(Rewarded):
         False, description="leave truncated answers out of the loss (they keep their reward in the group's mean)"
     )
 
+    reward: str | list[str] | None = Field("answer", description=Rewarded.model_fields["reward"].description)
+
     @model_validator(mode="before")
     @classmethod
-    def _right_or_wrong_unless_told_otherwise(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("reward_model") is None:
-            return {"reward": "answer"} | values
+    def _a_reward_model_takes_the_place_of_the_default(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("reward_model") is not None and "reward" not in values:
+            return values | {"reward": None}
         return values
 
 

@@ -98,3 +98,10 @@ def in_flight(saved: dict[str, Any], own: list[int]) -> list[Answer]:
     """This process's answers of the rollout that a checkpoint was written in the middle of."""
     dicts = [answer for prompt in own for answer in saved["answers"][prompt]]
     return [Answer(**answer | {"example": Example(**answer["example"])}) for answer in dicts]
+
+
+def mean_gap(answers: list[Answer], one: str, other: str, run: Any) -> float:
+    """Mean of column `one` − column `other` per completion token, over the answers of all processes."""
+    gap = sum((a.columns[one] - a.columns[other]).sum().item() for a in answers)
+    count = sum(a.example.num_active for a in answers)
+    return run.sum_over_processes(gap) / run.sum_over_processes(count)

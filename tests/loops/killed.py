@@ -91,8 +91,8 @@ def die() -> None:
 def die_at_step(step: int) -> None:
     log = training.Run.log
 
-    def logged(self, extra):
-        row = log(self, extra)
+    def logged(self, *told):
+        row = log(self, *told)
         if self.step == step:
             die()
         return row

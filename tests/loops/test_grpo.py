@@ -5,7 +5,7 @@ from loops import grpo
 from posttrain import ROOT
 from posttrain.config import load
 from posttrain.errors import UserError
-from posttrain.rollouts import sampling as rollouts
+from posttrain.rollouts import sampling
 
 ROWS = [{"prompt": f"Question {i}?" + " Hm." * (i % 3), "answer": str(i)} for i in range(1, 8)]
 
@@ -88,25 +88,25 @@ def test_epochs_count_passes_over_the_prompts(tmp_path, llama):
 
 def test_sampled_ids_reach_the_loss_without_being_tokenised_again(tmp_path, llama, monkeypatch):
     """What is trained on is what was sampled, the stop token included."""
-    sampled, trained = [], []
-    real_sample, real_collate = grpo.sample, grpo.collate
-    monkeypatch.setattr(grpo, "sample", lambda *a, **k: sampled.append(real_sample(*a, **k)) or sampled[-1])
-    monkeypatch.setattr(grpo, "collate", lambda e, p: trained.extend(e) or real_collate(e, p))
+    rollouts, trained = [], []
+    real_sample, real_lay_out = grpo.sample_own, grpo.lay_out
+    monkeypatch.setattr(grpo, "sample_own", lambda *a, **k: rollouts.append(real_sample(*a, **k)) or rollouts[-1])
+    monkeypatch.setattr(grpo, "lay_out", lambda a, p: trained.extend(a) or real_lay_out(a, p))
     run(tmp_path, llama, training__max_steps=1, grpo__kl_coef=0.0)
-    (rollout,) = sampled
-    assert isinstance(rollout, rollouts.Rollout)
+    (rollout,) = rollouts
+    assert isinstance(rollout, sampling.Rollout)
     expected = sorted(p + c for p, c in zip(rollout.prompt_ids, rollout.completion_ids, strict=True))
-    assert sorted(e.input_ids for e in trained) == expected
-    assert sum(e.num_active for e in trained) == sum(map(len, rollout.completion_ids))
+    assert sorted(a.example.input_ids for a in trained) == expected
+    assert sum(a.example.num_active for a in trained) == sum(map(len, rollout.completion_ids))
 
 
 def test_preflight_refuses_a_sampler_that_disagrees(tmp_path, llama, monkeypatch):
-    real = grpo.sample
+    real = sampling.sample
 
     def hot(*args, **kwargs):
         return real(*args, **(kwargs | {"temperature": 1.5}))
 
-    monkeypatch.setattr(grpo, "sample", hot)
+    monkeypatch.setattr(sampling, "sample", hot)
     with pytest.raises(UserError, match="preflight: sampler and trainer disagree"):
         run(tmp_path, llama)
 

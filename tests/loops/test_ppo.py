@@ -1,6 +1,7 @@
 """PPO: masks and endings, the whole step's statistics, refusals; and that it learns."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from posttrain.config import load
 from posttrain.errors import UserError
 from posttrain.models import scalar
 from posttrain.models.scalar import ActorCritic
+from posttrain.rollouts import sampling
+from posttrain.rollouts.answers import Answer
 from posttrain.tokens.batch import Example, collate
 
 ROWS = [{"prompt": f"Question {i}?" + " Hm." * (i % 3), "answer": str(i)} for i in range(8)]
@@ -90,45 +93,42 @@ def test_an_ending_counts_once():
     )[1] == [False, True]
 
 
-class OneProcess:
-    @staticmethod
-    def sum_over_processes(value):
-        return value
+def one_process(**changes):
+    """A run that is asked for its config and for sums only."""
+    made = load(ROOT / "configs/ppo_tiny.yaml", {f"ppo.{name}": value for name, value in changes.items()})
+    return SimpleNamespace(config=made, sum_over_processes=lambda value: value)
+
+
+def scored(example, reward=0.0, finished=True, **columns):
+    return Answer(example, {name: torch.tensor(values) for name, values in columns.items()}, reward, finished)
 
 
 def test_credit_by_hand():
     """One finished answer of three tokens, one cut off after two; β = 0: the pencil example of GAE, and its bootstrap."""
-    made = load(ROOT / "configs/ppo_tiny.yaml").ppo.model_copy(
-        update={"truncated": "bootstrap", "whiten": False, "lam": 0.95}
-    )
-    zeros, halves = torch.zeros(3), torch.full((3,), 0.5)
+    run = one_process(truncated="bootstrap", whiten=False, lam=0.95)
     answers = [
-        ppo.Answer(Example.of([1, 2], [3, 4, 5]), zeros, zeros, zeros, halves, value_after=99.0),
-        ppo.Answer(Example.of([1], [6, 7]), zeros[:2], zeros[:2], zeros[:2], halves[:2], value_after=2.0),
+        scored(Example.of([1, 2], [3, 4, 5]), old_logps=[0.0] * 3, values=[0.5] * 3, values_after=[0.5, 0.5, 99.0]),
+        scored(Example.of([1], [6, 7]), old_logps=[0.0] * 2, values=[0.5] * 2, values_after=[0.5, 2.0]),
     ]
-    scores, bootstraps = ppo.end_once([1.0, 7.0], [True, False], made)
-    got, about = ppo.credit(answers, scores, bootstraps, 0.0, made, OneProcess, pad_id=0)
-    assert got[0].advantages.tolist() == pytest.approx([0.45125, 0.475, 0.5], abs=1e-6)
-    assert got[0].returns.tolist() == pytest.approx([0.95125, 0.975, 1.0], abs=1e-6)
+    scores, goes_on = ppo.end_once([1.0, 7.0], [True, False], run.config.ppo)
+    got, explained = ppo.credit(answers, scores, goes_on, 0.0, run)
+    assert got[0].columns["advantages"].tolist() == pytest.approx([0.45125, 0.475, 0.5], abs=1e-6)
+    assert got[0].columns["returns"].tolist() == pytest.approx([0.95125, 0.975, 1.0], abs=1e-6)
     # cut off: δ_1 = 0 + 2 − ½ = 1.5, δ_0 = ½ − ½ = 0; A = .95 · 1.5 = 1.425, 1.5: the value after stands in for the score of 7
-    assert got[1].advantages.tolist() == pytest.approx([1.425, 1.5], abs=1e-6)
+    assert got[1].columns["advantages"].tolist() == pytest.approx([1.425, 1.5], abs=1e-6)
     # returns .95125 .975 1 1.925 2, values all ½: Var(R − V) = Var(R), so nothing is explained
-    assert about["explained_variance"] == pytest.approx(0.0, abs=1e-6)
-    whitened, _ = ppo.credit(
-        answers, scores, bootstraps, 0.0, made.model_copy(update={"whiten": True}), OneProcess, pad_id=0
-    )
-    together = torch.cat([a.advantages for a in whitened])
+    assert explained == pytest.approx(0.0, abs=1e-6)
+    whitened, _ = ppo.credit(answers, scores, goes_on, 0.0, one_process(truncated="bootstrap", lam=0.95))
+    together = torch.cat([a.columns["advantages"] for a in whitened])
     assert together.mean().abs() < 1e-6 and together.var(correction=0).item() == pytest.approx(1, abs=1e-4)
 
 
 def test_kl_is_paid_in_the_reward_token_by_token():
-    made = load(ROOT / "configs/ppo_tiny.yaml").ppo.model_copy(update={"whiten": False, "lam": 1.0})
-    answer = ppo.Answer(
-        Example.of([1], [2, 3]), torch.zeros(2), torch.tensor([-1.0, -2.0]), torch.tensor([-1.5, -2.0]), torch.zeros(2)
-    )
-    (got,), _ = ppo.credit([answer], torch.tensor([1.0]), [False], 0.1, made, OneProcess, pad_id=0)
+    said = dict(old_logps=[-1.0, -2.0], ref_logps=[-1.5, -2.0], values=[0.0, 0.0], values_after=[0.0, 0.0])
+    answer = scored(Example.of([1], [2, 3]), **said)
+    (got,), _ = ppo.credit([answer], torch.tensor([1.0]), [False], 0.1, one_process(whiten=False, lam=1.0))
     # rewards −.1 · .5 and 0 + 1; λ = 1: the return is the sum of what is to come
-    assert got.returns.tolist() == pytest.approx([0.95, 1.0], abs=1e-6)
+    assert got.columns["returns"].tolist() == pytest.approx([0.95, 1.0], abs=1e-6)
 
 
 def test_kl_in_the_loss_instead(tmp_path, llama):
@@ -199,8 +199,8 @@ def test_it_learns_what_is_rewarded(tmp_path, llama):
 
 
 def test_preflight_refuses_a_sampler_that_disagrees(tmp_path, llama, monkeypatch):
-    real = ppo.sample
-    monkeypatch.setattr(ppo, "sample", lambda *a, **k: real(*a, **(k | {"temperature": 1.5})))
+    real = sampling.sample
+    monkeypatch.setattr(sampling, "sample", lambda *a, **k: real(*a, **(k | {"temperature": 1.5})))
     with pytest.raises(UserError, match="preflight: sampler and trainer disagree"):
         run(tmp_path, llama)
 

@@ -79,9 +79,9 @@ def test_processes_that_do_not_see_each_other_are_refused(tmp_path, monkeypatch)
     """Two trainings that each believe to be alone would overwrite each other's folder."""
     from posttrain.config import load
     from posttrain.errors import UserError
-    from posttrain.run import training
+    from posttrain.run import launch, training
 
-    real = training.Accelerator
+    real = launch.Accelerator
 
     def alone(cpu, mixed_precision, kwargs_handlers):
         monkeypatch.delenv("WORLD_SIZE")
@@ -89,9 +89,9 @@ def test_processes_that_do_not_see_each_other_are_refused(tmp_path, monkeypatch)
         monkeypatch.setenv("WORLD_SIZE", "2")
         return made
 
-    monkeypatch.setattr(training, "Accelerator", alone)
+    monkeypatch.setattr(launch, "Accelerator", alone)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    training.AcceleratorState._reset_state(reset_partial_state=True)
+    launch.AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.raises(UserError, match="WORLD_SIZE is 2, but Accelerate sees 1 process"):
         training.Run(load(ROOT / "configs/sft_tiny.yaml", {"output.dir": str(tmp_path / "run")}))
 

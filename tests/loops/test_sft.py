@@ -114,9 +114,9 @@ def test_a_nan_stops_the_run_with_the_weights_untouched(tmp_path, llama, monkeyp
     seen = {}
     real, prepare = sft.completion_cross_entropy, sft.Run.prepare
 
-    def remember(run, policy, steps):
+    def remember(run, policy, *others):
         seen["policy"] = policy
-        return prepare(run, policy, steps)
+        return prepare(run, policy, *others)
 
     def poisoned(logps, weights):
         loss, metrics = real(logps, weights)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from losses.kl import exact_kl, k1, k2, k3, k3_is, kl_metrics
+from losses.kl import adapted_coef, exact_kl, k1, k2, k3, k3_is, kl_metrics
 
 THETA, REF = torch.tensor([0.0, 1.0, -1.0]), torch.tensor([0.2, 0.3, 0.5])
 # π = softmax(0, 1, −1) = [.244728, .665241, .090031];  KL(π‖ref) = Σ π log(π/ref) = .049392 + .529773 − .154348 = .424816
@@ -105,3 +105,9 @@ def test_metrics_by_hand():
     metrics = kl_metrics(logps, ref, torch.tensor([[True, False]]))
     assert metrics["kl"][0].item() == pytest.approx(0.106531, abs=1e-6) and metrics["kl_k1"][0].item() == 0.5
     assert all(count.item() == 1 and not total.requires_grad for total, count in metrics.values())
+
+
+def test_the_adapted_coefficient_by_hand():
+    # a tenth of the relative error: KL 11 for a target of 10 is 10 % too much, + 1 %; beyond ± 20 % it is ± 2 %
+    assert adapted_coef(0.5, 11.0, 10.0) == pytest.approx(0.505)
+    assert adapted_coef(0.5, 99.0, 10.0) == pytest.approx(0.51) and adapted_coef(0.5, 0.0, 10.0) == pytest.approx(0.49)

@@ -124,12 +124,16 @@ def test_ppo_says_what_counts_for_an_answer_that_was_cut_off(tmp_path, llama):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--rows", "3"], "give --config FILE"),
-        (["--config", str(ROOT / "configs/ladder_tiny.yaml")], "one of its stages"),
-        (["--config", str(ROOT / "configs/sft_tiny.yaml"), "--rows", "many"], "--rows takes a number"),
+        (["--rows", "3"], "the following arguments are required: --config"),
+        (["--config", str(ROOT / "configs/ladder_tiny.yaml")], "not of loops.ladder"),
+        (
+            ["--config", str(ROOT / "configs/sft_tiny.yaml"), "--rows", "many"],
+            "argument --rows: invalid int value: 'many'",
+        ),
         (["--config", str(ROOT / "configs/sft_tiny.yaml"), "--data.nmae", "x"], "did you mean 'name'"),
     ],
 )
-def test_bad_arguments(arguments, message):
-    with pytest.raises(SystemExit, match=message):
+def test_bad_arguments(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
         inspect_batch.main(arguments)
+    assert message in f"{stopped.value}{capsys.readouterr().err}"

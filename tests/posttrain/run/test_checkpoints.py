@@ -253,7 +253,7 @@ def test_another_reward_function_is_refused(tmp_path, llama):
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="stop here"):
         patch.setattr(checkpoints.Checkpoints, "due", stops_after(5))
         grpo.train(config(tmp_path, llama, "grpo", **rl), rows=rows, reward=short)
-    with pytest.raises(UserError, match="the reward functions: not what it was"):
+    with pytest.raises(UserError, match="the reward: not what it was"):
         grpo.train(config(tmp_path, llama, "grpo", resume=True, **rl), rows=rows, reward=long)
     assert len(grpo.train(config(tmp_path, llama, "grpo", resume=True, **rl), rows=rows, reward=short).metrics) == 6
 

@@ -10,6 +10,7 @@ from loops import dpo, grpo, ppo, sft
 from posttrain import ROOT, models
 from posttrain.config import load
 from posttrain.errors import UserError
+from posttrain.rollouts import sampling
 from posttrain.run import preflight
 from posttrain.tokens import examples
 from posttrain.tokens.batch import collate
@@ -102,12 +103,12 @@ def test_a_tensor_without_a_gradient(tmp_path, llama, monkeypatch, method):
 @pytest.mark.parametrize("method", ["grpo", "ppo"])
 def test_a_sampler_that_disagrees(tmp_path, llama, monkeypatch, method):
     loop = {"grpo": grpo, "ppo": ppo}[method]
-    real = loop.sample
+    real = sampling.sample
 
     def hotter(*arguments, temperature, **named):
         return real(*arguments, temperature=temperature * 1.1, **named)
 
-    monkeypatch.setattr(loop, "sample", hotter)
+    monkeypatch.setattr(sampling, "sample", hotter)
 
     def reward(completion_ids):
         return [len(set(ids)) for ids in completion_ids]
@@ -154,6 +155,7 @@ def test_stop_tokens_outside_the_embeddings():
 
     class Run:
         preflight = preflight.Preflight(type("On", (), {"stop_token": True})(), print)
+        config = type("Config", (), {"method": "grpo"})
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(preflight.template, "stop_ids", lambda tokenizer: [3, 9])

@@ -1,8 +1,8 @@
+import itertools
+
 import pytest
 
-from posttrain.config.keys import Training
-from posttrain.run.steps import batched, epoch_order
-from posttrain.run.training import Run
+from posttrain.run.steps import batched, epoch_order, micro_batches, minibatches, own_share
 from posttrain.tokens.batch import Example, Packed
 
 
@@ -15,24 +15,29 @@ def test_batched_keeps_the_short_last_one():
     assert list(batched(iter(range(5)), 2)) == [[0, 1], [2, 3], [4]]
 
 
-class Processes:
-    """Run.micro_batches needs no more than this of a run."""
-
-    def __init__(self, index, count, micro):
-        self.accelerator = type("A", (), {"process_index": index, "num_processes": count})
-        self.training = Training(micro_batch_size=micro)
-
-    micro_batches = Run.micro_batches
-
-
 @pytest.mark.parametrize("pack_to", [None, 5])
 @pytest.mark.parametrize(("rows", "processes", "micro"), [(5, 1, 2), (5, 2, 2), (1, 2, 4), (7, 3, 1), (8, 2, 4)])
 def test_micro_batches_hold_every_row_once_and_are_as_many_on_every_process(rows, processes, micro, pack_to):
     items = [Example.of([0], [i] * (1 + i % 3)) for i in range(rows)]
-    parts = [Processes(p, processes, micro).micro_batches(items, pack_to) for p in range(processes)]
+    parts = [micro_batches(items, p, processes, micro, pack_to) for p in range(processes)]
     assert len({len(p) for p in parts}) == 1 and all(1 <= len(m) <= micro for p in parts for m in p)
     if pack_to:
         assert all(isinstance(packed, Packed) and len(packed) <= 5 for p in parts for m in p for packed in m)
         parts = [[[e for packed in m for e in packed.examples] for m in p] for p in parts]
     counted = [e.input_ids[1] for p in parts for m in p for e in m if e.num_active]
     assert sorted(counted) == list(range(rows))
+
+
+def test_minibatches_take_every_answer_once_a_pass_whatever_the_number_of_processes():
+    updates = list(minibatches(12, 3, 2, seed=0, rollout=1))
+    assert len(updates) == 6 and all(len(picked) == 4 for picked in updates)
+    assert (
+        sorted(itertools.chain(*updates[:3])) == sorted(itertools.chain(*updates[3:])) == list(range(12))
+        and updates[:3] != updates[3:]
+    )
+    # six prompts of two answers, dealt out in turn to two processes: each holds its own, group by group
+    for picked in updates:
+        shares = [own_share(picked, list(range(p, 6, 2)), 2, 2) for p in range(2)]
+        rows = [[4 * (i // 2) + 2 * p + i % 2 for i in held] for p, (held, _) in enumerate(shares)]
+        assert sorted(rows[0] + rows[1]) == sorted(picked)
+        assert all(most == max(len(rows[0]), len(rows[1])) for _, most in shares)

@@ -1,6 +1,6 @@
 import torch
 
-from posttrain.run.training import compute_dtype
+from posttrain.run.launch import compute_dtype
 
 
 def test_compute_dtype():
