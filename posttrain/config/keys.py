@@ -150,6 +150,11 @@ class Data(Section):
         "drop",
         description="longer rows: drop and count them (above 5 %, and more than one, is an error), cut the prompt's beginning, or stop",
     )
+    bad_rows: Literal["drop", "error"] = Field(
+        "drop",
+        description="rows that no loop can use (roles out of order, an empty side …): drop and count them (above 5 % is an error), or stop "
+        "at the first",
+    )
     system_prompt: str | None = Field(
         None, description="put before every conversation that has no system message of its own"
     )

@@ -165,7 +165,7 @@ def readable(method: str) -> Filter:
                 readers.append(Reader([row], method, "the first row", None))
             readers[0](row, ("", 0))
         except ValueError as problem:
-            reason = re.sub(r"^.*?row \d+: | \(mend it.*$|, got .*|, message \d+|; found .*", "", str(problem))
+            reason = re.sub(r"^.*?row \d+: |, got .*|, message \d+|; found .*", "", str(problem))
             return f"loops.{method} refuses it: {reason}"
         return None
 

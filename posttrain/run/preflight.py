@@ -45,7 +45,7 @@ def rows(run, encoded) -> None:
     if not run.preflight.on("rows") or not items:
         return
     empty = [i for i, item in enumerate(items) if not _supervised(item)]
-    left_out = encoded.encoder.dropped + len(encoded.rows.skipped)
+    left_out = encoded.encoder.dropped + len(encoded.bad)
     run.preflight.verdict(
         "rows",
         f"{len(empty):,} of {len(items):,} rows have no supervised token, first {encoded.rows.where(empty[0])}: nothing can be learned from "
