@@ -57,7 +57,7 @@ def test_a_bad_row_is_left_out_counted_and_told_or_stops_the_run(tmp_path):
         UserError, match=r"row 31: .*roles out of order.* Mend it, set data.bad_rows: drop, or clean the file"
     ):
         load("sft", [FINE] * 30 + [TWICE] + [FINE] * 9, bad_rows="error")
-    with pytest.raises(UserError, match="row 1: .*2 such rows of 39; up to 5% would be left out"):
+    with pytest.raises(UserError, match=r"row 1: .*2 such rows of 39; up to 5% would be left out"):
         load("sft", [TWICE] * 2 + [FINE] * 37)
     encoded = sft_examples(rows, bytelevel_tokenizer(), 100, Data())
     assert "; left out 1 that no loop can use (first: rows, row 31: " in encoded.summary()
@@ -67,7 +67,7 @@ def test_what_the_chat_template_refuses_is_a_bad_row_too():
     system = {"messages": [{"role": "system", "content": "s"}, *FINE["messages"]]}
     encoded = sft_examples(load("sft", [FINE] * 19 + [system]), bytelevel_tokenizer(GEMMA), 100, Data())
     assert len(encoded.items) == 19 and "row 20: the tokenizer's chat template refuses" in encoded.bad[0]
-    with pytest.raises(UserError, match="row 19: the tokenizer's chat template refuses.*2 such rows of 20"):
+    with pytest.raises(UserError, match=r"row 19: the tokenizer's chat template refuses.*2 such rows of 20"):
         sft_examples(load("sft", [FINE] * 18 + [system] * 2), bytelevel_tokenizer(GEMMA), 100, Data())
 
 
@@ -145,7 +145,7 @@ def test_what_goes_wrong_in_a_stream(tmp_path):
     assert len(list(empty.epoch(0))) == 30 and len(empty.bad) == 1 and "row 31" in empty.bad[0]
     assert len(empty.head(31)) == 30 and len(empty.head(31).bad) == 1
     late = [{"text": "a"}] * 200 + [{"words": "b"}] * 11  # the 11th of 211 is more than one in twenty
-    with pytest.raises(UserError, match="row 201: column 'text' is missing.*11 such rows of 211"):
+    with pytest.raises(UserError, match=r"row 201: column 'text' is missing.*11 such rows of 211"):
         list(load("sft", None, name=jsonl(tmp_path, late), streaming=True).epoch(0))
 
 
