@@ -1,11 +1,12 @@
 """Reward model: learn one number per answer, from preferences (Bradley-Terry) or from right and wrong (ORM).
 
     python -m loops.reward --config configs/reward_tiny.yaml
-    python -m loops.reward --config configs/reward_tiny.yaml --reward.loss outcome --reward.center_coef 0 --data.name tiny-outcome
+    python -m loops.reward --config configs/reward_tiny.yaml --reward.loss outcome --reward.center_coef 0 \\
+        --data.name tiny-outcome
 
 1. Load the backbone of a language model under a new head: one number, read at the last token of an answer, 0 at first.
 2. One optimiser step = a list of micro-batches. Count the pairs (or answers) in all of them, on all processes, first.
-3. Forward: the score of every answer.  Loss: − log σ(s_chosen − s_rejected − margin), or cross-entropy of right and wrong.
+3. Forward: the score of every answer.  Loss: − log σ(s_chosen − s_rejected − margin), or cross-entropy.
 4. Backward. Preflight on the first step: all scores are 0, so the loss must be ln 2. Clip, refuse NaN, update.
 5. Log, and evaluate on held-out rows: the share of pairs in the right order, with its interval. Keep a checkpoint.
 6. Save for plain AutoModelForSequenceClassification: its own forward gives these scores.

@@ -79,7 +79,8 @@ def chunked_token_logps(
     temperature: float = 1.0,
     chunk_size: int = 1024,  # predictions whose logits are held at once
 ) -> tuple[Tensor, Tensor]:
-    """token_logps and token_entropy without ever holding the logits [B, S, V]: two [B, T], float32, exactly 0 where inactive.
+    """token_logps and token_entropy without ever holding the logits [B, S, V]: two [B, T], float32, exactly 0 where
+    inactive.
 
     A batch of 8 × 1,024 tokens and 152,000 entries is 5 GB of float32 logits, several times over in the backward pass.
     Two things avoid that. The head runs only where a prediction is active (prompt and padding cost nothing), and it

@@ -1,17 +1,17 @@
 """Recipes that make or mend training data.
 
-    python -m posttrain.curate identity --model tiny-sft --from Robin --name Nova --questions tiny-identity --out pairs.jsonl
+    python -m posttrain.curate identity --model tiny-sft --from Robin --name Nova --out pairs.jsonl
     python -m posttrain.curate clean rows.jsonl --exact --near 0.8 --quality --out clean.jsonl
 
     python -m posttrain.curate best-of-k --model tiny-sft --prompts tiny-math --k 8 --score answer --out best.jsonl
 
-identity   preference pairs for a new name: identity questions are put to a model, its own answer is the rejected side, the
-           same answer with the old name replaced the chosen one. So the two sides differ in the name and nothing else.
-best-of-k  rejection sampling: k answers to each prompt are scored by a reward function or a reward model, and the best one
-           becomes an SFT row. --write pairs makes preference pairs of the best and the worst, --write labels rows for an
-           outcome reward model, from the same samples.
-clean      leave out duplicates, rows too short or too long, rows that match a pattern, and text that went wrong. Says how
-           many went and why; --dropped keeps them.
+identity   preference pairs for a new name: identity questions are put to a model, its own answer is the rejected side,
+           the same answer with the old name replaced the chosen one: they differ in the name and nothing else.
+best-of-k  rejection sampling: k answers to each prompt are scored by a reward function or a reward model, the best one
+           becomes an SFT row. --write pairs makes preference pairs of the best and the worst, --write labels rows for
+           an outcome reward model, from the same samples.
+clean      leave out duplicates, rows too short or too long, rows that match a pattern, and text that went wrong. Says
+           how many went and why; --dropped keeps them.
 """
 
 from __future__ import annotations

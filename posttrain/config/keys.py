@@ -1,4 +1,5 @@
-"""The keys that all methods share, with their meaning, default and range: the pydantic models behind config.py and --help.
+"""The keys that all methods share, with their meaning, default and range: the pydantic models behind config.py and
+--help.
 
 Each method's own keys stand in methods.py."""
 
@@ -18,7 +19,7 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _empty_groups(cls, values: Any) -> Any:
-        """`lora:` with nothing under it is an empty group; a required group that is missing names its own missing keys."""
+        """`lora:` with nothing under it is an empty group; a missing required group names its own missing keys."""
         if not isinstance(values, dict):
             return values
         groups = {

@@ -2,8 +2,8 @@
 
     config = load("configs/dpo_tiny.yaml", overrides={"dpo.beta": 0.2})
 
-Unknown keys are refused, all problems are reported at once, each with where it stands, and nothing here imports torch: a
-wrong config fails in a fraction of a second.
+Unknown keys are refused, all problems are reported at once, each with where it stands, and nothing here imports torch:
+a wrong config fails in a fraction of a second.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def load(
     method: str | None = None,
     origin: str = "overrides",
 ) -> Any:
-    """Read a YAML file, apply overrides, validate. The method is the one group of the file that names one (sft:, dpo: …).
+    """Read a YAML file, apply overrides, validate. The method is the one group of the file that names one (sft:, dpo:
+    …).
 
     overrides: {"dpo.beta": 0.2}; a unique leaf name will do ("beta"). origin: what messages call the overrides.
     Raises UserError with every problem found.
@@ -165,7 +166,7 @@ def _put(values: dict, key: str, value: Any) -> None:
 
 
 def _read_yaml(path: Path) -> tuple[dict, dict[str, str]]:
-    """-> (values, {"training.seed": "sft.yaml, line 7"}). Broken YAML and duplicate keys are refused with their line."""
+    """-> (values, {"training.seed": "sft.yaml, line 7"}). Broken YAML and duplicate keys are refused by line."""
     if not path.is_file():
         there = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         raise UserError(f"{path}: no such file" + (f"; there are {', '.join(there)}" if there else ""))
@@ -233,7 +234,8 @@ def flat(values: dict, prefix: str = "") -> dict[str, Any]:
 
 
 def save(config: Section, path: Path) -> None:
-    """The resolved config as YAML; load() reads it back. Without output.overwrite: that was said of one start, not of the next."""
+    """The resolved config as YAML; load() reads it back. Without output.overwrite: that was said of one start, not of
+    the next."""
     values = config.model_dump()
     del values["output"]["overwrite"]
     path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))

@@ -56,7 +56,7 @@ class Text(Section):
 class PretrainTraining(Training):
     max_steps: int = Field(
         ge=1, description="stop after this many optimiser steps: the text is read again as often as it takes"
-    )  # type: ignore[assignment]
+    )
     schedule: Literal["linear", "cosine", "constant", "wsd"] = Field(  # type: ignore[assignment]
         "wsd", description="how it falls; wsd: a plateau over 30 % of the run, then straight down to 5 % of the peak"
     )

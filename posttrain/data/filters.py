@@ -1,4 +1,5 @@
-"""Which rows to leave out, and why: duplicates, lengths, patterns, and signs of broken text that need no language to be seen.
+"""Which rows to leave out, and why: duplicates, lengths, patterns, and signs of broken text that need no language to be
+seen.
 
 Every filter says its reason; a row is dropped for the first one that applies. `clean` keeps the order and counts.
 """
@@ -131,7 +132,8 @@ def pattern(regex: str, *, keep: bool) -> Filter:
 
 
 def quality(row: dict, text: str) -> str | None:
-    """Signs of text that went wrong, in any language, looked for in each column apart (the two sides of a pair are alike)."""
+    """Signs of text that went wrong, in any language, looked for in each column apart (the two sides of a pair are
+    alike)."""
     return next((reason for part in parts_of(row) if (reason := _went_wrong(part)) is not None), None)
 
 

@@ -1,19 +1,20 @@
 """What a row means: the formats people have -> canonical rows. Which one it is shows in the columns of the first row.
 
 SFT     {messages}                        conversations                         -> {messages}
-        {prompt, completion}              strings or messages                   -> {messages, learn_from}: only the completion is learned
+        {prompt, completion}              strings or messages                   -> {messages, learn_from}
         {instruction, input?, output}     Alpaca                                -> {messages}
         {conversations: [{from, value}]}  ShareGPT                              -> {messages}
         {question, answer}                GSM8K as shipped                      -> {messages}
         {text}                            plain text, trained whole             -> {text}
 DPO     {prompt, chosen, rejected}        strings or messages                   -> {prompt, chosen, rejected}
-        {chosen, rejected}                two whole conversations, as messages or as "\\n\\nHuman: … \\n\\nAssistant: …" (Anthropic HH)
+        {chosen, rejected}                two whole conversations: messages, or "\\n\\nHuman: … \\n\\nAssistant: …" (HH)
         {conversations, chosen, rejected} ShareGPT
 reward  as DPO; with loss: outcome {prompt, completion, label}, label true/false or 1/0  -> {prompt, completion, label}
 RL      {prompt | question, …}            strings or messages                   -> {prompt, asked, columns}
 
 In canonical rows `prompt` and `messages` are lists of {role, content}; `chosen` and `rejected` are strings. A string
-prompt is the user's message of a one-turn chat. `asked` is the prompt as the data had it: reward functions get that form.
+prompt is the user's message of a one-turn chat. `asked` is the prompt as the data had it: reward functions get that
+form.
 """
 
 from __future__ import annotations
@@ -129,9 +130,8 @@ def _from_text(row: dict) -> dict:
 
 def _from_pair(row: dict, column: str) -> dict:
     chosen, rejected = as_messages(row["chosen"]), as_messages(row["rejected"])
-    if any(
-        isinstance(side, list) and len(side) > 1 for side in (chosen, rejected)
-    ):  # whole conversations beside the prompt
+    # whole conversations beside the prompt
+    if any(isinstance(side, list) and len(side) > 1 for side in (chosen, rejected)):
         pair = _from_pair_of_conversations({"chosen": chosen, "rejected": rejected})
         given, prompt = _as_prompt(row[column]), [m for m in pair["prompt"] if m["role"] != "system"]
         if isinstance(row[column], str):  # UltraFeedback: the prompt is one of the user's messages

@@ -32,7 +32,8 @@ def where(place: Place) -> str:
 
 
 class Reader:
-    """Raw row -> canonical row, for one source. BadRow: data.bad_rows says what becomes of it; UserError: the whole set is refused."""
+    """Raw row -> canonical row, for one source. BadRow: data.bad_rows says what becomes of it; UserError: the whole set
+    is refused."""
 
     def __init__(self, first: list, method: str, source: str, system_prompt: str | None):
         """first: the first rows; the format is that of the first whose columns are not empty."""
@@ -64,7 +65,8 @@ class Reader:
 
 
 def _with_system(row: dict, system: str | None) -> dict:
-    """Put before a conversation that has no system message of its own: the row's system column, else data.system_prompt."""
+    """Put before a conversation that has no system message of its own: the row's system column, else
+    data.system_prompt."""
     for key in ("messages", "prompt"):
         if system and key in row and row[key][0]["role"] != "system":
             row[key] = [{"role": "system", "content": system}, *row[key]]

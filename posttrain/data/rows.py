@@ -1,6 +1,8 @@
-"""config.data -> canonical rows: sources.py says where rows come from, reader.py what each means, this file puts them together.
+"""config.data -> canonical rows: sources.py says where rows come from, reader.py what each means, this file puts them
+together.
 
-Several sources are mixed here, rows that no loop can use are left out and counted. `rows` given from Python go through the same door.
+Several sources are mixed here, rows that no loop can use are left out and counted. `rows` given from Python go through
+the same door.
 """
 
 from __future__ import annotations
@@ -55,8 +57,8 @@ def load_rows(data, method: str, rows: list[dict] | None = None) -> Rows | Strea
 def mix(sizes: list[int], weights: list[float] | None, max_samples: int | None, seed: int) -> list[Sequence[int]]:
     """Which rows of each source are used.
 
-    Without weights: all. With weights: as many of each as keeps the shares until one source runs out, drawn by the seed.
-    max_samples: of each source the first of these, in proportion.
+    Without weights: all. With weights: as many of each as keeps the shares until one source runs out, drawn by the
+    seed. max_samples: of each source the first of these, in proportion.
 
     >>> [len(rows) for rows in mix([100, 30], [1, 1], None, 0)], [len(rows) for rows in mix([100, 30], None, 13, 0)]
     ([30, 30], [10, 3])

@@ -16,7 +16,7 @@ SHUFFLE_BUFFER = 1_000  # rows of a stream among which the next one is drawn
 
 
 class Stream:
-    """Rows that are read while training, shuffled through a buffer. The order is a pure function of (data.seed, epoch)."""
+    """Rows that are read while training, shuffled through a buffer. The order is a function of (data.seed, epoch)."""
 
     def __init__(self, data, names: list[str], method: str):
         self.data, self.names, self.method = data, names, method
@@ -65,7 +65,8 @@ class Stream:
                     refuse_too_many_bad(self.bad[before:], seen)
 
     def _mixed(self, number: int) -> Iterator[tuple[str, dict, Place]]:
-        """With weights: each next row from a source drawn by them, until one runs out. Without: in turn, until all have."""
+        """With weights: each next row from a source drawn by them, until one runs out. Without: in turn, until all
+        have."""
         rng = random.Random(f"mix {self.data.seed} {number}")
         open_ = {name: self._raw(name) for name in self.names}
         while open_:

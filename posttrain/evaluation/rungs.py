@@ -120,7 +120,8 @@ def mean_kl(model, before, examples: list, pad_id: int) -> float:
 
 
 def base_skill(model, tokenizer, problems: int = 200) -> float:
-    """Share of fresh problems whose worked solution the base continues correctly, greedily, after 'Question: … Answer:'."""
+    """Share of fresh problems whose worked solution the base continues correctly, greedily, after 'Question: …
+    Answer:'."""
     rng = random.Random("skill")
     asked = [tiny_data.problem(rng, tiny_data.ONE_STEP + tiny_data.TWO_STEP) for _ in range(problems)]
     prompts = [f"Question: {p['story']} {p['question']}\nAnswer:" for p in asked]

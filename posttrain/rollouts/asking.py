@@ -19,7 +19,8 @@ def ask(
     model, tokenizer, prompt_ids: list[list[int]], *, max_new_tokens: int, group_size: int = 1, temperature: float = 0.0,
     seed: int = 0, batch_size: int = 64, label: str | None = None,
 ) -> Rollout:  # fmt: skip
-    """Answers to many prompts, greedy by default, `batch_size` prompts at a time. The result does not depend on batch_size.
+    """Answers to many prompts, greedy by default, `batch_size` prompts at a time. The result does not depend on
+    batch_size.
 
     label: show a progress bar of this name (on a terminal)."""
     stops, rows = template.stop_ids(tokenizer), len(prompt_ids) * group_size

@@ -1,4 +1,5 @@
-"""Canonical rows -> token rows for each loop. What does not fit is cut, dropped and counted, or refused, as data.overlong says."""
+"""Canonical rows -> token rows for each loop. What does not fit is cut, dropped and counted, or refused, as
+data.overlong says."""
 
 from __future__ import annotations
 
@@ -86,9 +87,8 @@ class Encoder:
     what: str  # "longer than data.max_length = 512 tokens"
     data: Any  # config.data: overlong and bad_rows say what becomes of a row that does not fit, or cannot be encoded
     method: str
-    bad: list[str] = field(
-        default_factory=list
-    )  # rows that the chat template refuses, or that become nothing to learn from
+    # rows that the chat template refuses, or that become nothing to learn from
+    bad: list[str] = field(default_factory=list)
     total: int = 0  # items seen: rows, or supervised turns where a template splits a row
     dropped: int = 0
     cut: int = 0
@@ -252,8 +252,9 @@ def _too_long(max_length: int) -> str:
 
 
 def hold_out(encoded: Encoded, share: float, seed: int) -> tuple[Any, list]:
-    """(training, validation): data.validation_split of the *prompts*, drawn by data.seed, in their order. All answers to one
-    prompt, and all that a template makes of one conversation, go to the same side: or what is held out would be half seen."""
+    """(training, validation): data.validation_split of the *prompts*, drawn by data.seed, in their order. All answers
+    to one prompt, and all that a template makes of one conversation, go to the same side: or what is held out would be
+    half seen."""
     if share == 0:
         return encoded.items, []
     rows = sorted(set(encoded.group_of))
