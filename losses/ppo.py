@@ -162,8 +162,8 @@ def walk_through() -> None:
     show("unclipped", "(V − R)²", unclipped)
     show("clipped", "(clip(V, V_old ± ε) − R)²", clipped)
     show("value loss", "Σ w ½ max", loss)
-    tensors = [torch.tensor([x]) for x in (values, old_values, returns)]
-    agree(loss, ppo_value_loss(*tensors, weights)[0].item())
+    v, old_v, r = (torch.tensor([x]) for x in (values, old_values, returns))
+    agree(loss, ppo_value_loss(v, old_v, r, weights)[0].item())
 
 
 if __name__ == "__main__":

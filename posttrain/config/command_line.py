@@ -41,7 +41,9 @@ def parse(arguments: list[str]) -> tuple[str | None, dict[str, Any]]:
 
     Values stay text: the key's own type decides what they mean, so a model may be called 010. A key without a value is
     true; several values, or [a, b], make a list; null and none mean no value."""
-    path, overrides, i = None, {}, 0
+    path: str | None = None
+    overrides: dict[str, Any] = {}
+    i = 0
     while i < len(arguments):
         argument = arguments[i]
         if not argument.startswith("--") or argument == "--":

@@ -84,11 +84,11 @@ def _validate(
         _put(values, key, os.fspath(value) if isinstance(value, os.PathLike) else value)
         places[key] = origin
 
+    config: Any = None
     try:
         config = kind.model_validate(values)
     except ValidationError as error:
         problems += [_sentence(e, keys, places, path) for e in error.errors()]
-        config = None
     if problems:
         head = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise UserError("\n  ".join([f"{head} in the configuration", *problems]))
@@ -182,7 +182,9 @@ def _read_yaml(path: Path) -> tuple[dict, dict[str, str]]:
     if root is None:
         return {}, {}
     if not isinstance(root, yaml.MappingNode):
-        raise UserError(f"{path}: expected groups such as model:, data:, training:, found a {root.id}")
+        raise UserError(
+            f"{path}: expected groups such as model:, data:, training:, found a {type(root).__name__.removesuffix('Node').lower()}"
+        )
     places: dict[str, str] = {}
 
     def walk(node: Any, prefix: str) -> None:

@@ -87,7 +87,8 @@ def near_duplicates(threshold: float) -> Filter:
         from datasketch import MinHash, MinHashLSH
     except ImportError:
         raise UserError("near duplicates need datasketch: pip install datasketch") from None
-    index, pieces_of = MinHashLSH(threshold=0.7 * threshold, num_perm=128), []  # generous: it only proposes
+    index = MinHashLSH(threshold=0.7 * threshold, num_perm=128)  # generous: it only proposes
+    pieces_of: list[set[bytes]] = []
 
     def duplicate(row: dict, text: str) -> str | None:
         text = normalised(text)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 from posttrain.data import sources
 from posttrain.data.formats import BadRow
@@ -17,7 +18,7 @@ from posttrain.data.stream import Stream
 from posttrain.errors import UserError
 
 
-def load_rows(data, method: str, rows: list[dict] | None = None) -> Rows | Stream:
+def load_rows(data: Any, method: str, rows: list[dict] | None = None) -> Rows | Stream:
     """The canonical rows for "sft", "dpo" or "grpo", from `rows` or from config.data; a Stream with data.streaming."""
     if rows is None and data.name is None:
         raise UserError("data.name is missing: give a file, a data set, or rows=[…] from Python")
@@ -68,7 +69,7 @@ def mix(sizes: list[int], weights: list[float] | None, max_samples: int | None, 
         fits = min(size / weight for size, weight in zip(sizes, weights, strict=True))
         counts = [min(size, max(1, int(weight * fits + 1e-9))) for size, weight in zip(sizes, weights, strict=True)]
     rng = random.Random(seed)
-    chosen = [
+    chosen: list[Sequence[int]] = [
         range(size) if count == size else sorted(rng.sample(range(size), count))
         for size, count in zip(sizes, counts, strict=True)
     ]

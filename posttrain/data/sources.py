@@ -39,7 +39,7 @@ class Shards(Sequence):
         part = bisect.bisect_right(self.ends, index)
         return part, index - (self.ends[part - 1] if part else 0)
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> dict:  # type: ignore[override]  # one row at a time
         part, row = self._find(index)
         return self.parts[part][row]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterator
+from typing import Any
 
 from posttrain.data import sources
 from posttrain.data.formats import BadRow
@@ -18,7 +19,7 @@ SHUFFLE_BUFFER = 1_000  # rows of a stream among which the next one is drawn
 class Stream:
     """Rows that are read while training, shuffled through a buffer. The order is a function of (data.seed, epoch)."""
 
-    def __init__(self, data, names: list[str], method: str):
+    def __init__(self, data: Any, names: list[str], method: str):
         self.data, self.names, self.method = data, names, method
         self.bad: list[str] = []  # so far
         self.readers = {}
