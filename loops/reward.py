@@ -32,6 +32,7 @@ from posttrain.errors import clear_exit
 from posttrain.evaluation.intervals import Proportion
 from posttrain.models import max_length, no_dropout, scalar
 from posttrain.models.sharded import gathered
+from posttrain.rollouts.asking import one_line
 from posttrain.run import preflight
 from posttrain.run.training import Result, Run, threads_as_they_were
 from posttrain.tokens.batch import Batch, collate
@@ -159,7 +160,7 @@ def tell(shown: list, before: list, after: list, tokenizer) -> list[tuple[str, s
     """For samples.md: what was scored, and its scores before and after."""
 
     def text(example) -> str:
-        return tokenizer.decode(example.input_ids, skip_special_tokens=True).replace("\n", " ⏎ ")
+        return one_line(tokenizer.decode(example.input_ids, skip_special_tokens=True))
 
     def number(scores: list[float]) -> str:
         return ", ".join(f"{s:+.2f}" for s in scores)

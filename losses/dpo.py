@@ -41,7 +41,7 @@ def dpo_loss(
     weights: Tensor
     | None = None,  # [B] 1 / pairs of the whole optimiser step; 0 leaves a pair out; None: the plain mean
 ) -> tuple[Tensor, Metrics]:
-    """-> (loss [], metrics).
+    """Σ w · −log σ(h) over the pairs -> (loss [], metrics).
 
     metrics, (sum, count) over the pairs that count: rewards_chosen, rewards_rejected, accuracy, margin.
     """

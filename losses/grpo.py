@@ -44,7 +44,7 @@ def grpo_loss(
     kl_coef: float = 0.0,  # β
     kl_estimator: str = "k3_is",  # or "k3", the paper's, or "k2"; "k1" is refused, its expected gradient is 0
 ) -> tuple[Tensor, Metrics]:
-    """-> (loss [], metrics).
+    """The clipped surrogate plus β · KL, Σ w over all tokens -> (loss [], metrics).
 
     metrics, (sum, count) over active tokens: clip_fraction, ratio; with ref_logps also kl (k3) and kl_k1.
     """

@@ -55,7 +55,7 @@ def ppo_policy_loss(
     ref_logps: Tensor | None = None,  # [B, T] log π_ref, for the KL metrics and the KL term
     kl_coef: float = 0.0,  # β, times k3_is (losses/kl.py); 0 where the KL is paid in the reward
 ) -> tuple[Tensor, Metrics]:
-    """-> (loss [], metrics).
+    """The clipped surrogate (and the KL, if it is paid here), Σ w over all tokens -> (loss [], metrics).
 
     metrics, (sum, count) over active tokens: clip_fraction, ratio; with ref_logps also kl (k3) and kl_k1.
     """
@@ -110,7 +110,7 @@ def ppo_value_loss(
     *,
     clip_eps: float | None = 0.2,  # None: no clip
 ) -> tuple[Tensor, Metrics]:
-    """-> (loss [], metrics).
+    """The clipped squared error of the values, Σ w over all tokens -> (loss [], metrics).
 
     metrics, (sum, count) over active tokens: value_clip_fraction, value (the mean prediction), return.
     """

@@ -37,7 +37,7 @@ def bradley_terry_loss(
     weights: Tensor
     | None = None,  # [B] 1 / pairs of the whole optimiser step; 0 leaves a pair out; None: the plain mean
 ) -> tuple[Tensor, Metrics]:
-    """-> (loss [], metrics).
+    """Preferences: Σ w · (−log σ(s_w − s_l − m) + c (s_w + s_l)²) -> (loss [], metrics).
 
     metrics, (sum, count) over the pairs that count: rewards_chosen, rewards_rejected, accuracy, margin (s_w − s_l).
     """
@@ -66,7 +66,7 @@ def outcome_loss(
     *,
     weights: Tensor | None = None,  # [B] 1 / rows of the whole optimiser step; 0 leaves a row out; None: the plain mean
 ) -> tuple[Tensor, Metrics]:
-    """-> (loss [], metrics).
+    """Right or wrong: Σ w · binary cross-entropy -> (loss [], metrics).
 
     metrics, (sum, count) over the rows that count: accuracy (σ(s) > ½ where the label is > ½), rewards (the mean
     score).
