@@ -21,7 +21,6 @@ WITHOUT_A_MIRROR = [
     "posttrain.config.trackers",
     "posttrain.data.files",
     "posttrain.data.filters",
-    "posttrain.data.reader",
     "posttrain.data.stream",
     "posttrain.errors",
     "posttrain.evaluation.intervals",
@@ -33,7 +32,6 @@ WITHOUT_A_MIRROR = [
     "posttrain.models.lora",
     "posttrain.models.memory",
     "posttrain.models.reference",
-    "posttrain.models.saving",
     "posttrain.models.scalar",
     "posttrain.models.sharded",
     "posttrain.rollouts.answers",
@@ -49,7 +47,6 @@ WITHOUT_A_MIRROR = [
     "posttrain.tiny.__main__",
     "posttrain.tiny.names",
     "posttrain.tiny.tokenizer",
-    "posttrain.tokens.examples",
     "posttrain.tokens.text",
 ]
 

@@ -168,9 +168,14 @@ def test_a_folder_is_one_source_that_knows_its_files(tmp_path):
 
 
 def test_what_a_template_makes_of_one_conversation_is_held_out_together():
-    chat = [{"role": r, "content": c} for r, c in zip(["user", "assistant"] * 3, "abcdef", strict=True)]
+    def chat(number):
+        turns = zip(["user", "assistant"] * 3, [f"a{number}", *"bcdef"], strict=True)
+        return [{"role": r, "content": c} for r, c in turns]
+
     data = Data()
-    encoded = sft_examples(load("sft", [{"messages": chat}] * 10), bytelevel_tokenizer(FORGETFUL), 200, data)
+    encoded = sft_examples(
+        load("sft", [{"messages": chat(i)} for i in range(10)]), bytelevel_tokenizer(FORGETFUL), 200, data
+    )
     assert len(encoded.items) == 30 and encoded.encoder.total == 30
     training, validation = hold_out(encoded, 0.2, 0)
     assert (len(training), len(validation)) == (24, 6)  # two whole conversations
