@@ -91,6 +91,10 @@ class Model(Section):
     trust_remote_code: bool = Field(
         False, description="run Python code that comes with a hub model; read it first, it can do anything you can"
     )
+    unbalanced_experts: bool = Field(
+        False,
+        description="train the router of a mixture of experts without the loss that keeps its experts busy, which is not trained here",
+    )
 
     @model_validator(mode="after")
     def _adapters_fit(self) -> Self:

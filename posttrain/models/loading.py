@@ -12,7 +12,7 @@ from torch import nn
 
 from posttrain import hub
 from posttrain.errors import UserError, reason
-from posttrain.models import lora, quantize
+from posttrain.models import checks, lora, quantize
 from posttrain.tiny import names as tiny
 from posttrain.tiny import tokenizer as tiny_tokenizer
 from posttrain.tokens import template
@@ -52,13 +52,14 @@ def load(
         tokenizer = _tokenizer(path if not adapter or lora.has_tokenizer(path) else base.name, options)
         if attn_implementation != "auto":
             options["attn_implementation"] = attn_implementation
-        model = _weights(base, options, device, torch.float32 if adapter else dtype)
+        model, info = _weights(base, options, device, torch.float32 if adapter else dtype)
     except UserError:
         raise
     except Exception as error:  # whatever the library says of a folder that is missing, broken or of another kind
         unknown = f"no such folder, not embedded ({', '.join(tiny.MODELS)}), and the hub does not give it: "
         why = ("" if Path(path).exists() else unknown) + reason(error)
         raise UserError(f"{key} '{name}': cannot be loaded: {why}") from None
+    checks.refuse_random_weights(model, info, f"{key} '{name}'")
     if adapter:
         model = quantize.cast(lora.merged(quantize.dequantize(model), path), dtype)
     if quantize.bits_of(model) == "none":
@@ -67,7 +68,10 @@ def load(
         lines = template.prepare_tokenizer(tokenizer, model.generation_config.eos_token_id)
     except ValueError as problem:
         raise UserError(f"{key} '{name}': {problem}") from None
+    lines += checks.not_used(info)
     lines += _fit_embeddings(model, tokenizer, f"{key} '{name}'", new_tokens)
+    if quantize.bits_of(model) != "8bit":  # whose products depend on the rows beside them
+        checks.refuse_seeing_the_future(model, f"{key} '{name}'")
     model.config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer, lines
 
@@ -92,7 +96,10 @@ def _tokenizer(path: str, options: dict[str, Any]) -> Any:
     return AutoTokenizer.from_pretrained(path, **options)
 
 
-def _weights(base: lora.Base, options: dict[str, Any], device: torch.device | str, compute: torch.dtype) -> nn.Module:
+def _weights(
+    base: lora.Base, options: dict[str, Any], device: torch.device | str, compute: torch.dtype
+) -> tuple[nn.Module, dict[str, Any]]:
+    """(model, what was missing in the file, and what was left over)"""
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
@@ -100,7 +107,9 @@ def _weights(base: lora.Base, options: dict[str, Any], device: torch.device | st
     if base.quantization != "none":
         how = quantize.recipe(base.quantization, compute)
         options = options | {"quantization_config": how, "device_map": {"": device}}
-    return quantize.guard(AutoModelForCausalLM.from_pretrained(base.name, dtype=base.dtype, **options))
+    options["output_loading_info"] = True
+    model, info = AutoModelForCausalLM.from_pretrained(base.name, dtype=base.dtype, **options)
+    return quantize.guard(model), info
 
 
 def _fit_embeddings(model: nn.Module, tokenizer: Any, which: str, new_tokens: bool) -> list[str]:
@@ -169,7 +178,7 @@ def load_policy(config: Any, run: Any) -> Loaded:
             tokenizer, more = tokenizer_beside(path, tokenizer)
             lines += more
     use_gradient_checkpointing(model, config)
-    return model, tokenizer, lines
+    return model, tokenizer, lines + checks.about_experts(model, config.unbalanced_experts)
 
 
 def load_frozen_or_whole(config: Any, run: Any) -> Loaded:
@@ -238,7 +247,8 @@ def max_length(model: nn.Module, asked: int | None) -> int:
 
 
 def no_dropout(model: nn.Module) -> None:
-    """Set every dropout to 0 and leave the model in train mode (eval mode would switch gradient checkpointing off).
+    """Set every dropout, and every router's jitter, to 0 and leave the model in train mode (eval mode would switch
+    gradient checkpointing off).
 
     For DPO and RL: the policy's log-probs are compared with the reference's and the sampler's, and with dropout they
     differ at step 0. The saved config keeps its values."""
@@ -246,5 +256,5 @@ def no_dropout(model: nn.Module) -> None:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         for name, value in vars(module).items():
-            if isinstance(value, float) and ("dropout" in name or name == "layerdrop"):
+            if isinstance(value, float) and ("dropout" in name or "jitter" in name or name == "layerdrop"):
                 setattr(module, name, 0.0)

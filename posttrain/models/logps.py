@@ -88,7 +88,9 @@ class CompletionLogps(nn.Module):
         training, tolerance = self.model.training, 1e-3 if weight.dtype == torch.float32 else 0.02
         self.model.eval()
         expected = self.model(input_ids=alone, position_ids=positions[:, 3:], use_cache=False).logits.float()
-        for mask in (None, block_mask(positions, weight.dtype)):
+        # A mask of our own reaches every layer, and would take its window from a layer that has one.
+        windows = getattr(self._causal_lm.config.get_text_config(), "sliding_window", None)
+        for mask in (None,) if windows else (None, block_mask(positions, weight.dtype)):
             try:
                 got = self.model(input_ids=packed, attention_mask=mask, position_ids=positions, use_cache=False).logits
             except Exception:  # this architecture has another way with masks
@@ -98,7 +100,8 @@ class CompletionLogps(nn.Module):
                 break
         else:
             raise UserError(
-                "training.packing: with this architecture and attention, packed rows see each other; set training.packing: false"
+                "training.packing: with this architecture and attention, packed rows see each other, or lose their window; set "
+                "training.packing: false"
             )
         self.model.train(training)
 

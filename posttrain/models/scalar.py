@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from posttrain import hub
 from posttrain.errors import UserError, reason
-from posttrain.models import loading, lora, quantize
+from posttrain.models import checks, loading, lora, quantize
 from posttrain.models.logps import CompletionLogps
 from posttrain.tokens import template
 from posttrain.tokens.batch import Batch, Example, collate
@@ -34,7 +34,7 @@ def load_scorer(config, run) -> tuple[nn.Module, object, list[str]]:
     if config.adapter == "lora":
         scorer = lora.add(scorer, config.lora, loading.base_folder(config, run, causal, tokenizer), task_type="SEQ_CLS")
     loading.use_gradient_checkpointing(scorer, config)
-    return scorer, tokenizer, lines
+    return scorer, tokenizer, lines + checks.about_experts(scorer, config.unbalanced_experts)
 
 
 def as_scorer(causal: nn.Module) -> nn.Module:

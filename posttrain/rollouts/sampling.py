@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from posttrain.models.checks import refuse_to_sample
 from posttrain.tokens import template
 from posttrain.tokens.batch import Example
 
@@ -89,6 +90,7 @@ def sample(
         ids = torch.tensor([[pad_id] * (width - len(p)) + p for p in prompt_ids], device=device)
         mask = torch.tensor([[False] * (width - len(p)) + [True] * len(p) for p in prompt_ids], device=device)
         cache = DynamicCache(config=model.config)
+        refuse_to_sample(model, cache)
         logits = model(
             input_ids=ids,
             attention_mask=mask,

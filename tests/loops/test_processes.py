@@ -160,7 +160,7 @@ def test_a_process_that_dies_ends_the_run(tmp_path, how):
         f"""
 import os, signal, sys
 sys.path[:0] = {[str(ROOT), str(Path(__file__).parent)]!r}
-from posttrain.training import Run
+from posttrain.run.training import Run
 log = Run.log
 def dying(self, extra):
     row = log(self, extra)

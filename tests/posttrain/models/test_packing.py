@@ -97,5 +97,7 @@ def test_an_architecture_that_leaks_is_refused(monkeypatch):
 
     policy = CompletionLogps(made)
     monkeypatch.setattr(made, "forward", leaky)
-    with pytest.raises(UserError, match=r"packed rows see each other; set training.packing: false"):
+    with pytest.raises(
+        UserError, match=r"packed rows see each other, or lose their window; set training.packing: false"
+    ):
         policy.find_a_way_to_pack()
