@@ -20,7 +20,7 @@ PPO beside GRPO (loops/grpo.py), step by step:
 2. the score of the answer                   the same
 3. a second network, the critic, is asked    GRPO has none
 4. A_t = GAE(rewards, values), per token     GRPO: (r − mean of the group) / std, the same for all tokens of an answer
-   KL paid in the reward, token by token     GRPO: KL as a term of the loss
+   KL paid in the reward, token by token     GRPO: KL as a term of the loss, another gradient (losses/kl.py)
 5. clipped ratio, and a clipped value loss   GRPO: clipped ratio, and the KL term
 So PPO can tell a good step within an answer from a bad one, if its critic has learned to; GRPO needs no critic to
 learn.

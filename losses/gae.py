@@ -9,6 +9,10 @@ Sources: Schulman et al. 2015, arXiv 1506.02438, eq. 16 (GAE); Ziegler et al. 20
 reward). After the last token V is 0 (the answer has ended) or `bootstrap` (it was cut off, and what would have come is
 estimated).
 
+Because a token is credited with the rewards that follow it, a KL that is paid here moves it by the KL of what follows,
+too: with γ = 1, and λ = 1 or a critic that is right, the expected gradient is that of KL(π(y|x)‖π_ref(y|x)), the whole
+answer's. With γ = 0 it is each token's own KL, the gradient of a KL in the loss (tests/losses/test_kl_of_an_answer.py).
+
 >>> import torch
 >>> r, v, active = torch.tensor([[0.0, 0.0, 1.0]]), torch.tensor([[0.5, 0.5, 0.5]]), torch.tensor([[True] * 3])
 >>> advantages, returns = gae(r, v, active, gamma=1.0, lam=0.95)      # δ = 0, 0, ½;  ½, .95 · ½, .95² · ½ from the end

@@ -6,13 +6,14 @@
 Source: Shao et al. 2024 (DeepSeekMath), arXiv 2402.03300, eq. 3 (surrogate) and eq. 4 (KL); separate ε_low and ε_high:
 DAPO, arXiv 2503.14476, eq. 10. Kept: the per-token ratio and clip (PPO's, with another advantage: losses/ppo.py).
 Changed: the paper's 1/G Σ 1/|o_i| Σ is one choice of `weights` among three (losses/weights.py), and the KL term is
-weighted by ρ (`k3_is`): without it the gradient of the paper's k3 descends KL(π_ref‖π), see losses/kl.py.
-kl_estimator="k3" is the paper's.
+weighted by ρ (`k3_is`): without it the gradient of the paper's k3 descends KL(π_ref‖π). kl_estimator="k3" is the
+paper's. With either, KL_t is that of the next-token distributions at the state where o_t was sampled: a token is not
+charged for the KL of what follows it, as it is where the KL is paid in the reward (losses/kl.py).
 
-With one update per rollout, old is the policy itself, ρ = 1, nothing is clipped, and the gradient is −A ∇log π + β ∇KL,
-plain REINFORCE. The *value* of the surrogate then says nothing about progress: advantages sum to 0 in a group, so it is
-exactly 0 with "sequence" weights, and with "token" weights −Σ |o_i| A_i / N, whether long answers did better than short
-ones. Watch the reward.
+With one update per rollout, old is the policy itself, ρ = 1, nothing is clipped, and the gradient is
+(−A + β log(π/π_ref)) ∇log π per token, plain REINFORCE. The *value* of the surrogate then says nothing about progress:
+advantages sum to 0 in a group, so it is exactly 0 with "sequence" weights, and with "token" weights −Σ |o_i| A_i / N,
+whether long answers did better than short ones. Watch the reward.
 
 >>> import torch
 >>> old = torch.tensor([[-1.0], [-1.0]])

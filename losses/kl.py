@@ -10,7 +10,8 @@ Source: Schulman, "Approximating KL divergence", 2020 (joschu.net/blog/kl-approx
 eq. 4).
 
 A good estimate of a *value* need not be a good *loss*: the gradient must also account for the fact that the samples
-come from π. Enumerated over three actions (tests/losses/test_kl.py), the expected gradient on policy is that of:
+come from π. Of one token, enumerated over three actions (tests/losses/test_kl.py), the expected gradient on policy is
+that of:
 
     estimator as a loss           value it estimates     direction its gradient descends
     k1                            KL(π‖π_ref)            nothing: expected gradient 0 (it only adds noise)
@@ -18,8 +19,19 @@ come from π. Enumerated over three actions (tests/losses/test_kl.py), the expec
     k3                            KL(π‖π_ref)            KL(π_ref‖π): the other direction
     k3_is = ρ·k3                  KL(π‖π_ref)            KL(π‖π_ref)        ρ = π / π_old, = 1 in value on policy
 
-So k3 is what to *report*, and k3_is what to *train with*; that ρ is also what makes it right off policy, when the
-tokens were sampled by an older policy. k1 belongs into a reward (PPO), never into a loss.
+So k3 is what to *report*, and k3_is what to *train with*. k1 belongs into a reward (PPO), never into a loss.
+
+An answer has many tokens, and there the table holds token by token only: Σ_t ρ_t·k3_t differentiates the KL of the
+*next-token* distributions at the states s_t that were visited, as if it did not matter that the policy chose these
+states. The KL of the whole answer has one more term, for a token also moves the KL of everything that follows it:
+
+    in the loss      E Σ_t ∇log π(y_t|s_t) · k1_t               = E Σ_t ∇KL(π(·|s_t)‖π_ref(·|s_t)), s_t held fixed
+    of the answer    E Σ_t ∇log π(y_t|s_t) · Σ_{u ≥ t} k1_u     = ∇KL(π(y|x)‖π_ref(y|x))
+
+The second is what a KL paid in the reward gives (losses/gae.py, with γ = 1 and the rewards-to-go). For the last token
+they are equal, for earlier ones they may even point apart (tests/losses/test_kl_of_an_answer.py: two tokens,
+enumerated). Both pull towards the reference; they are two penalties, not one in two places. Off policy ρ_t corrects the
+token, not the tokens before it: the states stay those that the older policy visited.
 
 A common mistake is the ratio upside down, exp(log π − log π_ref): under samples from π that estimates χ²(π‖π_ref) − KL.
 
@@ -55,7 +67,7 @@ def k3(logps: Tensor, ref_logps: Tensor) -> Tensor:
 
 def k3_is(logps: Tensor, ref_logps: Tensor, old_logps: Tensor) -> Tensor:
     """ρ · k3 with ρ = exp(logps − old_logps), *with* gradient: three [B, T] -> [B, T]. old_logps: of the sampling
-    policy."""
+    policy. Each token's own KL at the state it was sampled in, not its part in the KL of the answer."""
     same_shape("B T", logps=logps, old_logps=old_logps)
     ratio = torch.exp(at_least_float32(logps) - at_least_float32(old_logps).detach())
     return ratio * k3(logps, ref_logps)

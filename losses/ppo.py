@@ -12,6 +12,9 @@ Beside GRPO (losses/grpo.py): the same clipped ratio, but the baseline is a lear
 of a group of answers; so A_t differs along an answer, one answer per prompt suffices, and a second network must be
 trained. The maximum in the value loss is pessimistic: clipping can only hold a value back, never hide its error.
 
+The KL is paid in the reward (losses/gae.py: a token is charged for what follows it, the KL of the whole answer), or
+here, in the loss: each token's own KL at the state where it was sampled. These are two gradients (losses/kl.py).
+
 >>> import torch
 >>> old = torch.tensor([[-1.0, -1.0]])
 >>> policy = old + torch.log(torch.tensor([[1.3, 0.9]]))                                  # ρ = 1.3 and 0.9
@@ -53,7 +56,7 @@ def ppo_policy_loss(
     *,
     clip_eps: float = 0.2,
     ref_logps: Tensor | None = None,  # [B, T] log π_ref, for the KL metrics and the KL term
-    kl_coef: float = 0.0,  # β, times k3_is (losses/kl.py); 0 where the KL is paid in the reward
+    kl_coef: float = 0.0,  # β, times each token's own k3_is (losses/kl.py); 0 where the KL is paid in the reward
 ) -> tuple[Tensor, Metrics]:
     """The clipped surrogate (and the KL, if it is paid here), Σ w over all tokens -> (loss [], metrics).
 

@@ -4,7 +4,7 @@
 # RL pays a policy for staying near its reference. The KL divergence is an expectation over all continuations; what a
 # training step has is one sampled token at a time. Four estimators of the same number are in use, and what matters is
 # not only their *value* but where their *gradient* goes. Three actions are enough to see it exactly, by enumeration
-# (Schulman 2020, "Approximating KL divergence").
+# (Schulman 2020, "Approximating KL divergence"). Then the same with two tokens, where one more thing comes to light.
 
 # %%
 import sys
@@ -94,7 +94,7 @@ plt.show()
 # %% [markdown]
 # * **k1 as a loss pushes nowhere**: Σ π ∇log π = 0. It is right in the *reward*, where it multiplies ∇log π; as a loss
 #   it is noise. Refused here.
-# * **k2 and ρ·k3** descend KL(π‖π_ref), the one that was meant.
+# * **k2 and ρ·k3** descend KL(π‖π_ref), the one that was meant: of *one* token (two are below).
 # * **plain k3** (GRPO's paper, and most code) descends KL(π_ref‖π): another divergence, mass-covering instead of
 #   mode-seeking.
 #
@@ -129,11 +129,76 @@ plt.show()
 # real batch those tokens are hardly ever sampled, and when one is, its gradient is π_ref/π, which can be huge: the same
 # mean, with an enormous variance. ρ·k3 moves in proportion to what the policy itself does.
 #
+# ## Two tokens: the KL in the loss is not the KL in the reward
+#
+# The KL of a whole answer is a sum over its tokens, so for the value one token at a time is enough. For the gradient it
+# is not: a token also decides where the next ones stand. Two tokens of three actions are nine answers, so nothing has
+# to be sampled. Only after the second action do policy and reference disagree on what comes next, and there by a lot:
+
+# %%
+same = [0.5, 0.25, 0.25]
+first, first_ref = torch.tensor(same).double().log(), torch.tensor([0.25, 0.5, 0.25]).double().log()
+second = torch.tensor([same, [0.8, 0.1, 0.1], same]).double().log()
+second_ref = torch.tensor([same, [0.1, 0.1, 0.8], same]).double().log()
+
+
+def three_gradients(first, second, first_ref, second_ref):
+    """Of the first token's logits: of the KL of the answer, of ρ·k3 in the loss, of the KL paid in the reward."""
+    x = first.clone().requires_grad_()
+    a, b, a_ref, b_ref = (t.log_softmax(-1) for t in (x, second, first_ref, second_ref))
+    answer = in_loss = in_reward = 0.0
+    for i in range(3):
+        for j in range(3):
+            log_p, log_ref = a[i] + b[i, j], a_ref[i] + b_ref[i, j]  # of the answer (i, j)
+            p = log_p.exp()
+            answer = answer + p * (log_p - log_ref)  # the definition: its gradient goes through p as well
+            logps, refs = torch.stack([a[i], b[i, j]])[None], torch.stack([a_ref[i], b_ref[i, j]])[None]
+            in_loss = in_loss + p.detach() * k3_is(logps, refs, logps.detach()).sum()
+            to_go = (log_p - log_ref).detach()  # what the first token pays: its own k1, and that of what follows it
+            in_reward = in_reward + p.detach() * to_go * a[i]
+    return [torch.autograd.grad(value, x, retain_graph=True)[0] for value in (answer, in_loss, in_reward)]
+
+
+gradients = three_gradients(first, second, first_ref, second_ref)
+names = ("∇ KL of the answer", "ρ·k3 in the loss (GRPO)", "k1 in the reward (PPO)")
+show.table(
+    ["first token", "∂/∂θ₁", "∂/∂θ₂", "∂/∂θ₃"],
+    [(name, *(round(v, 6) for v in g.tolist())) for name, g in zip(names, gradients, strict=True)],
+)
+
+# %% [markdown]
+# The loss makes the second action likelier (a gradient below 0), because π_ref likes it better. The KL of the answer
+# makes it rarer, because of what comes after it. Paid in the reward, where a token is credited with all that follows,
+# the KL has the gradient of the whole answer's. (For the last token all three agree: nothing follows it.)
+#
+# How far apart do they lie? Random policies and references:
+
+# %%
+cosines = []
+for seed in range(24):
+    torch.manual_seed(seed)
+    x, y, x_ref, y_ref = (torch.randn(*shape, dtype=torch.float64) for shape in ((3,), (3, 3), (3,), (3, 3)))
+    answer, in_loss, in_reward = three_gradients(x, y, x_ref, 2 * y_ref)
+    assert torch.allclose(in_reward, answer)
+    cosines.append(torch.cosine_similarity(answer, in_loss, dim=0).item())
+fig, axis = plt.subplots(figsize=(7, 2.2))
+axis.bar(range(24), cosines, color=["C3" if c < 0 else "C0" for c in cosines])
+axis.set(title="cosine of KL-in-the-loss and ∇ KL of the answer, first token", xlabel="seed")
+plt.show()
+print(f"smallest {min(cosines):.2f} (seed {cosines.index(min(cosines))}), median {sorted(cosines)[12]:.3f}")
+
+# %% [markdown]
+# Both pull towards the reference, and both are in use: GRPO's stays with the states that were visited and needs no
+# credit assignment (less noise), PPO's is the price in max E[r] − β KL(π‖π_ref). They are two penalties, not one in two
+# places, and the same β is not the same price. Off policy ρ corrects the token, not the tokens before it.
+#
 # ## Change one line, predict, run
 #
 # 1. Set `theta` to `ref.log()`. What are all the values and all the gradients?
 # 2. Turn the ratio in k3 upside down (see `tests/museum.py: k3_upside_down`). What does its mean estimate?
 # 3. Start the paths at `[8, 0, -8]`. Which of the two still moves at step 1?
+# 4. In `three_gradients` let the loss be k2 of the whole answer at once: `p.detach() * 0.5 * (log_p - log_ref) ** 2` is
+#    what to add to `in_loss`. Whose gradient is that?
 #
 # <details><summary>Answers</summary>
 #
@@ -141,5 +206,7 @@ plt.show()
 # 2. χ²(π‖π_ref) − KL: much larger, and not the KL of anything.
 # 3. k3, here where expectations are exact: its gradient is large where the policy has no mass. From samples neither
 #    would move: an action of probability 1e-7 is not drawn.
+# 4. That of the answer's KL, exactly: ∇ ½ (log π/π_ref)² is log π/π_ref · ∇log π, with the ratio of the whole answer,
+#    and that is the KL in the reward, in disguise. (The square of a sum is not the sum of the squares.)
 #
 # </details>

@@ -94,8 +94,9 @@ plt.show()
 #
 # ## The KL is paid token by token
 #
-# In the reward: every token pays β (log π − log π_ref), the score is added at the last one. (GRPO has its KL in the
-# loss. Paying it in both places is refused.)
+# In the reward: every token pays β (log π − log π_ref), the score is added at the last one. So a token also answers for
+# the KL of what follows it. (GRPO has its KL in the loss, where it does not: notebook 3. Paying it in both places is
+# refused.)
 
 # %%
 logps, ref_logps = torch.tensor([[-1.0, -0.5, -0.1]]), torch.tensor([[-1.0, -1.5, -0.1]])

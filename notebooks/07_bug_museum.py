@@ -75,11 +75,12 @@ compare(
 )
 
 # %% [markdown]
-# **KL in the reward *and* in the loss.** Both lines look right.
+# **KL in the reward *and* in the loss.** Both lines look right, and they are two different penalties (notebook 3); but
+# what a token itself costs is in both.
 
 # %%
 compare(
-    museum.kl_in_the_reward_and_in_the_loss(0.05, 0.05), 0.05, "twice what either line says; refused in configs here"
+    museum.kl_in_the_reward_and_in_the_loss(0.05, 0.05), 0.05, "a token's own KL, paid twice; refused in configs here"
 )
 
 # %% [markdown]

@@ -140,6 +140,7 @@ def _rollout(config: Any, rows: list[dict] | None, run: Any) -> Inspection:
 
     rl, is_grpo = getattr(config, config.method), config.method == "grpo"
     s = (grpo if is_grpo else ppo).start(config, run, rows)
+    run.num_steps = run.steps_for_prompts(s.prompts, rl)  # a reward function may ask how long the run is
     number, asked, own = next(run.prompt_windows(s.prompts, rl.prompts_per_step))
     if is_grpo:
         answers, _ = grpo.roll_out(s, s.policy, number, asked, own)

@@ -68,9 +68,16 @@ class Grpo(Rewarded):
     )
     clip_low: float = Field(0.2, ge=0, le=1, description="the ratio is clipped at 1 - clip_low")
     clip_high: float = Field(0.2, ge=0, description="and at 1 + clip_high (DAPO: 0.28, lets rare tokens grow)")
-    kl_coef: float = Field(0.04, ge=0, description="weight of the KL penalty to the reference; 0: no reference is kept")
+    kl_coef: float = Field(
+        0.04,
+        ge=0,
+        description="weight of the KL penalty to the reference, in the loss: each token's own, at the state it was sampled in; "
+        "0: no reference is kept",
+    )
     kl_estimator: Literal["k3_is", "k3", "k2"] = Field(
-        "k3_is", description="k3_is has the gradient of KL(policy||reference); k3 is the paper's (losses/kl.py)"
+        "k3_is",
+        description="token by token, k3_is and k2 descend KL(policy||reference), k3 (the paper's) the other direction; none of them the "
+        "KL of the whole answer (losses/kl.py)",
     )
     advantage: Literal["group", "leave_one_out"] = Field(
         "group", description="baseline: the group's mean, or the mean of the other answers"
@@ -148,9 +155,17 @@ class Ppo(Rewarded):
         description="of the critic (or value head); default training.learning_rate. It has to keep up with the policy",
     )
     kl_coef: float = Field(
-        0.05, ge=0, description="KL in the reward: every token pays this times its log-ratio to the reference"
+        0.05,
+        ge=0,
+        description="KL in the reward: every token pays this times its log-ratio to the reference, and is charged for what follows it "
+        "too: the KL of the whole answer",
     )
-    kl_loss_coef: float = Field(0.0, ge=0, description="KL in the loss instead (k3_is); one of the two must be 0")
+    kl_loss_coef: float = Field(
+        0.0,
+        ge=0,
+        description="KL in the loss (k3_is): each token's own, at the state it was sampled in; another gradient than kl_coef's "
+        "(losses/kl.py); one of the two must be 0",
+    )
     kl_target: float | None = Field(
         None, gt=0, description="adapt the coefficient until the KL is about this (nats per token); none: fixed"
     )

@@ -5,24 +5,23 @@ A reward function takes lists, one entry per completion, and returns a list of f
     def reward(completions, **columns) -> list[float]
 
 `completions` are the answers: text, or lists of one message where the data's prompts are lists of messages. It may also
-ask, by parameter name, for `prompts`, `completion_ids`, `finished` (did the model end its turn?), and any column of the
-data. It is called with what its signature names, or with everything if it takes **kwargs. So reward functions written
-for TRL's GRPO run unchanged. Name one in the config (`grpo.reward: my_module:my_reward`) or pass it: train(config,
-reward=f).
+ask, by parameter name, for `prompts`, `completion_ids`, `finished` (did the model end its turn?), any column of the
+data, and more (calling.py); it may be `async`, and return None for a completion to which it does not apply. So plain
+functions, synchronous or not, that were written for TRL's GRPO run here; docs/your_own.md says which do not. Name one
+in the config (`grpo.reward: my_module:my_reward`) or pass it: train(config, reward=f).
 """
 
 from __future__ import annotations
 
 import importlib
-import inspect
 import math
 import re
 from collections.abc import Callable, Sequence
 from decimal import Decimal, InvalidOperation
-from typing import SupportsFloat
 
 from posttrain.data.reader import Rows
 from posttrain.errors import UserError
+from posttrain.rollouts.calling import LARGEST, call_all, named, text_of
 
 NUMBER = r"[-−+]?\s*\$?\s*[-−]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
 
@@ -55,10 +54,6 @@ def extract_answer(text: str) -> Decimal | None:
         line = text.rsplit("####", 1)[1].lstrip(" \t").split("\n", 1)[0]
         return parse_number(line)
     return None
-
-
-def text_of(completion: str | list[dict]) -> str:
-    return completion if isinstance(completion, str) else completion[-1]["content"]
 
 
 def answer(completions: list, answer: list, finished: list[bool]) -> list[float]:
@@ -129,6 +124,8 @@ def function_named(name: str, key: str) -> Callable:
         raise UserError(f"{key} '{name}': expected {built_in}package.module:function")
     try:
         found = getattr(importlib.import_module(module), function)
+    except SystemExit as stop:
+        raise UserError(f"{key} '{name}': importing {module} called sys.exit({stop.code!r})") from stop
     except Exception as error:  # whatever the user's module does when it is imported
         raise UserError(f"{key} '{name}': {type(error).__name__}: {error}") from error
     if not callable(found):
@@ -140,8 +137,12 @@ def of_rollout(
     functions: Sequence[Callable], weights: Sequence[float] | None, rollout, texts: list[str], asked: list[dict]
 ) -> tuple[list[float], dict]:
     """score() of a rollout's completions; asked: the canonical row of each prompt."""
-    rows = [row for row in asked for _ in range(len(texts) // len(asked))]
-    return score(functions, weights, offer(rows, texts, rollout))
+    return score(functions, weights, offer(of_each(asked, len(texts)), texts, rollout))
+
+
+def of_each(asked: list[dict], completions: int) -> list[dict]:
+    """The row of each completion, from the row of each prompt."""
+    return [row for row in asked for _ in range(completions // len(asked))]
 
 
 def offer(rows: list[dict], texts: list[str], rollout) -> dict[str, list]:
@@ -164,56 +165,35 @@ def score(
     functions: Sequence[Callable], weights: Sequence[float] | None, available: dict[str, list]
 ) -> tuple[list[float], dict[str, tuple[float, int]]]:
     """The weighted sum of the functions' rewards, one per completion; and, of several functions, each one's own (sum,
-    count), unweighted, under "reward/NAME".
+    count), unweighted, under "reward/NAME"."""
+    return add_up(functions, weights, call_all(functions, available), available["completions"])
 
-    A function may return None for a completion: it abstains there. A completion on which all abstain is an error."""
-    n = len(available["completions"])
-    totals: list[float | None] = [None] * n
+
+def add_up(
+    functions: Sequence[Callable],
+    weights: Sequence[float] | None,
+    given: list[list[float | None]],  # by each function, for every completion
+    completions: list,
+) -> tuple[list[float], dict[str, tuple[float, int]]]:
+    """score() of what has been given already.
+
+    A function may give None for a completion: it abstains there. A completion on which all abstain is an error."""
+    totals: list[float | None] = [None] * len(completions)
     parts: dict[str, tuple[float, int]] = {}
-    for function, weight in zip(functions, weights or [1.0] * len(functions), strict=True):
-        rewards, name = call(function, available), getattr(function, "__name__", str(function))
+    for name, weight, rewards in zip(named(functions), weights or [1.0] * len(functions), given, strict=True):
         for i, reward in enumerate(rewards):
-            if reward is not None and not (isinstance(reward, SupportsFloat) and math.isfinite(float(reward))):
-                raise UserError(
-                    f"reward function '{name}' returned {reward!r:.40} for completion {i}, expected a number: "
-                    f"{text_of(available['completions'][i])!r:.80}"
-                )
             if reward is not None:
-                totals[i] = (totals[i] or 0.0) + weight * float(reward)
-        given = [float(reward) for reward in rewards if reward is not None]
-        key = f"reward/{name}" if f"reward/{name}" not in parts else f"reward/{name}_{len(parts) + 1}"
-        parts[key] = (sum(given), len(given))
-    if None in totals:
-        first = totals.index(None)
-        raise UserError(
-            f"every reward function returned None for completion {first}: {text_of(available['completions'][first])!r:.80}"
-        )
-    return totals, parts if len(functions) > 1 else {}
-
-
-def call(function: Callable, available: dict[str, list]) -> list[float | None]:
-    name = getattr(function, "__name__", str(function))
-    parameters = inspect.signature(function).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        wanted = available
-    else:
-        missing = [p.name for p in parameters if p.default is p.empty and p.name not in available]
-        if missing:
+                totals[i] = (totals[i] or 0.0) + weight * reward
+        own = [reward for reward in rewards if reward is not None]
+        parts[f"reward/{name}"] = (sum(own), len(own))
+    for i, total in enumerate(totals):
+        if total is None:
             raise UserError(
-                f"reward function '{name}' asks for {', '.join(missing)}, the rows have {', '.join(available)}"
+                f"every reward function returned None for completion {i}: {text_of(completions[i])!r:.80}. Give a number for it, or "
+                "add a function that does"
             )
-        wanted = {p.name: available[p.name] for p in parameters if p.name in available}
-    try:
-        rewards = function(**wanted)
-    except Exception as error:
-        raise UserError(f"reward function '{name}' failed with {type(error).__name__}: {error}") from error
-    if isinstance(rewards, str) or not hasattr(rewards, "__len__"):
-        raise UserError(
-            f"reward function '{name}' must return a list of floats, one per completion, got {rewards!r:.60}"
-        )
-    rewards = list(rewards)
-    if len(rewards) != len(available["completions"]):
-        raise UserError(
-            f"reward function '{name}' returned {len(rewards)} rewards for {len(available['completions'])} completions"
-        )
-    return rewards
+        if not abs(total) <= LARGEST:
+            raise UserError(
+                f"the weighted rewards of completion {i} add up to {total:g}, expected at most {LARGEST:g} in size: lower reward_weights"
+            )
+    return totals, parts if len(functions) > 1 else {}

@@ -17,7 +17,7 @@ from torch import nn
 
 from posttrain.errors import UserError
 from posttrain.models import sharded
-from posttrain.run import checkpoint_files, fingerprints, folder, processes
+from posttrain.run import checkpoint_files, fingerprints, folder, processes, rollout_log
 
 
 class Checkpoints:
@@ -118,6 +118,7 @@ class Checkpoints:
         run.metrics = [json.loads(line) for line in kept.read_text().splitlines()]
         if run.accelerator.is_main_process:  # what was logged after the checkpoint is logged again
             shutil.copy(kept, run.folder / "metrics.jsonl")
+            rollout_log.cut(run.folder, self._info["rollout_log"])
         states, process = self._saved["random"], run.accelerator.process_index
         checkpoint_files.restore_random_states(states[min(process, len(states) - 1)])
         if process >= len(states):  # there were fewer: not the same dropout masks as the last of them
@@ -148,7 +149,7 @@ class Checkpoints:
         info = {
             "step": run.step, "rollout": run.rollout, "update": run.update, "bests": self.bests,
             "began": run.began.isoformat(), "seconds": time.perf_counter() - run.started, "processes": run.accelerator.num_processes,
-            "fingerprints": self.fingerprints, "config": self.config.model_dump(mode="json"),
+            "rollout_log": rollout_log.length(run.folder), "fingerprints": self.fingerprints, "config": self.config.model_dump(mode="json"),
         }  # fmt: skip
 
         def fill(part: Path) -> None:

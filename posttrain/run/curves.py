@@ -84,4 +84,6 @@ def legend(name: str, method: str) -> str:
     """One line on what a healthy curve of this metric looks like."""
     if name.startswith("watched/"):
         return "only measured: falling while the reward rises = over-optimised"
+    if name.startswith("logged/"):
+        return "logged by a reward function (log_metric)"
     return NOTES.get(method, {}).get(name, HEALTHY.get(name, "one of the reward functions: rises"))

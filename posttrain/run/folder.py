@@ -1,6 +1,6 @@
 """The run folder: what may be there already, what is removed, and where a resumed run goes on.
 
-    config.yaml   metrics.jsonl   curves.png   samples.md   model/   checkpoints/step_N/
+    config.yaml   metrics.jsonl   rollouts.jsonl   curves.png   samples.md   model/   checkpoints/step_N/
 
 `model/` appears last and whole: its presence means "finished"."""
 
@@ -19,8 +19,8 @@ from posttrain.config.loading import save
 from posttrain.errors import UserError
 from posttrain.run import checkpoint_files
 
-WRITTEN = ("model", "model.part", "model.old", "start", "metrics.jsonl", "curves.png", "samples.md", "config.yaml", "checkpoints",
-    "checkpoints.old", "logs")  # fmt: skip
+WRITTEN = ("model", "model.part", "model.old", "start", "metrics.jsonl", "rollouts.jsonl", "curves.png", "samples.md", "config.yaml",
+    "checkpoints", "checkpoints.old", "logs")  # fmt: skip
 
 
 def choose(config) -> Path | None:

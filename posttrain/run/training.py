@@ -24,7 +24,7 @@ from posttrain.config.trackers import refuse_missing
 from posttrain.errors import NonFiniteError, UserError
 from posttrain.models import sharded
 from posttrain.models.saving import save as save_model
-from posttrain.run import folder, launch, preflight, processes, steps, watch
+from posttrain.run import folder, launch, preflight, processes, rollout_log, steps, watch
 from posttrain.run.checkpoints import Checkpoints
 from posttrain.run.curves import plot_curves
 from posttrain.run.meter import Meter
@@ -70,6 +70,7 @@ class Run:
         self.has_start = False  # loading.base_folder has written start.part into the run folder
         self.step = 0
         self.rollout, self.update = 0, 0  # RL: which rollout this is, and how many updates it has given
+        self.steps_per_epoch: int | None = None  # RL, once known; a stream has no length
         self.metrics: list[dict[str, float]] = []
         self.meter = Meter(self.device)
         self.started = self.last = time.perf_counter()
@@ -181,10 +182,10 @@ class Run:
 
     def steps_for_prompts(self, prompts: Any, rl: Any) -> int:
         """training.max_steps, or what `epochs` passes over the prompts take, in optimiser steps."""
-        if self.training.max_steps:
-            return self.training.max_steps
-        rollouts = self.training.epochs * max(1, len(prompts) // rl.prompts_per_step)
-        return rollouts * rl.minibatches * rl.inner_epochs
+        if isinstance(prompts, list):
+            rollouts = max(1, len(prompts) // rl.prompts_per_step)
+            self.steps_per_epoch = rollouts * rl.minibatches * rl.inner_epochs
+        return self.training.max_steps or self.training.epochs * self.steps_per_epoch
 
     def prompt_windows(self, prompts: Any, per_step: int) -> Iterator[tuple[int, list, list[int]]]:
         """Until the last step: (number of the rollout, its prompts, which of them are this process's own). A group
@@ -240,6 +241,10 @@ class Run:
     def sum_over_processes(self, value: float) -> float:
         return processes.add_up(value, self.device)
 
+    def gather(self, value: Any) -> list:
+        """Every process's value, in their order."""
+        return processes.gather(value)
+
     def no_sync_unless_last(self, policy: nn.Module, index: int, window: Sequence) -> contextlib.AbstractContextManager:
         """DDP and FSDP send gradients around only on the last micro-batch of the step."""
         is_last = index == len(window) - 1
@@ -261,6 +266,12 @@ class Run:
         """Collect what a micro-batch says: its loss and the terms of it (they sum to the step's), its (sum, count)
         metrics."""
         self.meter.add({"loss": loss} | (terms or {}), metrics, tokens)
+
+    def write_answers(self, lines: dict[int, dict]) -> None:
+        """Into rollouts.jsonl: {number of the answer: its line}, of all processes."""
+        lines = processes.merge(lines)
+        if self.accelerator.is_main_process:
+            rollout_log.append(self.folder, [lines[number] for number in sorted(lines)])
 
     def check_update(self, grad_norm: Tensor | float) -> None:
         """Before the optimiser step: a loss or gradient norm that is NaN or infinite stops the run; the first update is
