@@ -149,5 +149,12 @@ def test_which_modules_have_no_tests_of_their_own():
     assert house.without_a_mirror() == WITHOUT_A_MIRROR
 
 
+def test_git_ignores_no_module():
+    """A pattern in .gitignore that names a room would leave its new files out of every commit."""
+    files = [str(path.relative_to(ROOT)) for path in house.modules().values()]
+    found = subprocess.run(["git", "check-ignore", "--no-index", *files], cwd=ROOT, capture_output=True, text=True)
+    assert found.stdout == ""
+
+
 def test_the_picture_is_drawn_from_the_same_reading():
     assert (ROOT / "docs/house.svg").read_text() == house.picture(), "python tests/house.py draws it again"
