@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from posttrain.models import quantize
 from posttrain.errors import UserError, reason
+from posttrain.models import quantize
 
 NOTE = "base.json"  # beside adapter_config.json: {"quantization": "4bit", "dtype": "bfloat16"}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -122,7 +122,9 @@ def go_on(model: nn.Module, path: str, base_name: str) -> nn.Module:
         try:
             model = peft.PeftModel.from_pretrained(model, path, is_trainable=True)
         except Exception as error:
-            raise UserError(f"model.adapter_path '{path}': cannot be loaded onto {base_name}: {reason(error)}") from None
+            raise UserError(
+                f"model.adapter_path '{path}': cannot be loaded onto {base_name}: {reason(error)}"
+            ) from None
         model.peft_config["default"].base_model_name_or_path = base_name
     return _trainable_in_float32(model)
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from posttrain.errors import UserError
 from posttrain.models import loading
 from posttrain.models.logps import CompletionLogps
-from posttrain.tokens.batch import Batch
-from posttrain.errors import UserError
 from posttrain.models.sharded import gathered
+from posttrain.tokens.batch import Batch
 
 
 class AdapterOff(nn.Module):

@@ -20,12 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from posttrain import hub
-from posttrain.models import loading
+from posttrain.errors import UserError, reason
+from posttrain.models import loading, lora, quantize
 from posttrain.models.logps import CompletionLogps
-from posttrain.models import lora, quantize
 from posttrain.tokens import template
 from posttrain.tokens.batch import Batch, Example, collate
-from posttrain.errors import UserError, reason
 
 
 def load_scorer(config, run) -> tuple[nn.Module, object, list[str]]:
