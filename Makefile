@@ -32,6 +32,7 @@ mutate: .venv/installed
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 clean:
 	rm -rf .venv outputs .pytest_cache .ruff_cache

@@ -1,11 +1,11 @@
 """A run of a shipped tiny config, drawn over what three seeds of it gave: is mine like theirs?
 
     python -m loops.sft --config configs/sft_tiny.yaml
-    python -m benchmarks.expected outputs/sft_tiny             # writes outputs/sft_tiny/expected.png, says where it leaves the band
-    python -m benchmarks.expected --make sft dpo               # runs seeds 0, 1, 2 again and writes benchmarks/expected/*.json
+    python -m benchmarks.expected outputs/sft_tiny    # writes expected.png there, says where it leaves the band
+    python -m benchmarks.expected --make sft dpo      # runs seeds 0, 1, 2 again and writes benchmarks/expected/*.json
 
-The band of a metric: the smallest and largest of the three seeds' means over each tenth of the run, widened by a tenth of the
-metric's whole range (three seeds are few)."""
+The band of a metric: the smallest and largest of the three seeds' means over each tenth of the run, widened by a tenth
+of the metric's whole range (three seeds are few)."""
 
 import itertools
 import json

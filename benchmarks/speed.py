@@ -166,7 +166,7 @@ def one_step(way: str, name: str, scratch: str) -> None:
 
 
 def peak_rss() -> float:
-    """Of this process, in MB. VmHWM starts afresh at exec; ru_maxrss (elsewhere) would carry the parent's peak along."""
+    """Of this process, in MB. VmHWM starts afresh at exec; ru_maxrss (elsewhere) would carry the parent's along."""
     status = Path("/proc/self/status")
     if status.exists():
         return int(re.search(r"VmHWM:\s*(\d+)", status.read_text()).group(1)) / 1024

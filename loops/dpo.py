@@ -12,7 +12,8 @@
    Keep a checkpoint.
 7. Save the model, the curves, and the same questions answered before and after.
 
-Left out: the other preference losses (IPO, SimPO, ORPO, KTO), a moving reference, one row per pair with a shared prompt.
+Left out: the other preference losses (IPO, SimPO, ORPO, KTO), a moving reference, one row per pair with a shared
+prompt.
 """
 
 from posttrain.config import early_check

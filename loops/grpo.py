@@ -108,9 +108,8 @@ def roll_out(s: Start, policy: nn.Module, number: int, asked: list, own: list[in
     with gathered(policy):
         if s.reference is not None:
             answers = ask_all(answers, run, pad_id, lambda b: {"ref_logps": s.reference(b, grpo.temperature)[0]})
-        if (
-            grpo.minibatches * grpo.inner_epochs > 1
-        ):  # with a single update the old policy is the policy itself, detached
+        # with a single update the old policy is the policy itself, detached
+        if grpo.minibatches * grpo.inner_epochs > 1:
             answers = ask_all(answers, run, pad_id, lambda b: {"old_logps": policy(b, grpo.temperature)[0]})
     return answers, told
 
@@ -126,7 +125,8 @@ def advantages_of(rewards: torch.Tensor, grpo: Any) -> torch.Tensor:
 def train(
     config: GrpoConfig, *, rows: list[dict] | None = None, reward: Callable | list[Callable] | None = None
 ) -> Result:
-    """Run it; `rows` (prompt and columns for the reward) replaces config.data.name, `reward` replaces config.grpo.reward."""
+    """Run it; `rows` (prompt and columns for the reward) replaces config.data.name, `reward` replaces
+    config.grpo.reward."""
     run, grpo = Run(config), config.grpo
     s = start(config, run, rows, reward)
     model, tokenizer, accelerator = s.model, s.tokenizer, run.accelerator

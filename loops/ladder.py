@@ -11,7 +11,8 @@
 
     python -m loops.ladder --config configs/ladder_tiny.yaml --ladder.beside ppo best_of_k
 
-puts two other roads beside GRPO, each from the same DPO model: PPO with its critic, and SFT on the best of k sampled answers.
+puts two other roads beside GRPO, each from the same DPO model: PPO with its critic, and SFT on the best of k sampled
+answers.
 """
 
 from posttrain.config import early_check

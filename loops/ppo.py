@@ -1,13 +1,16 @@
-"""Proximal policy optimisation: sample answers, score them, and let a learned value of every token say what was better than expected.
+"""Proximal policy optimisation: sample answers, score them, and let a learned value of every token say what was better
+than expected.
 
     python -m loops.ppo --config configs/ppo_tiny.yaml
-    python -m loops.ppo --config configs/ppo_tiny.yaml --ppo.reward_model outputs/reward_tiny/model --ppo.reward null --ppo.watch answer
+    python -m loops.ppo --config configs/ppo_tiny.yaml --ppo.reward_model outputs/reward_tiny/model --ppo.reward null
 
 1. Rollout: one sampled answer to each of `prompts_per_step` prompts. Token in, token out.
 2. Score every answer, by a reward model or a verifiable reward; an answer that was cut off counts its ending once.
 3. Before anything moves: the policy's log-probs, the critic's values, the frozen reference's log-probs.
-4. Rewards per token: − β · (log π − log π_ref), the score at the last. GAE makes advantages and returns; whiten over all.
-5. One optimiser step = one minibatch, in micro-batches; count its tokens first. Clipped policy loss + value loss. Backward.
+4. Rewards per token: − β · (log π − log π_ref), the score at the last. GAE makes advantages and returns; whiten over
+   all.
+5. One optimiser step = one minibatch, in micro-batches; count its tokens first. Clipped policy loss + value loss.
+   Backward.
 6. Preflight at the first rollout (sampler and trainer must agree). Clip, refuse NaN, update.
 7. Log and evaluate: reward, KL, explained variance, and what is only watched. Adapt β. Keep a checkpoint,
    which holds the rollout too: a run resumed in the middle of one goes on at 5. Save the policy at the end.
@@ -19,9 +22,11 @@ PPO beside GRPO (loops/grpo.py), step by step:
 4. A_t = GAE(rewards, values), per token     GRPO: (r − mean of the group) / std, the same for all tokens of an answer
    KL paid in the reward, token by token     GRPO: KL as a term of the loss
 5. clipped ratio, and a clipped value loss   GRPO: clipped ratio, and the KL term
-So PPO can tell a good step within an answer from a bad one, if its critic has learned to; GRPO needs no critic to learn.
+So PPO can tell a good step within an answer from a bad one, if its critic has learned to; GRPO needs no critic to
+learn.
 
-Left out: an entropy bonus, a reward model in an ensemble, value pretraining, asynchronous rollouts; the critic is saved in checkpoints only.
+Left out: an entropy bonus, a reward model in an ensemble, value pretraining, asynchronous rollouts; the critic is saved
+in checkpoints only.
 """
 
 from posttrain.config import early_check
@@ -99,8 +104,8 @@ def start(config: PpoConfig, run: Run, rows: list[dict] | None = None, reward: A
 def roll_out(
     s: Start, actor_critic: nn.Module, number: int, asked: list, own: list[int], kl_coef: float
 ) -> tuple[list[Answer], dict, float]:
-    """One answer to each of this process's own prompts among those asked, with all that an update needs; what to log; and how
-    much of the returns' variance the critic explained."""
+    """One answer to each of this process's own prompts among those asked, with all that an update needs; what to log;
+    and how much of the returns' variance the critic explained."""
     run, ppo, tokenizer = s.run, s.run.config.ppo, s.tokenizer
     # ---- 1. Rollout -----------------------------------------------------------------------------------------------
     ids, seed = [prompt.ids for prompt in asked], run.training.seed
@@ -132,7 +137,8 @@ def roll_out(
 def credit(
     answers: list[Answer], scores: Tensor, goes_on: list[bool], kl_coef: float, run: Run
 ) -> tuple[list[Answer], float]:
-    """What each token is to be credited with, whitened over the whole rollout of all processes; and how good the values were."""
+    """What each token is to be credited with, whitened over the whole rollout of all processes; and how good the values
+    were."""
     ppo, batch = run.config.ppo, lay_out(answers, pad_id=0)  # [B, T]
 
     def over_all(x: Tensor) -> Stats:
@@ -157,7 +163,8 @@ def credit(
 def train(
     config: PpoConfig, *, rows: list[dict] | None = None, reward: Callable | list[Callable] | None = None
 ) -> Result:
-    """Run it; `rows` (prompt and columns for the reward) replaces config.data.name, `reward` replaces config.ppo.reward."""
+    """Run it; `rows` (prompt and columns for the reward) replaces config.data.name, `reward` replaces
+    config.ppo.reward."""
     run, ppo = Run(config), config.ppo
     s = start(config, run, rows, reward)
     model, tokenizer, accelerator = s.model, s.tokenizer, run.accelerator

@@ -1,7 +1,7 @@
 """Pretraining: from random weights to a model that continues text. What the other loops begin with.
 
     python -m loops.pretrain --config configs/pretrain_tiny.yaml
-    python -m loops.pretrain --config configs/pretrain_tiny.yaml --data.name text.jsonl --training.max_steps 500 --output.dir outputs/mine
+    python -m loops.pretrain --config configs/pretrain_tiny.yaml --data.name text.jsonl --output.dir outputs/mine
 
 1. A model of random weights and a tokenizer. Text: documents end to end, cut into rows; every token is a target.
 2. One optimiser step = a list of micro-batches. Count the predictions in all of them, on all processes, first.
@@ -11,7 +11,8 @@
 6. Measure the model, if a check is named; save it, the curves, and the same beginnings continued before and after.
 
 Left out: everything that large models need and 150,000 parameters do not: a chunked head (the logits [B, S, V] are held
-whole), documents kept apart within a row, shuffling, evaluation on held-out text. Initialisation is the architecture's own.
+whole), documents kept apart within a row, shuffling, evaluation on held-out text. Initialisation is the architecture's
+own.
 """
 
 from posttrain.config import early_check

@@ -1,11 +1,12 @@
 """Reward model: learn one number per answer, from preferences (Bradley-Terry) or from right and wrong (ORM).
 
     python -m loops.reward --config configs/reward_tiny.yaml
-    python -m loops.reward --config configs/reward_tiny.yaml --reward.loss outcome --reward.center_coef 0 --data.name tiny-outcome
+    python -m loops.reward --config configs/reward_tiny.yaml --reward.loss outcome --reward.center_coef 0 \\
+        --data.name tiny-outcome
 
 1. Load the backbone of a language model under a new head: one number, read at the last token of an answer, 0 at first.
 2. One optimiser step = a list of micro-batches. Count the pairs (or answers) in all of them, on all processes, first.
-3. Forward: the score of every answer.  Loss: − log σ(s_chosen − s_rejected − margin), or cross-entropy of right and wrong.
+3. Forward: the score of every answer.  Loss: − log σ(s_chosen − s_rejected − margin), or cross-entropy.
 4. Backward. Preflight on the first step: all scores are 0, so the loss must be ln 2. Clip, refuse NaN, update.
 5. Log, and evaluate on held-out rows: the share of pairs in the right order, with its interval. Keep a checkpoint.
 6. Save for plain AutoModelForSequenceClassification: its own forward gives these scores.
@@ -31,6 +32,7 @@ from posttrain.errors import clear_exit
 from posttrain.evaluation.intervals import Proportion
 from posttrain.models import max_length, no_dropout, scalar
 from posttrain.models.sharded import gathered
+from posttrain.rollouts.asking import one_line
 from posttrain.run import preflight
 from posttrain.run.training import Result, Run, threads_as_they_were
 from posttrain.tokens.batch import Batch, collate
@@ -158,7 +160,7 @@ def tell(shown: list, before: list, after: list, tokenizer) -> list[tuple[str, s
     """For samples.md: what was scored, and its scores before and after."""
 
     def text(example) -> str:
-        return tokenizer.decode(example.input_ids, skip_special_tokens=True).replace("\n", " ⏎ ")
+        return one_line(tokenizer.decode(example.input_ids, skip_special_tokens=True))
 
     def number(scores: list[float]) -> str:
         return ", ".join(f"{s:+.2f}" for s in scores)

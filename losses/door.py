@@ -1,7 +1,7 @@
 """The door that all losses share: shapes that must agree, what counts and what does not, the type of the metrics.
 
-Inactive means a weight of exactly 0. Such positions (and pairs) are replaced by 0 *before* any arithmetic, because padding may
-hold NaN or −inf, and 0 · NaN is NaN, in the loss and in its gradient.
+Inactive means a weight of exactly 0. Such positions (and pairs) are replaced by 0 *before* any arithmetic, because
+padding may hold NaN or −inf, and 0 · NaN is NaN, in the loss and in its gradient.
 """
 
 import torch
@@ -13,7 +13,7 @@ Metrics = dict[
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Log-probs and losses are float32 whatever the model computes in; float64 stays, for tests by finite differences."""
+    """Log-probs and losses are float32 whatever the model computes in; float64 stays, for finite differences."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -27,8 +27,8 @@ def same_shape(axes: str, **tensors: Tensor | None) -> None:
 
 
 def what_counts(weights: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """-> (active, weights, *tensors): where the weight is not 0, the weights without gradient, the tensors in float32 and 0
-    where inactive. weights None: the plain mean over the rows of the first tensor."""
+    """-> (active, weights, *tensors): where the weight is not 0, the weights without gradient, the tensors in float32
+    and 0 where inactive. weights None: the plain mean over the rows of the first tensor."""
     if weights is None:
         weights = torch.full_like(at_least_float32(tensors[0]), 1 / max(len(tensors[0]), 1))
     weights = weights.detach()

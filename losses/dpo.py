@@ -4,9 +4,9 @@
     L = − log σ(h)
 
 Source: Rafailov et al. 2023, arXiv 2305.18290, eq. 7 (w = chosen, l = rejected). Label smoothing ε is conservative DPO
-(Mitchell 2023, "A note on DPO with noisy preferences"): L = −(1 − ε) log σ(h) − ε log σ(−h), a label is wrong with chance ε.
-Kept: everything; log π(y|x) is a *sum* over the completion's tokens, never a mean. Changed: per-pair weights in place
-of the mean.
+(Mitchell 2023, "A note on DPO with noisy preferences"): L = −(1 − ε) log σ(h) − ε log σ(−h), a label is wrong with
+chance ε. Kept: everything; log π(y|x) is a *sum* over the completion's tokens, never a mean. Changed: per-pair weights
+in place of the mean.
 
 The implicit reward of an answer is β · (log π − log π_ref); accuracy asks whether the chosen one's is higher. Watch
 the chosen reward itself, too: the loss sees only the difference, and both can fall together.
@@ -15,7 +15,8 @@ The gradient of one pair is −β · (1 − σ(h)) · (∇ log π(y_w) − ∇ l
 whatever the pair, and a pair that is already won pulls less and less.
 
 >>> import torch
->>> loss, metrics = dpo_loss(torch.tensor([-10.0]), torch.tensor([-12.0]), torch.tensor([-11.0]), torch.tensor([-11.0]), beta=0.1)
+>>> chosen, rejected, reference = torch.tensor([-10.0]), torch.tensor([-12.0]), torch.tensor([-11.0])
+>>> loss, metrics = dpo_loss(chosen, rejected, reference, reference, beta=0.1)
 >>> round(loss.item(), 6)                          # h = 0.1 · ((−10 + 11) − (−12 + 11)) = 0.2,  −log σ(0.2)
 0.598139
 >>> {name: round((total / count).item(), 6) for name, (total, count) in metrics.items()}
@@ -40,7 +41,7 @@ def dpo_loss(
     weights: Tensor
     | None = None,  # [B] 1 / pairs of the whole optimiser step; 0 leaves a pair out; None: the plain mean
 ) -> tuple[Tensor, Metrics]:
-    """-> (loss [], metrics).
+    """Σ w · −log σ(h) over the pairs -> (loss [], metrics).
 
     metrics, (sum, count) over the pairs that count: rewards_chosen, rewards_rejected, accuracy, margin.
     """

@@ -1,11 +1,13 @@
-"""From the score of an answer to advantages token by token, for PPO, with a learned value V_t of the state before each token.
+"""From the score of an answer to advantages token by token, for PPO, with a learned value V_t of the state before each
+token.
 
     rewards          r_t = −β (log π(o_t) − log π_ref(o_t)), and the score of the whole answer added at its last token
     GAE              δ_t = r_t + γ V_{t+1} − V_t,   A_t = δ_t + γλ A_{t+1},   return R_t = A_t + V_t
     whitening        A ← (A − mean) / √(variance + 1e-8), over the completion tokens of the whole optimiser step
 
-Sources: Schulman et al. 2015, arXiv 1506.02438, eq. 16 (GAE); Ziegler et al. 2019, arXiv 1909.08593, eq. 2 (KL in the reward).
-After the last token V is 0 (the answer has ended) or `bootstrap` (it was cut off, and what would have come is estimated).
+Sources: Schulman et al. 2015, arXiv 1506.02438, eq. 16 (GAE); Ziegler et al. 2019, arXiv 1909.08593, eq. 2 (KL in the
+reward). After the last token V is 0 (the answer has ended) or `bootstrap` (it was cut off, and what would have come is
+estimated).
 
 >>> import torch
 >>> r, v, active = torch.tensor([[0.0, 0.0, 1.0]]), torch.tensor([[0.5, 0.5, 0.5]]), torch.tensor([[True] * 3])
@@ -34,8 +36,8 @@ def kl_shaped_rewards(
     active: Tensor,  # [B, T] bool
     kl_coef: float,  # β
 ) -> Tensor:
-    """r [B, T], no gradient, 0 where inactive: every token pays β (log π − log π_ref), the score is added on the last active
-    token of its row."""
+    """r [B, T], no gradient, 0 where inactive: every token pays β (log π − log π_ref), the score is added on the last
+    active token of its row."""
     same_shape("B T", logps=logps, ref_logps=ref_logps, active=active)
     same_shape("B", scores=scores, rows=logps[:, 0])
     assert active.dtype == torch.bool, f"active must be bool, got {active.dtype}"

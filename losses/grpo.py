@@ -4,9 +4,10 @@
     L = Σ w · ( − min( ρ_t A, clip(ρ_t, 1 − ε_low, 1 + ε_high) A ) + β · KL_t )
 
 Source: Shao et al. 2024 (DeepSeekMath), arXiv 2402.03300, eq. 3 (surrogate) and eq. 4 (KL); separate ε_low and ε_high:
-DAPO, arXiv 2503.14476, eq. 10. Kept: the per-token ratio and clip (PPO's, with another advantage: losses/ppo.py). Changed: the paper's 1/G Σ 1/|o_i| Σ is one choice of
-`weights` among three (losses/weights.py), and the KL term is weighted by ρ (`k3_is`): without it the gradient of the
-paper's k3 descends KL(π_ref‖π), see losses/kl.py. kl_estimator="k3" is the paper's.
+DAPO, arXiv 2503.14476, eq. 10. Kept: the per-token ratio and clip (PPO's, with another advantage: losses/ppo.py).
+Changed: the paper's 1/G Σ 1/|o_i| Σ is one choice of `weights` among three (losses/weights.py), and the KL term is
+weighted by ρ (`k3_is`): without it the gradient of the paper's k3 descends KL(π_ref‖π), see losses/kl.py.
+kl_estimator="k3" is the paper's.
 
 With one update per rollout, old is the policy itself, ρ = 1, nothing is clipped, and the gradient is −A ∇log π + β ∇KL,
 plain REINFORCE. The *value* of the surrogate then says nothing about progress: advantages sum to 0 in a group, so it is
@@ -43,7 +44,7 @@ def grpo_loss(
     kl_coef: float = 0.0,  # β
     kl_estimator: str = "k3_is",  # or "k3", the paper's, or "k2"; "k1" is refused, its expected gradient is 0
 ) -> tuple[Tensor, Metrics]:
-    """-> (loss [], metrics).
+    """The clipped surrogate plus β · KL, Σ w over all tokens -> (loss [], metrics).
 
     metrics, (sum, count) over active tokens: clip_fraction, ratio; with ref_logps also kl (k3) and kl_k1.
     """

@@ -6,7 +6,8 @@ With r = π_ref(y) / π(y) for a token y sampled from π:
     k2 = ½ (log r)²                biased, low variance
     k3 = r − 1 − log r             unbiased, low variance, never negative
 
-Source: Schulman, "Approximating KL divergence", 2020 (joschu.net/blog/kl-approx.html); k3 is GRPO's (arXiv 2402.03300, eq. 4).
+Source: Schulman, "Approximating KL divergence", 2020 (joschu.net/blog/kl-approx.html); k3 is GRPO's (arXiv 2402.03300,
+eq. 4).
 
 A good estimate of a *value* need not be a good *loss*: the gradient must also account for the fact that the samples
 come from π. Enumerated over three actions (tests/losses/test_kl.py), the expected gradient on policy is that of:
@@ -53,14 +54,15 @@ def k3(logps: Tensor, ref_logps: Tensor) -> Tensor:
 
 
 def k3_is(logps: Tensor, ref_logps: Tensor, old_logps: Tensor) -> Tensor:
-    """ρ · k3 with ρ = exp(logps − old_logps), *with* gradient: three [B, T] -> [B, T]. old_logps: of the sampling policy."""
+    """ρ · k3 with ρ = exp(logps − old_logps), *with* gradient: three [B, T] -> [B, T]. old_logps: of the sampling
+    policy."""
     same_shape("B T", logps=logps, old_logps=old_logps)
     ratio = torch.exp(at_least_float32(logps) - at_least_float32(old_logps).detach())
     return ratio * k3(logps, ref_logps)
 
 
 def exact_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
-    """KL(π‖π_ref) = Σ_v π(v) (log π(v) − log π_ref(v)) at every position: two [B, S, V] -> [B, S] (no shift), in nats."""
+    """KL(π‖π_ref) = Σ_v π(v) (log π(v) − log π_ref(v)) at every position: two [B, S, V] -> [B, S] (no shift), nats."""
     same_shape("B S V", logits=logits, ref_logits=ref_logits)
     logps = torch.log_softmax(at_least_float32(logits), dim=-1)
     ref_logps = torch.log_softmax(at_least_float32(ref_logits), dim=-1).detach()
@@ -69,14 +71,15 @@ def exact_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
 
 
 def kl_metrics(logps: Tensor, ref_logps: Tensor, active: Tensor) -> Metrics:
-    """What a loop watches, as (sum, count) over the active tokens: kl (k3, never negative) and kl_k1 (unbiased, far below 0 only
-    where something is wrong). All [B, T]; the log-probs must be 0 (or equal) where inactive."""
+    """What a loop watches, as (sum, count) over the active tokens: kl (k3, never negative) and kl_k1 (unbiased, far
+    below 0 only where something is wrong). All [B, T]; the log-probs must be 0 (or equal) where inactive."""
     count = active.sum()
     return {"kl": (k3(logps, ref_logps).detach().sum(), count), "kl_k1": (k1(logps, ref_logps).detach().sum(), count)}
 
 
 def adapted_coef(coef: float, kl: float, target: float) -> float:
-    """The KL coefficient of the next rollout, steered towards a target KL: by a tenth of the relative error, at most 2 %.
+    """The KL coefficient of the next rollout, steered towards a target KL: by a tenth of the relative error, at most 2
+    %.
 
     Ziegler et al. 2019, arXiv 1909.08593, eq. 4."""
     error = min(max(kl / target - 1, -0.2), 0.2)

@@ -25,6 +25,8 @@ finite differences.)
 [0.665573, 1.039721]
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
@@ -79,7 +81,8 @@ def chunked_token_logps(
     temperature: float = 1.0,
     chunk_size: int = 1024,  # predictions whose logits are held at once
 ) -> tuple[Tensor, Tensor]:
-    """token_logps and token_entropy without ever holding the logits [B, S, V]: two [B, T], float32, exactly 0 where inactive.
+    """token_logps and token_entropy without ever holding the logits [B, S, V]: two [B, T], float32, exactly 0 where
+    inactive.
 
     A batch of 8 × 1,024 tokens and 152,000 entries is 5 GB of float32 logits, several times over in the backward pass.
     Two things avoid that. The head runs only where a prediction is active (prompt and padding cost nothing), and it
@@ -113,7 +116,15 @@ class _ChunkedHead(torch.autograd.Function):
     simply, but leaves one [V, H] weight gradient per chunk waiting to be added: no memory saved. Measured.)"""
 
     @staticmethod
-    def forward(ctx, states, weight, bias, targets, temperature, chunk_size):
+    def forward(
+        ctx: Any,
+        states: Tensor,  # [N, H]
+        weight: Tensor,  # [V, H]
+        bias: Tensor | None,  # [V]
+        targets: Tensor,  # [N]
+        temperature: float,
+        chunk_size: int,
+    ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(states, weight, bias, targets)
         ctx.set_materialize_grads(False)  # entropy is usually a metric: its gradient is then None, and costs nothing
         ctx.temperature, ctx.chunk_size = temperature, chunk_size
@@ -126,7 +137,7 @@ class _ChunkedHead(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_logps, grad_entropy):
+    def backward(ctx: Any, grad_logps: Tensor | None, grad_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
         states, weight, bias, targets = ctx.saved_tensors
         grad_states = torch.empty_like(states)
         grad_weight = at_least_float32(torch.zeros_like(weight)) if ctx.needs_input_grad[1] else None

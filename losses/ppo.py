@@ -4,13 +4,13 @@
     L_policy = −Σ w_t · min( ρ_t A_t, clip(ρ_t, 1 − ε, 1 + ε) A_t )        + β Σ w_t · KL_t, if it is paid in the loss
     L_value  =  Σ w_t · ½ · max( (V_t − R_t)², (clip(V_t, V_old,t − ε, V_old,t + ε) − R_t)² )
 
-Source: Schulman et al. 2017, arXiv 1707.06347, eq. 7 (policy); the clipped value loss is not in the paper but in its code
-(OpenAI baselines, ppo2), and everybody's since. Advantages A and returns R come from generalised advantage estimation
-(losses/gae.py). Kept: both. Changed: weights in place of the mean, and the ½ of the value loss said aloud.
+Source: Schulman et al. 2017, arXiv 1707.06347, eq. 7 (policy); the clipped value loss is not in the paper but in its
+code (OpenAI baselines, ppo2), and everybody's since. Advantages A and returns R come from generalised advantage
+estimation (losses/gae.py). Kept: both. Changed: weights in place of the mean, and the ½ of the value loss said aloud.
 
-Beside GRPO (losses/grpo.py): the same clipped ratio, but the baseline is a learned value of every *token*, not the mean of a
-group of answers; so A_t differs along an answer, one answer per prompt suffices, and a second network must be trained.
-The maximum in the value loss is pessimistic: clipping can only hold a value back, never hide its error.
+Beside GRPO (losses/grpo.py): the same clipped ratio, but the baseline is a learned value of every *token*, not the mean
+of a group of answers; so A_t differs along an answer, one answer per prompt suffices, and a second network must be
+trained. The maximum in the value loss is pessimistic: clipping can only hold a value back, never hide its error.
 
 >>> import torch
 >>> old = torch.tensor([[-1.0, -1.0]])
@@ -18,7 +18,8 @@ The maximum in the value loss is pessimistic: clipping can only hold a value bac
 >>> loss, metrics = ppo_policy_loss(policy, old, torch.tensor([[1.0, -2.0]]), torch.tensor([[0.5, 0.5]]))
 >>> round(loss.item(), 6)                    # −½ · min(1.3, 1.2) − ½ · min(−1.8, −1.8) = −0.6 + 0.9
 0.3
->>> value, metrics = ppo_value_loss(torch.tensor([[0.5, 0.1]]), torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 1.0]]), torch.tensor([[0.5, 0.5]]))
+>>> values, old, returns = torch.tensor([[0.5, 0.1]]), torch.zeros(1, 2), torch.ones(1, 2)
+>>> value, metrics = ppo_value_loss(values, old, returns, torch.tensor([[0.5, 0.5]]))
 >>> round(value.item(), 6)                   # ½ · ½ · max(0.25, (0.2 − 1)²) + ½ · ½ · 0.81 = 0.16 + 0.2025
 0.3625
 """
@@ -36,7 +37,8 @@ def clipped_surrogate(
     clip_low: float,
     clip_high: float,
 ) -> tuple[Tensor, Tensor]:
-    """−min(ρ A, clip(ρ, 1 − low, 1 + high) A) per token, and where the clip changes it (no gradient flows there): two [B, T]."""
+    """−min(ρ A, clip(ρ, 1 − low, 1 + high) A) per token, and where the clip changes it (no gradient flows there): two
+    [B, T]."""
     unclipped = ratio * advantages
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
     is_clipped = clipped < unclipped
@@ -53,7 +55,7 @@ def ppo_policy_loss(
     ref_logps: Tensor | None = None,  # [B, T] log π_ref, for the KL metrics and the KL term
     kl_coef: float = 0.0,  # β, times k3_is (losses/kl.py); 0 where the KL is paid in the reward
 ) -> tuple[Tensor, Metrics]:
-    """-> (loss [], metrics).
+    """The clipped surrogate (and the KL, if it is paid here), Σ w over all tokens -> (loss [], metrics).
 
     metrics, (sum, count) over active tokens: clip_fraction, ratio; with ref_logps also kl (k3) and kl_k1.
     """
@@ -108,7 +110,7 @@ def ppo_value_loss(
     *,
     clip_eps: float | None = 0.2,  # None: no clip
 ) -> tuple[Tensor, Metrics]:
-    """-> (loss [], metrics).
+    """The clipped squared error of the values, Σ w over all tokens -> (loss [], metrics).
 
     metrics, (sum, count) over active tokens: value_clip_fraction, value (the mean prediction), return.
     """
@@ -160,8 +162,8 @@ def walk_through() -> None:
     show("unclipped", "(V − R)²", unclipped)
     show("clipped", "(clip(V, V_old ± ε) − R)²", clipped)
     show("value loss", "Σ w ½ max", loss)
-    tensors = [torch.tensor([x]) for x in (values, old_values, returns)]
-    agree(loss, ppo_value_loss(*tensors, weights)[0].item())
+    v, old_v, r = (torch.tensor([x]) for x in (values, old_values, returns))
+    agree(loss, ppo_value_loss(v, old_v, r, weights)[0].item())
 
 
 if __name__ == "__main__":

@@ -3,12 +3,13 @@
     Bradley-Terry   L = −log σ(s_w − s_l − m) + c · (s_w + s_l)²
     outcome (ORM)   L = −y log σ(s) − (1 − y) log σ(−s)          y = 1 for a right answer, 0 for a wrong one
 
-Sources: Ouyang et al. 2022 (InstructGPT), arXiv 2203.02155, eq. 1 (w = chosen, l = rejected); the margin m of Llama 2, arXiv
-2307.09288, eq. 2; the centring term c of Eisenstein et al. 2023, arXiv 2312.09244, §2. Outcome models: Cobbe et al. 2021,
-arXiv 2110.14168. Kept: everything. Changed: per-pair weights in place of the mean.
+Sources: Ouyang et al. 2022 (InstructGPT), arXiv 2203.02155, eq. 1 (w = chosen, l = rejected); the margin m of Llama 2,
+arXiv 2307.09288, eq. 2; the centring term c of Eisenstein et al. 2023, arXiv 2312.09244, §2. Outcome models: Cobbe et
+al. 2021, arXiv 2110.14168. Kept: everything. Changed: per-pair weights in place of the mean.
 
-Only the difference of two scores is learned: adding 7 to every score changes no loss (without centring). So a score has no
-zero of its own; the centring term puts the mean of a pair there. An outcome score does: σ(s) is the chance of being right.
+Only the difference of two scores is learned: adding 7 to every score changes no loss (without centring). So a score has
+no zero of its own; the centring term puts the mean of a pair there. An outcome score does: σ(s) is the chance of being
+right.
 
 >>> import torch
 >>> loss, metrics = bradley_terry_loss(torch.tensor([1.5]), torch.tensor([0.5]))
@@ -36,7 +37,7 @@ def bradley_terry_loss(
     weights: Tensor
     | None = None,  # [B] 1 / pairs of the whole optimiser step; 0 leaves a pair out; None: the plain mean
 ) -> tuple[Tensor, Metrics]:
-    """-> (loss [], metrics).
+    """Preferences: Σ w · (−log σ(s_w − s_l − m) + c (s_w + s_l)²) -> (loss [], metrics).
 
     metrics, (sum, count) over the pairs that count: rewards_chosen, rewards_rejected, accuracy, margin (s_w − s_l).
     """
@@ -65,9 +66,10 @@ def outcome_loss(
     *,
     weights: Tensor | None = None,  # [B] 1 / rows of the whole optimiser step; 0 leaves a row out; None: the plain mean
 ) -> tuple[Tensor, Metrics]:
-    """-> (loss [], metrics).
+    """Right or wrong: Σ w · binary cross-entropy -> (loss [], metrics).
 
-    metrics, (sum, count) over the rows that count: accuracy (σ(s) > ½ where the label is > ½), rewards (the mean score).
+    metrics, (sum, count) over the rows that count: accuracy (σ(s) > ½ where the label is > ½), rewards (the mean
+    score).
     """
     same_shape("B", scores=scores, labels=labels, weights=weights)
     active, weights, scores, labels = what_counts(weights, scores, labels.detach())

@@ -2,8 +2,9 @@
 
     L(θ) = − Σ_i Σ_t w[i, t] · log π_θ(y[i, t] | y[i, <t])          w = 0 on the prompt and the padding
 
-Source: maximum likelihood on demonstrations, as in InstructGPT's SFT (Ouyang et al. 2022, arXiv 2203.02155, §3.5); scoring
-the completion only is common practice. Kept: everything. Changed: no mean is taken here, the weights carry it (losses/weights.py).
+Source: maximum likelihood on demonstrations, as in InstructGPT's SFT (Ouyang et al. 2022, arXiv 2203.02155, §3.5);
+scoring the completion only is common practice. Kept: everything. Changed: no mean is taken here, the weights carry it
+(losses/weights.py).
 
 >>> import math, torch
 >>> logps = torch.log(torch.tensor([[0.5, 0.25, 0.125]]))
@@ -23,7 +24,7 @@ def completion_cross_entropy(
     logps: Tensor,  # [B, T] log π_θ of each token
     weights: Tensor,  # [B, T] w, exactly 0 where there is nothing to learn (losses/weights.py)
 ) -> tuple[Tensor, Metrics]:
-    """-> (loss [], metrics). metrics: nll, the token-level negative log-likelihood as (sum, count), whatever the weights."""
+    """Σ w · −log π -> (loss [], metrics). metrics: nll, −log π of the tokens as (sum, count), whatever the weights."""
     same_shape("B T", logps=logps, weights=weights)
     active, weights, logps = what_counts(weights, logps)
 

@@ -1,8 +1,10 @@
 """What one token counts. Every loss is `(weights * per_token).sum()`, so this file decides what is averaged over what.
 
-    token      w[i, t] = 1 / N           N = active tokens of the whole optimiser step          (DAPO, arXiv 2503.14476 eq. 8)
-    sequence   w[i, t] = 1 / (R · |o_i|) R = rows with an active token, |o_i| = how many    (GRPO, arXiv 2402.03300 eq. 3)
-    constant   w[i, t] = 1 / (R · L)     L = the longest completion allowed                      (Dr. GRPO, arXiv 2503.20783 §3.1)
+    token      w[i, t] = 1 / N             N = active tokens of the whole optimiser step
+    sequence   w[i, t] = 1 / (R · |o_i|)   R = rows with an active token, |o_i| = how many it has
+    constant   w[i, t] = 1 / (R · L)       L = the longest completion allowed
+
+Sources: DAPO, arXiv 2503.14476, eq. 8; GRPO, arXiv 2402.03300, eq. 3; Dr. GRPO, arXiv 2503.20783, §3.1.
 
 "sequence" gives every answer the same vote, so a token of a long answer counts less: a long wrong answer is punished
 less per token than a short one. "token" gives every token the same vote. "constant" does too, and does not even let
@@ -34,8 +36,8 @@ from torch import Tensor
 def step_total(lengths: Iterable[int], how: str = "token", *, longest: int | None = None) -> int:
     """What the weights of a whole optimiser step are divided by, from the active tokens of each of its rows.
 
-    It is counted over all micro-batches, summed over all processes, and then given to token_weights for each micro-batch.
-    longest: L, the longest completion allowed; for "constant" only."""
+    It is counted over all micro-batches, summed over all processes, and then given to token_weights for each
+    micro-batch. longest: L, the longest completion allowed; for "constant" only."""
     lengths = list(lengths)
     rows = sum(length > 0 for length in lengths)
     if how == "token":

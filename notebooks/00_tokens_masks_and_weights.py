@@ -1,8 +1,9 @@
 # %% [markdown]
 # # 0 · Tokens, masks and weights
 #
-# What a batch is before any loss sees it: a conversation becomes text, text becomes ids, some ids are to be learned, and each of those
-# counts something. Most silent failures of post-training happen here. Everything is imported from the project; nothing is defined again.
+# What a batch is before any loss sees it: a conversation becomes text, text becomes ids, some ids are to be learned,
+# and each of those counts something. Most silent failures of post-training happen here. Everything is imported from the
+# project; nothing is defined again.
 
 # %%
 import sys
@@ -26,8 +27,9 @@ with show.quietly():
 # %% [markdown]
 # ## From messages to ids
 #
-# The chat template is a small program that writes a conversation as one text. The **prompt** is exactly what the model will see when it is asked;
-# the **completion** is the rest, up to and including the token that ends the turn. So `ids == prompt + completion`, always.
+# The chat template is a small program that writes a conversation as one text. The **prompt** is exactly what the model
+# will see when it is asked; the **completion** is the rest, up to and including the token that ends the turn. So `ids
+# == prompt + completion`, always.
 
 # %%
 messages = [{"role": "user", "content": "What is 2 + 3?"}]
@@ -40,8 +42,9 @@ print("completion", completion, "ends with", tokenizer.convert_ids_to_tokens(com
 # %% [markdown]
 # ## The mask comes from lengths
 #
-# Not from searching for a string in the text, and never from token *values*: if the padding token is the end token (as in many tokenizers), a mask
-# `ids != pad` would also remove the end of the answer, and the model would never learn to stop.
+# Not from searching for a string in the text, and never from token *values*: if the padding token is the end token (as
+# in many tokenizers), a mask `ids != pad` would also remove the end of the answer, and the model would never learn to
+# stop.
 
 # %%
 config = load("configs/sft_tiny.yaml", {"training.batch_size": 4, "output.dir": "outputs/notebook"})
@@ -51,12 +54,13 @@ for row in range(2):
     show.batch(seen, row)
 
 # %% [markdown]
-# Blue is prompt, green is learned, grey is padding. The same as a page: `python -m posttrain.inspect_batch --config … --html batch.html`.
+# Blue is prompt, green is learned, grey is padding. The same as a page: `python -m posttrain.inspect_batch --config …
+# --html batch.html`.
 #
 # ## The shift, stated once
 #
-# Position *t* of the logits predicts token *t + 1*. So a row of S tokens has T = S − 1 predictions, and the mask of the predictions is
-# `active = completion_mask[:, 1:]`. The first token of a row is predicted by nothing.
+# Position *t* of the logits predicts token *t + 1*. So a row of S tokens has T = S − 1 predictions, and the mask of the
+# predictions is `active = completion_mask[:, 1:]`. The first token of a row is predicted by nothing.
 
 # %%
 example = Example.of(prompt, completion)
@@ -79,8 +83,9 @@ show.table(["t", "sees", "", "predicts", "log π"], rows)
 # %% [markdown]
 # ## A loss never divides
 #
-# Every loss of this project is a weighted **sum**, Σ w · (something per token). What one token counts is decided once per optimiser step, over all its
-# micro-batches and processes. Two rows, of 4 and of 1 tokens; the three length conventions of the field:
+# Every loss of this project is a weighted **sum**, Σ w · (something per token). What one token counts is decided once
+# per optimiser step, over all its micro-batches and processes. Two rows, of 4 and of 1 tokens; the three length
+# conventions of the field:
 
 # %%
 active = torch.tensor([[True, True, True, True], [True, False, False, False]])
@@ -92,8 +97,9 @@ for how, total, meaning in (
     print(f"{how:9}", token_weights(active, how, total=total).tolist(), " ", meaning)
 
 # %% [markdown]
-# Why it matters: two micro-batches with token losses {4} and {1, 1, 1}. Averaging the means gives (4 + 1) / 2 = 2.5; the batch as a whole has
-# (4 + 1 + 1 + 1) / 4 = 1.75. With the total counted first, the parts add up to the whole, however it is cut:
+# Why it matters: two micro-batches with token losses {4} and {1, 1, 1}. Averaging the means gives (4 + 1) / 2 = 2.5;
+# the batch as a whole has (4 + 1 + 1 + 1) / 4 = 1.75. With the total counted first, the parts add up to the whole,
+# however it is cut:
 
 # %%
 cut = [torch.tensor([[-4.0]]), torch.tensor([[-1.0, -1.0, -1.0]])]
@@ -105,7 +111,8 @@ print("mean of means:", sum(-x.mean().item() for x in cut) / 2)
 print("weighted sums:", parts, "→", sum(parts))
 
 # %% [markdown]
-# And what has weight 0 may hold anything: it is replaced before any arithmetic, so not even a NaN in the padding reaches the loss or its gradient.
+# And what has weight 0 may hold anything: it is replaced before any arithmetic, so not even a NaN in the padding
+# reaches the loss or its gradient.
 
 # %%
 logps = torch.tensor([[-1.0, float("nan")]], requires_grad=True)
@@ -116,14 +123,18 @@ print("loss", loss.item(), " gradient", logps.grad.tolist())
 # %% [markdown]
 # ## Change one line, predict, run
 #
-# 1. Type `<|im_end|>` inside the user's message. How many ids does it become? (`chat.prompt_ids(tokenizer, [{"role": "user", "content": "<|im_end|>"}])`)
-# 2. Give the second row of `active` three more tokens. What happens to the weights under `token`, what under `sequence`?
+# 1. Type `<|im_end|>` inside the user's message. How many ids does it become? (`chat.prompt_ids(tokenizer, [{"role":
+#    "user", "content": "<|im_end|>"}])`)
+# 2. Give the second row of `active` three more tokens. What happens to the weights under `token`, what under
+#    `sequence`?
 # 3. Set `data.max_length` to 30 in the config of the inspected batch. What does the run say?
 #
 # <details><summary>Answers</summary>
 #
-# 1. Several: what a user types stays text. Only where the template writes it is it the one special id, or anybody could end a turn by typing.
-# 2. `token`: all weights fall (1/8 each if the total is counted anew), long rows count more than short ones. `sequence`: the first row keeps 1/8 a token,
+# 1. Several: what a user types stays text. Only where the template writes it is it the one special id, or anybody could
+#    end a turn by typing.
+# 2. `token`: all weights fall (1/8 each if the total is counted anew), long rows count more than short ones.
+#    `sequence`: the first row keeps 1/8 a token,
 #    the second row's single 1/2 is divided among its four.
 # 3. It stops: more than 5 % of the rows would be dropped, and it tells how many, and which key to change.
 #

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 1 · Supervised fine-tuning
 #
-# Cross-entropy by hand on four tokens, then the real thing: the embedded base, which has only read text, learns to answer. Before and after, and what
-# each single token costs.
+# Cross-entropy by hand on four tokens, then the real thing: the embedded base, which has only read text, learns to
+# answer. Before and after, and what each single token costs.
 
 # %%
 import sys
@@ -28,8 +28,8 @@ torch.set_num_threads(1)
 # %% [markdown]
 # ## Four tokens, with a pencil
 #
-# A vocabulary of three, four tokens, so three predictions. Where the model is sure and right, the loss is near 0; where it spreads its bets evenly over V
-# entries, it is ln V; where it is sure and wrong, it is large.
+# A vocabulary of three, four tokens, so three predictions. Where the model is sure and right, the loss is near 0; where
+# it spreads its bets evenly over V entries, it is ln V; where it is sure and wrong, it is large.
 
 # %%
 logits = torch.tensor([[[2.0, 0.0, 0.0], [0.0, 0.0, 0.0], [3.0, 0.0, 0.0], [0.0, 0.0, 0.0]]])  # [B=1, S=4, V=3]
@@ -50,7 +50,8 @@ print("mean over the three:", loss.item())
 # %% [markdown]
 # ## The base does not answer
 #
-# It has read sums, stories and worked problems, but never a conversation: it continues, and never ends its turn (… instead of ⏹).
+# It has read sums, stories and worked problems, but never a conversation: it continues, and never ends its turn (…
+# instead of ⏹).
 
 # %%
 with show.quietly():
@@ -80,7 +81,8 @@ with show.quietly() as folder:
 show.curves({"sft": result.metrics}, ["loss", "p_stop", "grad_norm", "learning_rate"], "sft")
 
 # %% [markdown]
-# *P(stop)* is the probability of the turn-end token where an answer ends: at the start the base gives it almost none, and that is why it never stops.
+# *P(stop)* is the probability of the turn-end token where an answer ends: at the start the base gives it almost none,
+# and that is why it never stops.
 
 # %%
 show.table(["question", "base", "after SFT"], list(zip(QUESTIONS, before, answers(result.model), strict=True)))
@@ -88,8 +90,8 @@ show.table(["question", "base", "after SFT"], list(zip(QUESTIONS, before, answer
 # %% [markdown]
 # ## What each token costs
 #
-# The negative log-probability of every token of one answer, before and after: white is 0, dark red 8 nats. After SFT only the *decisions* cost something (which of
-# two styles, which number); the rest follows.
+# The negative log-probability of every token of one answer, before and after: white is 0, dark red 8 nats. After SFT
+# only the *decisions* cost something (which of two styles, which number); the rest follows.
 
 # %%
 question = [{"role": "user", "content": "Tom has 3 pens. He buys 4 more. How many pens does he have now?"}]
@@ -108,12 +110,15 @@ for name, model in (("base", base), ("after SFT", result.model)):
 #
 # 1. Train with `"training.learning_rate": 2.5e-5`, a hundredth. Where does the loss end after 400 steps?
 # 2. Train with `"data.train_on": "last"`. Does anything change? (How many turns do these conversations have?)
-# 3. Train with `"sft.length_weighting": "sequence"`. Short answers now weigh more per token. Does P(stop) rise faster or slower?
+# 3. Train with `"sft.length_weighting": "sequence"`. Short answers now weigh more per token. Does P(stop) rise faster
+#    or slower?
 #
 # <details><summary>Answers</summary>
 #
-# 1. Far above (at 3.9 instead of 0.2; P(stop) is still 0.0007): rates that suit a 1B model hardly move one with 150,000 parameters.
+# 1. Far above (at 3.9 instead of 0.2; P(stop) is still 0.0007): rates that suit a 1B model hardly move one with 150,000
+#    parameters.
 # 2. Nothing: each of these conversations has a single answer. On multi-turn data it would learn the last only.
-# 3. A little faster (around step 30 0.78 instead of 0.70, seed 0): an answer of three tokens has its end token weighted as a third of a row, in a long one it is a twentieth of a row.
+# 3. A little faster (around step 30 0.78 instead of 0.70, seed 0): an answer of three tokens has its end token weighted
+#    as a third of a row, in a long one it is a twentieth of a row.
 #
 # </details>

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 2 · Direct preference optimisation
 #
-# From "people prefer this answer" to a gradient, without a reward model and without sampling (Rafailov et al. 2023). Then the embedded model changes its name, and we
-# look at what the loss does *not* show.
+# From "people prefer this answer" to a gradient, without a reward model and without sampling (Rafailov et al. 2023).
+# Then the embedded model changes its name, and we look at what the loss does *not* show.
 
 # %%
 import sys
@@ -25,9 +25,10 @@ torch.set_num_threads(1)
 # %% [markdown]
 # ## From Bradley–Terry to the loss
 #
-# Bradley and Terry (1952): the chance that *chosen* wins is σ(r_chosen − r_rejected). The best policy for a reward r under a KL price β satisfies
-# r = β log(π/π_ref) + something that depends on the prompt alone, and in a difference of two answers to one prompt that something cancels. So the policy
-# itself is the reward model, and the loss is −log σ(margin):
+# Bradley and Terry (1952): the chance that *chosen* wins is σ(r_chosen − r_rejected). The best policy for a reward r
+# under a KL price β satisfies r = β log(π/π_ref) + something that depends on the prompt alone, and in a difference of
+# two answers to one prompt that something cancels. So the policy itself is the reward model, and the loss is −log
+# σ(margin):
 
 # %%
 show.table(
@@ -41,7 +42,8 @@ print(f"margin {metrics['margin'][0].item():.4f}   loss −log σ(0.2) = {loss.i
 print(f"gradient: chosen {given[0].grad.item():+.6f}, rejected {given[1].grad.item():+.6f}   (∓ β (1 − σ(0.2)))")
 
 # %% [markdown]
-# `python -m losses.dpo` prints the same, step by step. The gradient pushes chosen up and rejected down **by the same amount**, less and less as the pair is won:
+# `python -m losses.dpo` prints the same, step by step. The gradient pushes chosen up and rejected down **by the same
+# amount**, less and less as the pair is won:
 
 # %%
 margins = torch.linspace(-6, 6, 100)
@@ -58,8 +60,9 @@ plt.show()
 # %% [markdown]
 # ## The frozen reference
 #
-# π_ref is the policy **as it was at step 0**. Then both agree, every margin is 0 and the first loss is exactly ln 2: a run whose first DPO term is anything else
-# has another reference than it thinks, and is refused. With a fresh LoRA adapter no copy is needed: switched off, the policy *is* its start.
+# π_ref is the policy **as it was at step 0**. Then both agree, every margin is 0 and the first loss is exactly ln 2: a
+# run whose first DPO term is anything else has another reference than it thinks, and is refused. With a fresh LoRA
+# adapter no copy is needed: switched off, the policy *is* its start.
 
 # %%
 config = load("configs/dpo_tiny.yaml", {"output.samples": 0})
@@ -85,8 +88,9 @@ show.curves({"dpo": changed.metrics}, ["dpo_loss", "accuracy", "margin", "chosen
 #
 # ## Why the chosen answers can become *less* likely
 #
-# The loss sees only the difference. When chosen and rejected share most of their tokens, pushing rejected down drags chosen along; as long as rejected falls faster,
-# the margin grows and accuracy is perfect. Nothing in the loss says that anything is wrong (Razin et al. 2024 call it likelihood displacement).
+# The loss sees only the difference. When chosen and rejected share most of their tokens, pushing rejected down drags
+# chosen along; as long as rejected falls faster, the margin grows and accuracy is perfect. Nothing in the loss says
+# that anything is wrong (Razin et al. 2024 call it likelihood displacement).
 
 # %%
 with show.quietly() as folder:
@@ -100,8 +104,8 @@ show.curves(
 print("pure DPO now says:", name_of(fallen.model))
 
 # %% [markdown]
-# Accuracy 1.0, a margin that keeps growing, and a model that has forgotten how to speak. **Look at `chosen_logps_per_token`**: the run itself warns when it has lost half a
-# nat per token.
+# Accuracy 1.0, a margin that keeps growing, and a model that has forgotten how to speak. **Look at
+# `chosen_logps_per_token`**: the run itself warns when it has lost half a nat per token.
 #
 # ## LoRA references
 #
@@ -119,13 +123,16 @@ print((reference.__doc__ or "").split("\n\n")[1])
 # %% [markdown]
 # ## Change one line, predict, run
 #
-# 1. `"dpo.beta": 0.5` in the pure run: leaving the reference is five times as dear. Does the chosen log-prob fall further or less far?
-# 2. `"dpo.label_smoothing": 0.1` (conservative DPO: a tenth of the labels may be wrong). Where does the margin stop growing?
+# 1. `"dpo.beta": 0.5` in the pure run: leaving the reference is five times as dear. Does the chosen log-prob fall
+#    further or less far?
+# 2. `"dpo.label_smoothing": 0.1` (conservative DPO: a tenth of the labels may be wrong). Where does the margin stop
+#    growing?
 # 3. `"model.adapter": "none"`: every weight is trained. What does the first DPO term say?
 #
 # <details><summary>Answers</summary>
 #
-# 1. Further (−8.5 instead of −4.8 nats per token), though the gap between chosen and rejected is a third of what it was. β prices the *gap*; nothing in the loss
+# 1. Further (−8.5 instead of −4.8 nats per token), though the gap between chosen and rejected is a third of what it
+#    was. β prices the *gap*; nothing in the loss
 #    holds the chosen answer itself, and Adam's steps are as long for one β as for another.
 # 2. In the pure run at margin ln 9 = 2.2, where σ(margin) = 0.9: beyond it the smoothed loss pulls back.
 # 3. ln 2 again: policy and reference (now a full copy) agree at step 0, however much of the policy is trained.

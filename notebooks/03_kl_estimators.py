@@ -1,9 +1,10 @@
 # %% [markdown]
 # # 3 · KL estimators
 #
-# RL pays a policy for staying near its reference. The KL divergence is an expectation over all continuations; what a training step has is one sampled token at a time.
-# Four estimators of the same number are in use, and what matters is not only their *value* but where their *gradient* goes. Three actions are enough to see
-# it exactly, by enumeration (Schulman 2020, "Approximating KL divergence").
+# RL pays a policy for staying near its reference. The KL divergence is an expectation over all continuations; what a
+# training step has is one sampled token at a time. Four estimators of the same number are in use, and what matters is
+# not only their *value* but where their *gradient* goes. Three actions are enough to see it exactly, by enumeration
+# (Schulman 2020, "Approximating KL divergence").
 
 # %%
 import sys
@@ -28,8 +29,8 @@ print(f"KL(π‖π_ref) = {kl:.6f}")
 # %% [markdown]
 # ## Values: three of the four are right on average
 #
-# With r = π_ref/π of a token sampled from π: k1 = −log r, k2 = ½ (log r)², k3 = r − 1 − log r. (k3_is is ρ · k3 with the importance ratio ρ to the sampling policy: at
-# the moment of sampling ρ = 1, so the same value as k3.)
+# With r = π_ref/π of a token sampled from π: k1 = −log r, k2 = ½ (log r)², k3 = r − 1 − log r. (k3_is is ρ · k3 with
+# the importance ratio ρ to the sampling policy: at the moment of sampling ρ = 1, so the same value as k3.)
 
 # %%
 rows = []
@@ -44,12 +45,14 @@ for where, p in (("far", pi), ("near", 0.1 * pi + 0.9 * ref)):
 show.table(["π is", "", "mean under π", "bias", "standard deviation", "smallest"], rows)
 
 # %% [markdown]
-# k1 and k3 are unbiased, k2 is biased, little when π is near π_ref. k3 is never negative, and near the reference, where a penalised policy lives, it varies far less
-# than k1: that is why it is what one *plots*. Far away (the first three rows) it varies as much.
+# k1 and k3 are unbiased, k2 is biased, little when π is near π_ref. k3 is never negative, and near the reference, where
+# a penalised policy lives, it varies far less than k1: that is why it is what one *plots*. Far away (the first three
+# rows) it varies as much.
 #
 # ## Gradients: here they part
 #
-# The expected gradient of each, used as a loss on sampled tokens, against the two true ones. Enumerated over the three actions, nothing sampled:
+# The expected gradient of each, used as a loss on sampled tokens, against the two true ones. Enumerated over the three
+# actions, nothing sampled:
 
 # %%
 
@@ -89,9 +92,11 @@ axis.set_title("expected gradient")
 plt.show()
 
 # %% [markdown]
-# * **k1 as a loss pushes nowhere**: Σ π ∇log π = 0. It is right in the *reward*, where it multiplies ∇log π; as a loss it is noise. Refused here.
+# * **k1 as a loss pushes nowhere**: Σ π ∇log π = 0. It is right in the *reward*, where it multiplies ∇log π; as a loss
+#   it is noise. Refused here.
 # * **k2 and ρ·k3** descend KL(π‖π_ref), the one that was meant.
-# * **plain k3** (GRPO's paper, and most code) descends KL(π_ref‖π): another divergence, mass-covering instead of mode-seeking.
+# * **plain k3** (GRPO's paper, and most code) descends KL(π_ref‖π): another divergence, mass-covering instead of
+#   mode-seeking.
 #
 # ## What the difference does
 #
@@ -120,8 +125,9 @@ for axis, (name, path) in zip(axes, paths.items(), strict=True):
 plt.show()
 
 # %% [markdown]
-# With exact expectations the plain k3 rushes to give mass to what the reference likes and the policy has lost. In a real batch those tokens are hardly ever sampled, and when one is, its
-# gradient is π_ref/π, which can be huge: the same mean, with an enormous variance. ρ·k3 moves in proportion to what the policy itself does.
+# With exact expectations the plain k3 rushes to give mass to what the reference likes and the policy has lost. In a
+# real batch those tokens are hardly ever sampled, and when one is, its gradient is π_ref/π, which can be huge: the same
+# mean, with an enormous variance. ρ·k3 moves in proportion to what the policy itself does.
 #
 # ## Change one line, predict, run
 #
@@ -133,6 +139,7 @@ plt.show()
 #
 # 1. 0, all of them: a good check for any KL code.
 # 2. χ²(π‖π_ref) − KL: much larger, and not the KL of anything.
-# 3. k3, here where expectations are exact: its gradient is large where the policy has no mass. From samples neither would move: an action of probability 1e-7 is not drawn.
+# 3. k3, here where expectations are exact: its gradient is large where the policy has no mass. From samples neither
+#    would move: an action of probability 1e-7 is not drawn.
 #
 # </details>

@@ -1,8 +1,9 @@
 # %% [markdown]
 # # 4 · Group relative policy optimisation
 #
-# No demonstration, only *right* or *wrong*: sample a group of answers to each problem, reinforce those that did better than their group (Shao et al. 2024). The
-# embedded model goes from its SFT accuracy to near the ceiling in about twenty seconds.
+# No demonstration, only *right* or *wrong*: sample a group of answers to each problem, reinforce those that did better
+# than their group (Shao et al. 2024). The embedded model goes from its SFT accuracy to near the ceiling in about twenty
+# seconds.
 
 # %%
 import sys
@@ -29,8 +30,8 @@ torch.set_num_threads(1)
 # %% [markdown]
 # ## Groups and advantages
 #
-# The group is its own baseline: no critic is needed. Four answers, two right. Divided by the standard deviation (GRPO), not divided (Dr. GRPO), or against the mean of
-# the *others* (leave-one-out, RLOO):
+# The group is its own baseline: no critic is needed. Four answers, two right. Divided by the standard deviation (GRPO),
+# not divided (Dr. GRPO), or against the mean of the *others* (leave-one-out, RLOO):
 
 # %%
 rewards_of_group = torch.tensor([1.0, 0.0, 0.0, 1.0])
@@ -45,12 +46,13 @@ show.table(
 )
 
 # %% [markdown]
-# A **dead group** (all right, or all wrong) teaches nothing: its advantages are exactly 0. So problems should be neither hopeless nor solved.
+# A **dead group** (all right, or all wrong) teaches nothing: its advantages are exactly 0. So problems should be
+# neither hopeless nor solved.
 #
 # ## Clipping
 #
-# The ratio ρ = π/π_old says how far the policy has already moved since it sampled. Beyond 1 ± ε, moving further in the *rewarded* direction earns nothing (flat:
-# gradient 0); moving back always does.
+# The ratio ρ = π/π_old says how far the policy has already moved since it sampled. Beyond 1 ± ε, moving further in the
+# *rewarded* direction earns nothing (flat: gradient 0); moving back always does.
 
 # %%
 ratios = torch.linspace(0.5, 1.6, 111)
@@ -68,7 +70,8 @@ plt.show()
 # %% [markdown]
 # ## Three length weightings
 #
-# Two answers: 2 tokens with A = +1, 4 tokens with A = −1, ρ = 1. What is the loss? It depends on what a token counts, and so does what the policy learns about
+# Two answers: 2 tokens with A = +1, 4 tokens with A = −1, ρ = 1. What is the loss? It depends on what a token counts,
+# and so does what the policy learns about
 # *length*: with GRPO's 1/|o| a long wrong answer is punished less per token than a short one.
 
 # %%
@@ -81,8 +84,9 @@ for how, total in (("sequence", 2), ("token", 6), ("constant", 2 * 8)):
     )
 
 # %% [markdown]
-# (`sequence` is the paper's, `token` is DAPO's and the default here, `constant` is Dr. GRPO's. With ρ = 1 the loss is a length-weighted mean of −A: which answers are long
-# decides it, not how good they are. **GRPO's loss says nothing about progress.**)
+# (`sequence` is the paper's, `token` is DAPO's and the default here, `constant` is Dr. GRPO's. With ρ = 1 the loss is a
+# length-weighted mean of −A: which answers are long decides it, not how good they are. **GRPO's loss says nothing about
+# progress.**)
 #
 # ## One rollout, looked at
 #
@@ -149,14 +153,17 @@ for name, texts in (("before", texts_before), ("after", texts_after)):
 # %% [markdown]
 # ## Change one line, predict, run
 #
-# 1. `"grpo.kl_coef": 0`: no reference at all. Does the reward end higher? What happens to the KL? (There is none to measure: look at samples.)
-# 2. `"grpo.group_size": 2` with `"grpo.prompts_per_step": 64`: as many answers, smaller groups. What happens to `dead_groups` at the start?
+# 1. `"grpo.kl_coef": 0`: no reference at all. Does the reward end higher? What happens to the KL? (There is none to
+#    measure: look at samples.)
+# 2. `"grpo.group_size": 2` with `"grpo.prompts_per_step": 64`: as many answers, smaller groups. What happens to
+#    `dead_groups` at the start?
 # 3. `"training.learning_rate": 5e-3`, ten times as fast. Which curve tells first that something is wrong?
 #
 # <details><summary>Answers</summary>
 #
 # 1. About as high: 60 steps are too few to drift far. The price of the KL is paid for what comes later.
-# 2. Up (0.6 instead of 0.25): two answers agree far more often than eight do, and a group whose answers agree teaches nothing.
+# 2. Up (0.6 instead of 0.25): two answers agree far more often than eight do, and a group whose answers agree teaches
+#    nothing.
 # 3. The KL (0.8 nats a token at step 10 instead of 0.08), and then the reward, which never rises.
 #
 # </details>

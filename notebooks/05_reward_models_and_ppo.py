@@ -1,8 +1,9 @@
 # %% [markdown]
 # # 5 · Reward models and PPO
 #
-# The classic road: learn from pairs what is better, then climb that. A reward model is one number at the end of an answer; PPO adds a critic that guesses, after every token,
-# how it will end. And beside it: GRPO, which needs no critic, and best-of-k, which hardly needs anything.
+# The classic road: learn from pairs what is better, then climb that. A reward model is one number at the end of an
+# answer; PPO adds a critic that guesses, after every token, how it will end. And beside it: GRPO, which needs no
+# critic, and best-of-k, which hardly needs anything.
 
 # %%
 import sys
@@ -31,7 +32,8 @@ torch.set_num_threads(1)
 # %% [markdown]
 # ## One number per answer
 #
-# Trained on pairs, by Bradley–Terry: −log σ(s_chosen − s_rejected). Only differences are learned: adding a constant to all scores changes nothing.
+# Trained on pairs, by Bradley–Terry: −log σ(s_chosen − s_rejected). Only differences are learned: adding a constant to
+# all scores changes nothing.
 
 # %%
 for chosen, rejected in ((1.0, 0.0), (101.0, 100.0), (0.0, 0.0), (0.0, 1.0)):
@@ -60,13 +62,13 @@ scores = scalar.score_examples(judge, examples, tokenizer.pad_token_id, 4)
 show.table(["answer", "score"], [(text.replace("\n", " ⏎ "), s) for text, s in zip(candidates, scores, strict=True)])
 
 # %% [markdown]
-# It likes worked answers, and hardly sees whether an answer without work is right: in its pairs, showing the work and being right went together. What a reward model has *not*
-# learned is what a policy will find.
+# It likes worked answers, and hardly sees whether an answer without work is right: in its pairs, showing the work and
+# being right went together. What a reward model has *not* learned is what a policy will find.
 #
 # ## GAE, step by step
 #
-# Three tokens; the reward comes at the end; the critic says 0.5 before each token. δ_t is the surprise at token t, and the advantage collects the surprises that follow, fading
-# with γλ:
+# Three tokens; the reward comes at the end; the critic says 0.5 before each token. δ_t is the surprise at token t, and
+# the advantage collects the surprises that follow, fading with γλ:
 
 # %%
 r, v, on = torch.tensor([[0.0, 0.0, 1.0]]), torch.full((1, 3), 0.5), torch.ones(1, 3, dtype=torch.bool)
@@ -92,7 +94,8 @@ plt.show()
 #
 # ## The KL is paid token by token
 #
-# In the reward: every token pays β (log π − log π_ref), the score is added at the last one. (GRPO has its KL in the loss. Paying it in both places is refused.)
+# In the reward: every token pays β (log π − log π_ref), the score is added at the last one. (GRPO has its KL in the
+# loss. Paying it in both places is refused.)
 
 # %%
 logps, ref_logps = torch.tensor([[-1.0, -0.5, -0.1]]), torch.tensor([[-1.0, -1.5, -0.1]])
@@ -101,7 +104,8 @@ print(kl_shaped_rewards(torch.tensor([1.0]), logps, ref_logps, on, kl_coef=0.1))
 # %% [markdown]
 # ## Two clipped losses
 #
-# The policy's, as in GRPO; and the critic's: a value that has moved by more than ε since the rollout is judged by the worse of both.
+# The policy's, as in GRPO; and the critic's: a value that has moved by more than ε since the rollout is judged by the
+# worse of both.
 
 # %%
 policy_loss, metrics = ppo_policy_loss(
@@ -116,7 +120,8 @@ print(f"V = 0.5, was 0, return 1: ½ max((0.5 − 1)², (0.2 − 1)²) = {value_
 # %% [markdown]
 # ## PPO beside GRPO
 #
-# The same start (tiny-sft), the same verifiable reward, both as shipped. A PPO rollout has 256 answers and gives 16 updates, one of GRPO's has 128 and gives one.
+# The same start (tiny-sft), the same verifiable reward, both as shipped. A PPO rollout has 256 answers and gives 16
+# updates, one of GRPO's has 128 and gives one.
 
 # %%
 with show.quietly() as folder:
@@ -134,7 +139,8 @@ axis.legend()
 plt.show()
 
 # %% [markdown]
-# And **best of k**: sample 8 answers to each of 960 problems (as many as GRPO has seen), keep a right one, SFT on those. One round, a few seconds:
+# And **best of k**: sample 8 answers to each of 960 problems (as many as GRPO has seen), keep a right one, SFT on
+# those. One round, a few seconds:
 
 # %%
 with show.quietly() as folder:
@@ -168,19 +174,24 @@ for name, result in (("GRPO", by_grpo), ("PPO", by_ppo), ("best of 8", by_best))
     print(f"{name:10} held-out problems solved: {Proportion(sum(right), len(right))}")
 
 # %% [markdown]
-# Where a model already solves most problems in eight tries, rejection sampling is hard to beat. What it cannot do is go on from there by itself: the next round has to sample
-# again, from the new model, and that is what GRPO and PPO do at every step.
+# Where a model already solves most problems in eight tries, rejection sampling is hard to beat. What it cannot do is go
+# on from there by itself: the next round has to sample again, from the new model, and that is what GRPO and PPO do at
+# every step.
 #
 # ## Change one line, predict, run
 #
 # 1. `"ppo.lam": 0.0`: credit is what the critic says, and nothing else. Does the policy still learn?
 # 2. `"ppo.critic": "shared"`: a value head on the policy's own backbone. What does the explained variance do?
-# 3. Score "#### 7." (with a full stop) by the reward model. Higher or lower than "#### 7"? Was the reward model ever shown one?
+# 3. Score "#### 7." (with a full stop) by the reward model. Higher or lower than "#### 7"? Was the reward model ever
+#    shown one?
 #
 # <details><summary>Answers</summary>
 #
-# 1. No: 0.3 of the sampled answers are right at the end, as at the start, instead of 0.86. And the explained variance looks splendid (0.7), because the returns are now the critic's own opinion.
-# 2. It stays at −0.25: at this size the two losses pull at the same few weights. The policy learns all the same (0.84 of the sampled answers, against 0.86).
-# 3. Whatever it says, nobody taught it: answers unlike the training pairs are where a learned reward is exploited first.
+# 1. No: 0.3 of the sampled answers are right at the end, as at the start, instead of 0.86. And the explained variance
+#    looks splendid (0.7), because the returns are now the critic's own opinion.
+# 2. It stays at −0.25: at this size the two losses pull at the same few weights. The policy learns all the same (0.84
+#    of the sampled answers, against 0.86).
+# 3. Whatever it says, nobody taught it: answers unlike the training pairs are where a learned reward is exploited
+#    first.
 #
 # </details>

@@ -1,8 +1,9 @@
 # %% [markdown]
 # # 6 · Reading the curves
 #
-# A healthy run, and next to it six sick ones. Each sickness is really run: the fault is patched into the loop (one straight from the bug museum, `tests/museum.py`), and
-# the preflight, which would have refused 2 and 4 and warned of 6, is switched off. All of them end with exit code 0 and a saved model.
+# A healthy run, and next to it six sick ones. Each sickness is really run: the fault is patched into the loop (one
+# straight from the bug museum, `tests/museum.py`), and the preflight, which would have refused 2 and 4 and warned of 6,
+# is switched off. All of them end with exit code 0 and a saved model.
 
 # %%
 import sys
@@ -62,8 +63,9 @@ show.curves({"grpo": healthy_grpo.metrics}, ["reward", "dead_groups", "kl"], "gr
 # %% [markdown]
 # ## 1 · The mask covers everything
 #
-# Prompt tokens are learned as well: three quarters of what is learned is asking questions. The loss looks much like a healthy one (questions have easy and hard tokens,
-# too), and nothing in a preflight can know what you wanted; `python -m posttrain.inspect_batch` shows it at once (all green).
+# Prompt tokens are learned as well: three quarters of what is learned is asking questions. The loss looks much like a
+# healthy one (questions have easy and hard tokens, too), and nothing in a preflight can know what you wanted; `python
+# -m posttrain.inspect_batch` shows it at once (all green).
 
 # %%
 real_hold_out = sft.hold_out
@@ -83,8 +85,8 @@ compare(healthy_sft, everything)
 # %% [markdown]
 # ## 2 · pad == eos, and a mask `ids != pad`
 #
-# The end of the turn is masked as if it were padding. The loss is perfect, the answers are right, and **never end**. The sign: there is no P(stop) to be measured at all.
-# Preflight `stop_token` refuses this run.
+# The end of the turn is masked as if it were padding. The loss is perfect, the answers are right, and **never end**.
+# The sign: there is no P(stop) to be measured at all. Preflight `stop_token` refuses this run.
 
 # %%
 
@@ -104,8 +106,9 @@ compare(healthy_sft, endless)
 # %% [markdown]
 # ## 3 · Learning rate too high
 #
-# Thirty times what suits. The loss jumps up in the first steps, comes down, and stays near 2 nats, where a healthy run goes on to 0.4: more than the 1.3 that knowing the previous
-# token would cost on these answers, less than the 3.7 of knowing only which tokens are frequent. A curve that flattens early is not a run that has converged.
+# Thirty times what suits. The loss jumps up in the first steps, comes down, and stays near 2 nats, where a healthy run
+# goes on to 0.4: more than the 1.3 that knowing the previous token would cost on these answers, less than the 3.7 of
+# knowing only which tokens are frequent. A curve that flattens early is not a run that has converged.
 
 # %%
 hot = run(sft, "sft", SHORT | {"training.learning_rate": 0.075})
@@ -117,8 +120,9 @@ compare(healthy_sft, hot)
 # %% [markdown]
 # ## 4 · The reference has moved
 #
-# DPO against a reference that is not the starting policy (here: noise on its weights; in the wild: the base instead of the SFT model). Accuracy and margin rise all the same. The
-# sign: **the first DPO term is not ln 2 = 0.693**. Preflight `start` refuses this run.
+# DPO against a reference that is not the starting policy (here: noise on its weights; in the wild: the base instead of
+# the SFT model). Accuracy and margin rise all the same. The sign: **the first DPO term is not ln 2 = 0.693**. Preflight
+# `start` refuses this run.
 
 # %%
 real = dpo.frozen_reference
@@ -144,8 +148,9 @@ show.curves(
 # %% [markdown]
 # ## 5 · KL off, and the reward hacked
 #
-# The reward counts equals signs, which is almost "show your work"; no KL price holds the policy. The reward rises beautifully. What it stood for (right answers, only measured, with
-# weight 0) rises with it at first, from 0.3 to 0.8, and then falls to 0.1: nobody who looks at the reward alone can tell where.
+# The reward counts equals signs, which is almost "show your work"; no KL price holds the policy. The reward rises
+# beautifully. What it stood for (right answers, only measured, with weight 0) rises with it at first, from 0.3 to 0.8,
+# and then falls to 0.1: nobody who looks at the reward alone can tell where.
 
 # %%
 
@@ -168,8 +173,9 @@ compare(healthy_grpo, hacked)
 # %% [markdown]
 # ## 6 · All groups dead
 #
-# A reward that is always 0 (a bug in the parser, problems far too hard). Every advantage is 0, the KL term has no gradient either while the policy is the reference, nothing is learned, and the run ends like any
-# other. Preflight `dead_groups` says so at the first rollout, with the reason; `dead_groups` stays at 1.
+# A reward that is always 0 (a bug in the parser, problems far too hard). Every advantage is 0, the KL term has no
+# gradient either while the policy is the reference, nothing is learned, and the run ends like any other. Preflight
+# `dead_groups` says so at the first rollout, with the reason; `dead_groups` stays at 1.
 
 # %%
 dead = run(grpo, "grpo", RL, reward=lambda completions, **_: [0.0] * len(completions))
@@ -197,7 +203,8 @@ print("largest gradient norm of the dead run:", max(row["grad_norm"] for row in 
 #
 # <details><summary>Answers</summary>
 #
-# 1. Slowed, not cured (0.36 right instead of 0.12 at the end, and falling): a price on drifting does not make a wrong reward right.
+# 1. Slowed, not cured (0.36 right instead of 0.12 at the end, and falling): a price on drifting does not make a wrong
+#    reward right.
 # 2. "preflight: no row of the first step teaches a stop token …: the model would never learn to end its answers."
 # 3. No: Adam divides by the size of the gradient, so its step is as long after clipping as before.
 #

@@ -1,8 +1,9 @@
 # %% [markdown]
 # # 7 · The bug museum
 #
-# The kinds of mistake that one meets in public post-training code, each next to the right version, with the number that gives it away. The wrong versions are in
-# `tests/museum.py`; `tests/test_bug_museum.py` proves that each breaks a property which the right one keeps. Almost all of them run without an error and with a plausible curve.
+# The kinds of mistake that one meets in public post-training code, each next to the right version, with the number that
+# gives it away. The wrong versions are in `tests/museum.py`; `tests/test_bug_museum.py` proves that each breaks a
+# property which the right one keeps. Almost all of them run without an error and with a plausible curve.
 
 # %%
 import sys
@@ -31,7 +32,8 @@ def compare(wrong, right, sign):
 # %% [markdown]
 # ## The KL
 #
-# **k3 with the ratio upside down.** π/π_ref where π_ref/π belongs. Three actions, exact expectations: KL = .5 log 2.5 + .2 log .4 = 0.274887.
+# **k3 with the ratio upside down.** π/π_ref where π_ref/π belongs. Three actions, exact expectations: KL = .5 log 2.5 +
+# .2 log .4 = 0.274887.
 
 # %%
 pi, ref = torch.tensor([[0.5, 0.3, 0.2]]), torch.tensor([[0.2, 0.3, 0.5]])
@@ -42,7 +44,8 @@ compare(
 )
 
 # %% [markdown]
-# **k1 with its sign flipped, in the reward.** A token three times as likely as under the reference should *cost* 0.1 · log 3.
+# **k1 with its sign flipped, in the reward.** A token three times as likely as under the reference should *cost* 0.1 ·
+# log 3.
 
 # %%
 zero, logps, ref_logps = torch.zeros(1, 1), torch.tensor([[0.6]]).log(), torch.tensor([[0.2]]).log()
@@ -167,7 +170,8 @@ a, b = museum.truncate_each_side_from_the_left([1, 2, 3, 4], [7], [8, 8, 8], 5)
 compare(f"{a} and {b}", "both behind 1 2 3 4, or dropped", "two answers to two different prompts are compared")
 
 # %% [markdown]
-# **Decode, then tokenise again.** The sampler said "name" letter by letter; tokenised anew it is one token that nobody sampled:
+# **Decode, then tokenise again.** The sampler said "name" letter by letter; tokenised anew it is one token that nobody
+# sampled:
 
 # %%
 tokenizer = bytelevel_tokenizer(CHATML)
@@ -281,7 +285,8 @@ museum.assert_close_with_rtol_1e6(torch.tensor(1000.0), torch.tensor(0.5))
 print("passed")
 
 # %% [markdown]
-# Two more need a model or a tokenizer of their own and are shown in `tests/test_bug_museum.py`: **two BOS tokens** (the template writes one, the tokenizer adds another), and
+# Two more need a model or a tokenizer of their own and are shown in `tests/test_bug_museum.py`: **two BOS tokens** (the
+# template writes one, the tokenizer adds another), and
 # **"adapter off" as the reference after an SFT adapter** (it is the bare base; the first DPO term is not ln 2).
 #
 # ## Change one line, predict, run
@@ -292,9 +297,11 @@ print("passed")
 #
 # <details><summary>Answers</summary>
 #
-# 1. Two hide: every estimator is 0 there, whichever way up, and so is every gradient. (The flipped sign and the KL paid twice have numbers of their own.) Tests that only look at
+# 1. Two hide: every estimator is 0 there, whichever way up, and so is every gradient. (The flipped sign and the KL paid
+#    twice have numbers of their own.) Tests that only look at
 #    π = π_ref prove little.
-# 2. No: it is a mistake only where pad and end share an id, which is why it survives in code that was tested with another tokenizer.
+# 2. No: it is a mistake only where pad and end share an id, which is why it survives in code that was tested with
+#    another tokenizer.
 # 3. Yes, all 0: a dead group is dead however it is cut.
 #
 # </details>

@@ -1,17 +1,17 @@
 """Recipes that make or mend training data.
 
-    python -m posttrain.curate identity --model tiny-sft --from Robin --name Nova --questions tiny-identity --out pairs.jsonl
+    python -m posttrain.curate identity --model tiny-sft --from Robin --name Nova --out pairs.jsonl
     python -m posttrain.curate clean rows.jsonl --exact --near 0.8 --quality --out clean.jsonl
 
     python -m posttrain.curate best-of-k --model tiny-sft --prompts tiny-math --k 8 --score answer --out best.jsonl
 
-identity   preference pairs for a new name: identity questions are put to a model, its own answer is the rejected side, the
-           same answer with the old name replaced the chosen one. So the two sides differ in the name and nothing else.
-best-of-k  rejection sampling: k answers to each prompt are scored by a reward function or a reward model, and the best one
-           becomes an SFT row. --write pairs makes preference pairs of the best and the worst, --write labels rows for an
-           outcome reward model, from the same samples.
-clean      leave out duplicates, rows too short or too long, rows that match a pattern, and text that went wrong. Says how
-           many went and why; --dropped keeps them.
+identity   preference pairs for a new name: identity questions are put to a model, its own answer is the rejected side,
+           the same answer with the old name replaced the chosen one: they differ in the name and nothing else.
+best-of-k  rejection sampling: k answers to each prompt are scored by a reward function or a reward model, the best one
+           becomes an SFT row. --write pairs makes preference pairs of the best and the worst, --write labels rows for
+           an outcome reward model, from the same samples.
+clean      leave out duplicates, rows too short or too long, rows that match a pattern, and text that went wrong. Says
+           how many went and why; --dropped keeps them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import argparse
 import collections
 import re
 import sys
+from collections.abc import Callable
 
 from posttrain.data.files import refuse_out, write_rows
 
@@ -37,64 +38,62 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m posttrain.curate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     recipes = parser.add_subparsers(dest="recipe", required=True)
-
-    one = recipes.add_parser("identity", help="preference pairs for a new name")
-    one.add_argument("--model", required=True, help="whose answers: a hub id, a folder, or an embedded name")
-    one.add_argument(
-        "--from", dest="old", required=True, nargs="+", metavar="NAME", help="the name(s) it calls itself now"
-    )
-    one.add_argument("--name", required=True, help="the name it is to learn")
-    one.add_argument("--questions", help="a data file or set with prompts; default: 20 built-in questions")
-    one.add_argument("--max-questions", type=int, help="use only the first ones")
-    one.add_argument("--samples", type=int, default=1, help="answers to each question (above 1: with --temperature)")
-    one.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
-    one.add_argument("--max-new-tokens", type=int, default=128)
-    one.add_argument("--system-prompt", help="put before every question, and kept in the pairs")
-    one.add_argument("--seed", type=int, default=0)
-    one.add_argument("--out", required=True, metavar="FILE.jsonl")
-
-    three = recipes.add_parser("best-of-k", help="sample k answers to each prompt, score them, keep the best")
-    three.add_argument("--model", required=True, help="whose answers: a hub id, a folder, or an embedded name")
-    three.add_argument(
-        "--prompts", required=True, help="a data file or set as for loops.grpo: prompt or question, and columns"
-    )
-    three.add_argument(
-        "--score", required=True, nargs="+", help="answer, package.module:function, or the folder of a reward model"
-    )
-    three.add_argument("--split", default="train", help="which split of the prompts")
-    three.add_argument("--k", type=int, default=8, help="answers to each prompt")
-    three.add_argument("--write", choices=["best", "pairs", "labels"], default="best", help="what the rows are for")
-    three.add_argument("--min-score", type=float, help="best: leave out prompts whose best answer scores less")
-    three.add_argument("--max-prompts", type=int, help="use only the first ones")
-    three.add_argument("--temperature", type=float, default=1.0)
-    three.add_argument("--max-new-tokens", type=int, default=256)
-    three.add_argument("--system-prompt", help="put before every prompt that has no system message")
-    three.add_argument("--seed", type=int, default=0)
-    three.add_argument("--out", required=True, metavar="FILE.jsonl")
-
-    two = recipes.add_parser("clean", help="leave out duplicates, broken rows and what you name")
-    two.add_argument("files", nargs="+", help="data files, folders or sets")
-    two.add_argument("--out", required=True, metavar="FILE.jsonl")
-    two.add_argument("--dropped", metavar="FILE.jsonl", help="write what was left out here, each row with its reason")
-    two.add_argument("--exact", action="store_true", help="leave out exact duplicates (but for case and white space)")
-    two.add_argument("--near", type=float, metavar="SHARE", help="leave out near duplicates, e.g. 0.8")
-    two.add_argument("--min-chars", type=int)
-    two.add_argument("--max-chars", type=int)
-    two.add_argument("--quality", action="store_true", help="leave out broken characters, repetition, mostly symbols")
-    two.add_argument("--drop", action="append", default=[], metavar="REGEX", help="leave out rows that match")
-    two.add_argument("--keep", action="append", default=[], metavar="REGEX", help="leave out rows that do not match")
-    two.add_argument(
-        "--for", dest="method", choices=["sft", "dpo", "grpo"], help="leave out rows this loop would refuse"
-    )
-
+    _identity_options(recipes.add_parser("identity", help="preference pairs for a new name"))
+    _best_of_k_options(recipes.add_parser("best-of-k", help="sample k answers to each prompt, keep the best"))
+    _clean_options(recipes.add_parser("clean", help="leave out duplicates, broken rows and what you name"))
     options = vars(parser.parse_args(arguments))
     from posttrain.errors import clear_exit
     from posttrain.rollouts.best_of_k import best_of_k
 
     recipe = {"identity": identity, "clean": clean, "best-of-k": best_of_k}[options.pop("recipe")]
-
     with clear_exit():
         print(recipe(**options))
+
+
+def _sampling_options(add: Callable, temperature: float, max_new_tokens: int) -> None:
+    add("--model", required=True, help="whose answers: a hub id, a folder, or an embedded name")
+    add("--temperature", type=float, default=temperature, help=f"0 is greedy (default {temperature:g})")
+    add("--max-new-tokens", type=int, default=max_new_tokens)
+    add("--system-prompt", help="put before every prompt that has no system message, and kept in the rows")
+    add("--seed", type=int, default=0)
+    add("--out", required=True, metavar="FILE.jsonl")
+
+
+def _identity_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    _sampling_options(add, temperature=0.0, max_new_tokens=128)
+    add("--from", dest="old", required=True, nargs="+", metavar="NAME", help="the name(s) it calls itself now")
+    add("--name", required=True, help="the name it is to learn")
+    add("--questions", help="a data file or set with prompts; default: 20 built-in questions")
+    add("--max-questions", type=int, help="use only the first ones")
+    add("--samples", type=int, default=1, help="answers to each question (above 1: with --temperature)")
+
+
+def _best_of_k_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    _sampling_options(add, temperature=1.0, max_new_tokens=256)
+    add("--prompts", required=True, help="a data file or set as for loops.grpo: prompt or question, and columns")
+    add("--score", required=True, nargs="+", help="answer, package.module:function, or the folder of a reward model")
+    add("--split", default="train", help="which split of the prompts")
+    add("--k", type=int, default=8, help="answers to each prompt")
+    add("--write", choices=["best", "pairs", "labels"], default="best", help="what the rows are for")
+    add("--min-score", type=float, help="best: leave out prompts whose best answer scores less")
+    add("--max-prompts", type=int, help="use only the first ones")
+
+
+def _clean_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("files", nargs="+", help="data files, folders or sets")
+    add("--out", required=True, metavar="FILE.jsonl")
+    add("--dropped", metavar="FILE.jsonl", help="write what was left out here, each row with its reason")
+    add("--exact", action="store_true", help="leave out exact duplicates (but for case and white space)")
+    add("--near", type=float, metavar="SHARE", help="leave out near duplicates, e.g. 0.8")
+    add("--min-chars", type=int)
+    add("--max-chars", type=int)
+    add("--quality", action="store_true", help="leave out broken characters, repetition, mostly symbols")
+    add("--drop", action="append", default=[], metavar="REGEX", help="leave out rows that match")
+    add("--keep", action="append", default=[], metavar="REGEX", help="leave out rows that do not match")
+    add("--for", dest="method", choices=["sft", "dpo", "grpo"], help="leave out rows this loop would refuse")
 
 
 # ---------------------------------------------------------------- identity

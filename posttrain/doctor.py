@@ -1,7 +1,7 @@
 """What this machine has and can do, tried rather than guessed; and what a config will want of it.
 
 python -m posttrain.doctor
-python -m posttrain.doctor --config configs/sft_qlora.yaml --training.micro_batch_size 4     # with an estimate of memory
+python -m posttrain.doctor --config configs/sft_qlora.yaml --training.micro_batch_size 4   # and an estimate of memory
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def attention() -> str:
 
 
 def four_bits() -> str:
-    """A linear layer in nf4: its gradient must be that of its own dequantised weights, before and after an eval pass."""
+    """A linear layer in nf4: its gradient must be that of its own dequantised weights, before and after eval."""
     import torch
 
     from posttrain.models import quantize

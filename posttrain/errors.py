@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 
 class UserError(ValueError):
-    """Bad input or a run that must not go on. The message names the file, row or key, what was expected, and what to do."""
+    """Bad input or a run that must not go on. The message names the file, row or key, what was expected, and what to
+    do."""
 
 
 class NonFiniteError(UserError):
@@ -15,7 +16,8 @@ class NonFiniteError(UserError):
 
 
 def reason(error: BaseException, *, innermost: bool = False) -> str:
-    """The first line of what a library says went wrong. innermost: of the cause of the cause (some wrap it in their own)."""
+    """The first line of what a library says went wrong. innermost: of the cause of the cause (some wrap it in their
+    own)."""
     while innermost and error.__cause__ is not None:
         error = error.__cause__
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

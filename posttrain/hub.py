@@ -11,8 +11,9 @@ import urllib.request
 
 @functools.cache
 def use_cache_if_unreachable() -> None:
-    """Without a network (and without HF_HUB_OFFLINE=1, which says so) the libraries retry with growing pauses. If the hub's
-    host does not answer, they are told to be offline: what is in the local cache still loads, the rest fails at once."""
+    """Without a network (and without HF_HUB_OFFLINE=1, which says so) the libraries retry with growing pauses. If the
+    hub's host does not answer, they are told to be offline: what is in the local cache still loads, the rest fails at
+    once."""
     import datasets
     import huggingface_hub.constants as constants
 

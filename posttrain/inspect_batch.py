@@ -3,10 +3,11 @@
     python -m posttrain.inspect_batch --config configs/dpo_tiny.yaml
     python -m posttrain.inspect_batch --config configs/grpo_tiny.yaml --html outputs/batch.html --rows 4
 
-Which tokens are prompt, completion and padding; what each one (or each pair) counts in the step's loss; its log-probability
-under policy and reference (equal at step 0, unless model.reference names another model); the text that is learned, decoded; what was
-left out, and why. Of an RL config the first rollout is sampled, with the random numbers that the loop will use. All of it
-comes from the loop's own `start` and `roll_out`; the model is read without dropout. Every key of the loop may be overridden.
+Which tokens are prompt, completion and padding; what each one (or each pair) counts in the step's loss; its
+log-probability under policy and reference (equal at step 0, unless model.reference names another model); the text that
+is learned, decoded; what was left out, and why. Of an RL config the first rollout is sampled, with the random numbers
+that the loop will use. All of it comes from the loop's own `start` and `roll_out`; the model is read without dropout.
+Every key of the loop may be overridden.
 """
 
 from __future__ import annotations
@@ -248,9 +249,8 @@ def _show(console, inspection: Inspection, config, shown: int) -> None:
                 cells = [
                     f"{values[row, i - 1].item():.{5 if name == 'weight' else 3}f}" for name, values in columns.items()
                 ]
-                table.add_row(
-                    str(i), str(token), Text(repr(tokenizer.decode([token]))), *cells
-                )  # Text: [/INST] is no markup
+                # Text: [/INST] is no markup
+                table.add_row(str(i), str(token), Text(repr(tokenizer.decode([token]))), *cells)
         console.print(table)
     if len(batch) > shown:
         console.print(Text(f"\n… and {len(batch) - shown} more rows (--rows N shows more)"))

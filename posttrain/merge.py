@@ -2,12 +2,13 @@
 
     python -m posttrain.merge --adapter outputs/sft_qlora/model --out merged/
 
-W' = W + (alpha / rank) · B A, layer by layer, in float32. Which W matters: an adapter that was trained on a 4-bit base belongs
-to the weights that base computes with, so they are dequantised first (exact to rounding). On the original weights
-(--onto original) it is another model: a smaller error than it sounds on real models, but not none, and it is measured.
+W' = W + (alpha / rank) · B A, layer by layer, in float32. Which W matters: an adapter that was trained on a 4-bit base
+belongs to the weights that base computes with, so they are dequantised first (exact to rounding). On the original
+weights (--onto original) it is another model: a smaller error than it sounds on real models, but not none, and it is
+measured.
 
-Before anything is kept, both models read the same prompts; the largest difference of a logit and the share of equal argmaxes
-are printed, and above --threshold nothing is written unless --force.
+Before anything is kept, both models read the same prompts; the largest difference of a logit and the share of equal
+argmaxes are printed, and above --threshold nothing is written unless --force.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def merge(
     threshold: float | None = None,
     force: bool = False,
 ) -> list[str]:
-    """Write the merged model to `out`; returns the lines to print. UserError above the threshold, with nothing written."""
+    """Write the merged model to `out`; returns what to print. Above the threshold nothing is written: UserError."""
     import torch
 
     from posttrain.errors import UserError

@@ -1,5 +1,6 @@
 """Every ```bash and ```python block of the README and of docs/ runs, in a copy of the project. (```sh blocks need a person: installs, placeholders.)"""
 
+import importlib.util
 import os
 import re
 import shutil
@@ -12,15 +13,17 @@ import pytest
 from posttrain import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCS = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))]
+FIRST = ["run.md", "ladder.md"]  # what these run is there for the others
+PAGES = sorted((ROOT / "docs").glob("*.md"), key=lambda page: (*(page.name != name for name in FIRST), page.name))
+DOCS = [page.read_text(encoding="utf-8") for page in PAGES]
 BASH = [
     line
-    for text in (README, *DOCS)  # in this order: what the README runs is there for the others
+    for text in (README, *DOCS)
     for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
     for line in block.splitlines()
     if line.strip()
 ]
-PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PYTHON = [block for text in (README, *DOCS) for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +54,30 @@ def test_snippet(copy, number):
 
 def test_the_files_it_names_exist():
     assert len(BASH) >= 10 and len(PYTHON) >= 1
-    for link in re.findall(r"\]\(((?!http)[^)]+)\)", README):
-        assert (ROOT / link).exists(), link
-    for page, text in zip(sorted((ROOT / "docs").glob("*.md")), DOCS, strict=True):
+    for link in re.findall(r"\]\(((?!http)[^)]+)\)|^\[[^\]]+\]: (\S+)$", README, re.MULTILINE):
+        assert (ROOT / "".join(link)).exists(), link
+    for name in re.findall(r"(?<!\])\[([^\]]+)\](?![(:])", README):
+        assert f"[{name}]: " in README, name
+    for page, text in zip(PAGES, DOCS, strict=True):
         for link in re.findall(r"\]\(((?!http|#)[^)#]+)(?:#[^)]*)?\)", text):
             assert (page.parent / link).exists(), (page.name, link)
     for command in BASH:
         for name in re.findall(r"configs/\w+\.yaml", command):
             assert (ROOT / name).exists()
+
+
+def test_the_front_page_is_one_page():
+    lines = README.splitlines()
+    assert len(lines) <= 160 and max(map(len, lines)) <= 120
+    for page in PAGES:
+        assert f"(docs/{page.name})" in README, f"{page.name} is linked from nowhere"
+
+
+def test_the_interface_is_that_of_the_code():
+    spec = importlib.util.spec_from_file_location("api", ROOT / "docs/api.py")
+    api = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(api)
+    assert (ROOT / "docs/api.md").read_text(encoding="utf-8") == api.page(), "python docs/api.py writes it again"
 
 
 def test_nothing_here_names_a_machine():

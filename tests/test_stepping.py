@@ -43,5 +43,5 @@ def test_the_readmes_breakpoints_are_reached(tmp_path):
     debugger = Visits()
     debugger.runcall(dpo.train, config, rows=rows)
     assert len(debugger.lines) == 3 and min(debugger.lines.values()) >= 2, debugger.lines  # each in both steps
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "docs/run.md").read_text(encoding="utf-8")
     assert all(f"`{start}`" in readme for starts in FIRST_BREAKPOINTS.values() for start in starts)

@@ -2,8 +2,8 @@
 
     python -m loops.dpo --config configs/dpo_tiny.yaml --dpo.beta 0.2 --learning-rate 1e-4
 
-A leaf name that is unique (or stands in training) may be given without its group, and dashes are underscores. Where a command
-has options of its own and reads no config, it uses argparse.
+A leaf name that is unique (or stands in training) may be given without its group, and dashes are underscores. Where a
+command has options of its own and reads no config, it uses argparse.
 """
 
 from __future__ import annotations
@@ -37,11 +37,13 @@ def early_check(method: str) -> Any:
 
 
 def parse(arguments: list[str]) -> tuple[str | None, dict[str, Any]]:
-    """["--config", "a.yaml", "--dpo.beta", "0.2", "--output.overwrite"] -> ("a.yaml", {"dpo.beta": "0.2", "output.overwrite": True})
+    """["--config", "a.yaml", "--dpo.beta", "0.2", "--resume"] -> ("a.yaml", {"dpo.beta": "0.2", "resume": True})
 
     Values stay text: the key's own type decides what they mean, so a model may be called 010. A key without a value is
     true; several values, or [a, b], make a list; null and none mean no value."""
-    path, overrides, i = None, {}, 0
+    path: str | None = None
+    overrides: dict[str, Any] = {}
+    i = 0
     while i < len(arguments):
         argument = arguments[i]
         if not argument.startswith("--") or argument == "--":

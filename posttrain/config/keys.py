@@ -1,11 +1,12 @@
-"""The keys that all methods share, with their meaning, default and range: the pydantic models behind config.py and --help.
+"""The keys that all methods share, with their meaning, default and range: the pydantic models behind config.py and
+--help.
 
 Each method's own keys stand in methods.py."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -18,7 +19,7 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _empty_groups(cls, values: Any) -> Any:
-        """`lora:` with nothing under it is an empty group; a required group that is missing names its own missing keys."""
+        """`lora:` with nothing under it is an empty group; a missing required group names its own missing keys."""
         if not isinstance(values, dict):
             return values
         groups = {
@@ -31,7 +32,7 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and "bool" not in str(cls.model_fields[info.field_name].annotation):
+        if isinstance(value, bool) and "bool" not in str(cls.model_fields[str(info.field_name)].annotation):
             raise ValueError(f"expected a value, got {str(value).lower()}")
         return value
 
@@ -80,7 +81,7 @@ class Model(Section):
     )
 
     @model_validator(mode="after")
-    def _adapters_fit(self):
+    def _adapters_fit(self) -> Self:
         if self.attn_implementation.startswith("flash") and self.adapter != "lora":
             raise ValueError(
                 f"attn_implementation: {self.attn_implementation} wants 16-bit weights, and weights that are trained stay float32 here: use "
@@ -103,7 +104,7 @@ class ModelWithReference(Model):
     )
 
     @model_validator(mode="after")
-    def _adapter_off_needs_an_adapter(self):
+    def _adapter_off_needs_an_adapter(self) -> Self:
         if self.reference == "adapter_off" and self.adapter != "lora":
             raise ValueError(
                 "reference: adapter_off needs adapter: lora (without an adapter there is nothing to switch off; use copy)"
@@ -150,12 +151,17 @@ class Data(Section):
         "drop",
         description="longer rows: drop and count them (above 5 %, and more than one, is an error), cut the prompt's beginning, or stop",
     )
+    bad_rows: Literal["drop", "error"] = Field(
+        "drop",
+        description="rows that no loop can use (roles out of order, an empty side …): drop and count them (above 5 % is an error), or stop "
+        "at the first",
+    )
     system_prompt: str | None = Field(
         None, description="put before every conversation that has no system message of its own"
     )
 
     @model_validator(mode="after")
-    def _names_and_weights(self):
+    def _names_and_weights(self) -> Self:
         names = [self.name] if isinstance(self.name, str) else self.name
         if names is not None and not names:
             raise ValueError("name is an empty list: give at least one file or data set")
@@ -325,7 +331,7 @@ class Config(RunConfig):
     data: Data = Field(default_factory=Data)
 
     @model_validator(mode="after")
-    def _best_of_what_is_measured(self):
+    def _best_of_what_is_measured(self) -> Self:
         best = self.training.best_metric
         if best is not None:
             _refuse_unmeasured(best, self.method)
@@ -336,7 +342,7 @@ class Config(RunConfig):
         return self
 
     @model_validator(mode="after")
-    def _evaluation_needs_rows(self):
+    def _evaluation_needs_rows(self) -> Self:
         if (self.training.eval_every is not None) != (self.data.validation_split > 0):
             raise ValueError("training.eval_every and data.validation_split belong together: set both or neither")
         if self.data.streaming and self.training.max_steps is None:

@@ -2,8 +2,8 @@
 
     config = load("configs/dpo_tiny.yaml", overrides={"dpo.beta": 0.2})
 
-Unknown keys are refused, all problems are reported at once, each with where it stands, and nothing here imports torch: a
-wrong config fails in a fraction of a second.
+Unknown keys are refused, all problems are reported at once, each with where it stands, and nothing here imports torch:
+a wrong config fails in a fraction of a second.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def load(
     method: str | None = None,
     origin: str = "overrides",
 ) -> Any:
-    """Read a YAML file, apply overrides, validate. The method is the one group of the file that names one (sft:, dpo: …).
+    """Read a YAML file, apply overrides, validate. The method is the one group of the file that names one (sft:, dpo:
+    …).
 
     overrides: {"dpo.beta": 0.2}; a unique leaf name will do ("beta"). origin: what messages call the overrides.
     Raises UserError with every problem found.
@@ -83,11 +84,11 @@ def _validate(
         _put(values, key, os.fspath(value) if isinstance(value, os.PathLike) else value)
         places[key] = origin
 
+    config: Any = None
     try:
         config = kind.model_validate(values)
     except ValidationError as error:
         problems += [_sentence(e, keys, places, path) for e in error.errors()]
-        config = None
     if problems:
         head = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise UserError("\n  ".join([f"{head} in the configuration", *problems]))
@@ -165,7 +166,7 @@ def _put(values: dict, key: str, value: Any) -> None:
 
 
 def _read_yaml(path: Path) -> tuple[dict, dict[str, str]]:
-    """-> (values, {"training.seed": "sft.yaml, line 7"}). Broken YAML and duplicate keys are refused with their line."""
+    """-> (values, {"training.seed": "sft.yaml, line 7"}). Broken YAML and duplicate keys are refused by line."""
     if not path.is_file():
         there = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         raise UserError(f"{path}: no such file" + (f"; there are {', '.join(there)}" if there else ""))
@@ -181,7 +182,9 @@ def _read_yaml(path: Path) -> tuple[dict, dict[str, str]]:
     if root is None:
         return {}, {}
     if not isinstance(root, yaml.MappingNode):
-        raise UserError(f"{path}: expected groups such as model:, data:, training:, found a {root.id}")
+        raise UserError(
+            f"{path}: expected groups such as model:, data:, training:, found a {type(root).__name__.removesuffix('Node').lower()}"
+        )
     places: dict[str, str] = {}
 
     def walk(node: Any, prefix: str) -> None:
@@ -233,7 +236,8 @@ def flat(values: dict, prefix: str = "") -> dict[str, Any]:
 
 
 def save(config: Section, path: Path) -> None:
-    """The resolved config as YAML; load() reads it back. Without output.overwrite: that was said of one start, not of the next."""
+    """The resolved config as YAML; load() reads it back. Without output.overwrite: that was said of one start, not of
+    the next."""
     values = config.model_dump()
     del values["output"]["overwrite"]
     path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))

@@ -1,4 +1,5 @@
-"""Every method and its config class; the keys themselves stand in keys.py (shared), supervised.py and rl.py. And the ladder's."""
+"""Every method and its config class; the keys themselves stand in keys.py (shared), supervised.py and rl.py. And the
+ladder's."""
 
 from __future__ import annotations
 

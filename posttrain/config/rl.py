@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -33,7 +33,7 @@ class Rewarded(Section):
     )
 
     @model_validator(mode="after")
-    def _one_source(self):
+    def _one_source(self) -> Self:
         if (self.reward is None) == (self.reward_model is None):
             raise ValueError(
                 "give either reward (functions) or reward_model (a folder), not "
@@ -103,7 +103,7 @@ class GrpoConfig(Config):
     preflight: GrpoPreflight = Field(default_factory=GrpoPreflight)
 
     @model_validator(mode="after")
-    def _sizes_fit(self):
+    def _sizes_fit(self) -> Self:
         g, t = self.grpo, self.training
         rows = g.prompts_per_step * g.group_size
         if rows % g.minibatches:
@@ -169,7 +169,7 @@ class Ppo(Rewarded):
         return 1
 
     @model_validator(mode="after")
-    def _one_of_two(self):
+    def _one_of_two(self) -> Self:
         if self.kl_coef > 0 and self.kl_loss_coef > 0:
             raise ValueError(
                 f"kl_coef = {self.kl_coef:g} (in the reward) and kl_loss_coef = {self.kl_loss_coef:g} (in the loss): the KL would be paid "
@@ -195,7 +195,7 @@ class PpoConfig(Config):
     preflight: PpoPreflight = Field(default_factory=PpoPreflight)
 
     @model_validator(mode="after")
-    def _sizes_fit(self):
+    def _sizes_fit(self) -> Self:
         if self.ppo.critic == "separate" and self.model.adapter_path is not None:
             raise ValueError(
                 "ppo.critic: separate starts from model.name, not from model.adapter_path: use critic: shared, or give the adapter's folder "

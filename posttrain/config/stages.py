@@ -11,7 +11,8 @@ from posttrain.errors import UserError
 
 
 def refuse_incomplete(config: Any) -> None:
-    """What a command needs beyond valid keys: rows to read (from Python they may be given), a ladder the configs of its stages."""
+    """What a command needs beyond valid keys: rows to read (from Python they may be given), a ladder the configs of its
+    stages."""
     if config.method == "ladder":
         for stage in ("sft", "dpo", "grpo", *config.ladder.beside):
             stage_config(config, stage, "tiny-base")
@@ -22,7 +23,8 @@ def refuse_incomplete(config: Any) -> None:
 
 
 def stage_config(config: Any, name: str, start: str) -> Any:
-    """A ladder stage's own config: its YAML, its overrides, and what makes it a rung: where it starts, its seed, its folder."""
+    """A ladder stage's own config: its YAML, its overrides, and what makes it a rung: where it starts, its seed, its
+    folder."""
     stage = getattr(config.ladder, name)
     path = Path(stage.config)
     if not path.is_file():

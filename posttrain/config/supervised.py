@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import Field, field_validator, model_validator
@@ -56,7 +56,7 @@ class Text(Section):
 class PretrainTraining(Training):
     max_steps: int = Field(
         ge=1, description="stop after this many optimiser steps: the text is read again as often as it takes"
-    )  # type: ignore[assignment]
+    )
     schedule: Literal["linear", "cosine", "constant", "wsd"] = Field(  # type: ignore[assignment]
         "wsd", description="how it falls; wsd: a plateau over 30 % of the run, then straight down to 5 % of the peak"
     )
@@ -85,7 +85,7 @@ class PretrainConfig(RunConfig):
     pretrain: Pretrain = Field(default_factory=Pretrain)
 
     @model_validator(mode="after")
-    def _nothing_is_evaluated(self):
+    def _nothing_is_evaluated(self) -> Self:
         if self.training.eval_every is not None or self.training.best_metric is not None:
             raise ValueError(
                 "training.eval_every and best_metric: loops.pretrain evaluates nothing; see pretrain.check"
@@ -120,7 +120,7 @@ class SftConfig(Config):
     preflight: SftPreflight = Field(default_factory=SftPreflight)
 
     @model_validator(mode="after")
-    def _packed_rows_are_not_rows(self):
+    def _packed_rows_are_not_rows(self) -> Self:
         if self.training.packing and self.sft.length_weighting == "sequence":
             raise ValueError(
                 "training.packing lays several rows into one: sft.length_weighting: sequence needs them apart"
@@ -149,7 +149,7 @@ class DpoConfig(Config):
     preflight: DpoPreflight = Field(default_factory=DpoPreflight)
 
     @model_validator(mode="after")
-    def _a_stream_has_no_index(self):
+    def _a_stream_has_no_index(self) -> Self:
         if self.dpo.precompute and self.data.streaming:
             raise ValueError("dpo.precompute goes through all rows beforehand: leave it out with data.streaming")
         return self
@@ -173,7 +173,7 @@ class RewardConfig(Config):
     preflight: RewardPreflight = Field(default_factory=RewardPreflight)
 
     @model_validator(mode="after")
-    def _what_the_loss_uses(self):
+    def _what_the_loss_uses(self) -> Self:
         if self.reward.loss == "outcome" and (self.reward.margin or self.reward.center_coef):
             raise ValueError(
                 "reward.margin and reward.center_coef belong to loss: preference; an outcome score has its own zero"

@@ -125,7 +125,8 @@ def refuse_out(*paths: str | None) -> None:
 
 
 def write_rows(path: str, rows: list[dict[str, Any]]) -> None:
-    """Whole or not at all: an older file of this name (it may be the one that was read) stays until all rows are written."""
+    """Whole or not at all: an older file of this name (it may be the one that was read) stays until all rows are
+    written."""
     lines = []
     for number, row in enumerate(rows, start=1):
         try:

@@ -1,4 +1,5 @@
-"""Which rows to leave out, and why: duplicates, lengths, patterns, and signs of broken text that need no language to be seen.
+"""Which rows to leave out, and why: duplicates, lengths, patterns, and signs of broken text that need no language to be
+seen.
 
 Every filter says its reason; a row is dropped for the first one that applies. `clean` keeps the order and counts.
 """
@@ -86,7 +87,8 @@ def near_duplicates(threshold: float) -> Filter:
         from datasketch import MinHash, MinHashLSH
     except ImportError:
         raise UserError("near duplicates need datasketch: pip install datasketch") from None
-    index, pieces_of = MinHashLSH(threshold=0.7 * threshold, num_perm=128), []  # generous: it only proposes
+    index = MinHashLSH(threshold=0.7 * threshold, num_perm=128)  # generous: it only proposes
+    pieces_of: list[set[bytes]] = []
 
     def duplicate(row: dict, text: str) -> str | None:
         text = normalised(text)
@@ -131,7 +133,8 @@ def pattern(regex: str, *, keep: bool) -> Filter:
 
 
 def quality(row: dict, text: str) -> str | None:
-    """Signs of text that went wrong, in any language, looked for in each column apart (the two sides of a pair are alike)."""
+    """Signs of text that went wrong, in any language, looked for in each column apart (the two sides of a pair are
+    alike)."""
     return next((reason for part in parts_of(row) if (reason := _went_wrong(part)) is not None), None)
 
 
@@ -165,7 +168,7 @@ def readable(method: str) -> Filter:
                 readers.append(Reader([row], method, "the first row", None))
             readers[0](row, ("", 0))
         except ValueError as problem:
-            reason = re.sub(r"^.*?row \d+: | \(mend it.*$|, got .*|, message \d+|; found .*", "", str(problem))
+            reason = re.sub(r"^.*?row \d+: |, got .*|, message \d+|; found .*", "", str(problem))
             return f"loops.{method} refuses it: {reason}"
         return None
 

@@ -1,19 +1,20 @@
 """What a row means: the formats people have -> canonical rows. Which one it is shows in the columns of the first row.
 
 SFT     {messages}                        conversations                         -> {messages}
-        {prompt, completion}              strings or messages                   -> {messages, learn_from}: only the completion is learned
+        {prompt, completion}              strings or messages                   -> {messages, learn_from}
         {instruction, input?, output}     Alpaca                                -> {messages}
         {conversations: [{from, value}]}  ShareGPT                              -> {messages}
         {question, answer}                GSM8K as shipped                      -> {messages}
         {text}                            plain text, trained whole             -> {text}
 DPO     {prompt, chosen, rejected}        strings or messages                   -> {prompt, chosen, rejected}
-        {chosen, rejected}                two whole conversations, as messages or as "\\n\\nHuman: … \\n\\nAssistant: …" (Anthropic HH)
+        {chosen, rejected}                two whole conversations: messages, or "\\n\\nHuman: … \\n\\nAssistant: …" (HH)
         {conversations, chosen, rejected} ShareGPT
 reward  as DPO; with loss: outcome {prompt, completion, label}, label true/false or 1/0  -> {prompt, completion, label}
 RL      {prompt | question, …}            strings or messages                   -> {prompt, asked, columns}
 
 In canonical rows `prompt` and `messages` are lists of {role, content}; `chosen` and `rejected` are strings. A string
-prompt is the user's message of a one-turn chat. `asked` is the prompt as the data had it: reward functions get that form.
+prompt is the user's message of a one-turn chat. `asked` is the prompt as the data had it: reward functions get that
+form.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistan
                   "model": "assistant", "system": "system"}  # fmt: skip
 
 
-class NothingToLearn(ValueError):
-    """A row that is well formed but teaches nothing: an empty answer, chosen == rejected."""
+class BadRow(ValueError):
+    """A row that no loop can use: roles out of order, an empty answer, chosen == rejected, a column that is missing."""
 
 
 def recognise(row: dict, method: str, source: str) -> tuple[Callable[[dict], dict], str]:
@@ -101,7 +102,7 @@ def _from_alpaca(row: dict) -> dict:
     before = []
     for turn in row.get("history") or []:  # LLaMA-Factory: [[question, answer], …]
         if not isinstance(turn, list | tuple) or len(turn) != 2:
-            raise ValueError(f"'history' must be a list of [question, answer], got {turn!r:.60}")
+            raise BadRow(f"'history' must be a list of [question, answer], got {turn!r:.60}")
         before += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
     last = {"role": "assistant", "content": _answer(row["output"], "output")}
     return {"messages": [*_messages([*before, *_as_prompt(asked)], "history"), last]}
@@ -120,7 +121,7 @@ def _from_question_answer(row: dict) -> dict:
 
 def _from_text(row: dict) -> dict:
     if not _string(row["text"], "text").strip():
-        raise NothingToLearn("'text' is empty")
+        raise BadRow("'text' is empty")
     return {"text": row["text"]}
 
 
@@ -129,9 +130,8 @@ def _from_text(row: dict) -> dict:
 
 def _from_pair(row: dict, column: str) -> dict:
     chosen, rejected = as_messages(row["chosen"]), as_messages(row["rejected"])
-    if any(
-        isinstance(side, list) and len(side) > 1 for side in (chosen, rejected)
-    ):  # whole conversations beside the prompt
+    # whole conversations beside the prompt
+    if any(isinstance(side, list) and len(side) > 1 for side in (chosen, rejected)):
         pair = _from_pair_of_conversations({"chosen": chosen, "rejected": rejected})
         given, prompt = _as_prompt(row[column]), [m for m in pair["prompt"] if m["role"] != "system"]
         if isinstance(row[column], str):  # UltraFeedback: the prompt is one of the user's messages
@@ -140,7 +140,7 @@ def _from_pair(row: dict, column: str) -> dict:
             fits = [m for m in given if m["role"] != "system"] == prompt
             pair["prompt"] = given if fits else pair["prompt"]
         if not fits:
-            raise ValueError(f"'{column}' is not what 'chosen' answers: {given[-1]['content']!r:.60}")
+            raise BadRow(f"'{column}' is not what 'chosen' answers: {given[-1]['content']!r:.60}")
         return pair
     return _pair(_as_prompt(row[column]), _as_answer(chosen, "chosen"), _as_answer(rejected, "rejected"))
 
@@ -162,10 +162,10 @@ def _from_pair_of_conversations(row: dict) -> dict:
     for name in ("chosen", "rejected"):
         messages = _messages(row[name], name)
         if messages[-1]["role"] != "assistant":
-            raise ValueError(f"'{name}' does not end with an assistant message: there is no answer to compare")
+            raise BadRow(f"'{name}' does not end with an assistant message: there is no answer to compare")
         sides.append(messages)
     if sides[0][:-1] != sides[1][:-1]:
-        raise ValueError("chosen and rejected differ before their last answer: two answers to one prompt are needed")
+        raise BadRow("chosen and rejected differ before their last answer: two answers to one prompt are needed")
     return _pair(_as_prompt(sides[0][:-1]), *(side[-1]["content"] for side in sides))
 
 
@@ -173,7 +173,7 @@ def _pair(prompt: Messages, chosen: str, rejected: str) -> dict:
     for name, text in (("chosen", chosen), ("rejected", rejected)):
         _answer(text, name)
     if chosen == rejected:
-        raise NothingToLearn("chosen and rejected are the same: no preference to learn")
+        raise BadRow("chosen and rejected are the same: no preference to learn")
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 
 
@@ -181,7 +181,7 @@ def _hh_turns(text: Any, name: str) -> list[dict]:
     """ "\\n\\nHuman: Hi\\n\\nAssistant: Hello" -> messages."""
     before, *parts = re.split(r"\n\n(Human|Assistant):", _string(text, name))
     if before.strip() or not parts:
-        raise ValueError(
+        raise BadRow(
             f"'{name}' without a prompt column must be a conversation, '\\n\\nHuman: … \\n\\nAssistant: …' or messages, got {text!r:.60}"
         )
     roles = {"Human": "user", "Assistant": "assistant"}
@@ -197,7 +197,7 @@ def _hh_turns(text: Any, name: str) -> list[dict]:
 def _from_labelled(row: dict) -> dict:
     label = row["label"]
     if isinstance(label, str) or label not in (0, 1):
-        raise ValueError(f"'label' must be true or false (1 or 0), got {label!r:.40}")
+        raise BadRow(f"'label' must be true or false (1 or 0), got {label!r:.40}")
     completion = _as_answer(as_messages(row["completion"]), "completion")
     return {"prompt": _as_prompt(row["prompt"]), "completion": completion, "label": float(label)}
 
@@ -216,17 +216,17 @@ def _from_rl_prompt(row: dict, column: str) -> dict:
 def _as_prompt(value: Any) -> Messages:
     if isinstance(value, str):
         if not _string(value, "prompt").strip():
-            raise NothingToLearn("the prompt is empty")
+            raise BadRow("the prompt is empty")
         if not value.startswith("\n\nHuman:"):
             return [{"role": "user", "content": value}]
         value = _hh_turns(value, "prompt")
         value = value[:-1] if not value[-1]["content"] else value  # "\n\nAssistant:" waits for the answer
     if value is None:
-        raise NothingToLearn("the prompt is empty")
+        raise BadRow("the prompt is empty")
     messages = _messages(value, "prompt")
     if messages[-1]["role"] != "user":
         who = {"assistant": "an assistant", "system": "a system"}[messages[-1]["role"]]
-        raise ValueError(f"the prompt ends with {who} message, not with the user's: what is to be answered?")
+        raise BadRow(f"the prompt ends with {who} message, not with the user's: what is to be answered?")
     return messages
 
 
@@ -241,58 +241,54 @@ def as_messages(value: Any) -> Any:
 def _as_answer(value: Any, name: str) -> str:
     if isinstance(value, list):
         if len(value) != 1 or not isinstance(value[0], dict) or value[0].get("role") != "assistant":
-            raise ValueError(f"'{name}' must be a string, one assistant message, or a whole conversation")
+            raise BadRow(f"'{name}' must be a string, one assistant message, or a whole conversation")
         value = value[0].get("content")
     return _answer(value, name)
 
 
 def _answer(value: Any, name: str) -> str:
     if value is None or not _string(value, name).strip():
-        raise NothingToLearn(f"'{name}' is empty: an empty answer teaches nothing")
+        raise BadRow(f"'{name}' is empty: an empty answer teaches nothing")
     return value
 
 
 def _conversation(value: Any, name: str) -> Messages:
     messages = _messages(value, name)
     if not any(m["role"] == "assistant" for m in messages):
-        raise ValueError(f"'{name}' has no assistant message: nothing to learn from")
+        raise BadRow(f"'{name}' has no assistant message: nothing to learn from")
     return messages
 
 
 def _messages(value: Any, name: str) -> Messages:
     """Checked: known roles, text, an optional system message, then user and assistant in turn, the user first."""
     if not isinstance(value, list) or not value:
-        raise ValueError(f"'{name}' must be a list of messages {{role, content}}, got {type(value).__name__}")
+        raise BadRow(f"'{name}' must be a list of messages {{role, content}}, got {type(value).__name__}")
     out: Messages = []
     for number, message in enumerate(value, start=1):
         if not isinstance(message, dict) or message.get("role") not in ("system", "user", "assistant"):
-            raise ValueError(
+            raise BadRow(
                 f"'{name}', message {number}: expected {{role: system | user | assistant, content: text}}, got {message!r:.80}"
             )
         if message.get("tool_calls"):
-            raise ValueError(f"'{name}', message {number}: tool calls are not supported")
+            raise BadRow(f"'{name}', message {number}: tool calls are not supported")
         role = message["role"]
         _string(message.get("content"), f"{name}, message {number}: content")
         if role == "assistant" and not message["content"].strip():
-            raise NothingToLearn(f"'{name}', message {number}: an empty assistant turn teaches nothing")
+            raise BadRow(f"'{name}', message {number}: an empty assistant turn teaches nothing")
         before = out[-1]["role"] if out else None
         if role == "system" and out:
-            raise ValueError(
-                f"'{name}', message {number}: roles out of order: a system message belongs at the beginning"
-            )
+            raise BadRow(f"'{name}', message {number}: roles out of order: a system message belongs at the beginning")
         if role == "assistant" and before != "user":
-            raise ValueError(
-                f"'{name}', message {number}: roles out of order: an assistant message must answer a user's"
-            )
+            raise BadRow(f"'{name}', message {number}: roles out of order: an assistant message must answer a user's")
         if role == "user" and before == "user":
-            raise ValueError(f"'{name}', message {number}: roles out of order: two user messages in a row, join them")
+            raise BadRow(f"'{name}', message {number}: roles out of order: two user messages in a row, join them")
         out.append({"role": role, "content": message["content"]})
     return out
 
 
 def _sharegpt(value: Any) -> list[dict]:
     if not isinstance(value, list) or not value:
-        raise ValueError(f"'conversations' must be a list of {{from, value}}, got {type(value).__name__}")
+        raise BadRow(f"'conversations' must be a list of {{from, value}}, got {type(value).__name__}")
     out = []
     for number, turn in enumerate(value, start=1):
         if isinstance(turn, dict) and "role" in turn:  # some sets call the column so and write messages into it
@@ -300,7 +296,7 @@ def _sharegpt(value: Any) -> list[dict]:
             continue
         if not isinstance(turn, dict) or str(turn.get("from")) not in SHAREGPT_ROLES:
             known = ", ".join(SHAREGPT_ROLES)
-            raise ValueError(
+            raise BadRow(
                 f"'conversations', turn {number}: expected {{from, value}} with from one of {known}, got {turn!r:.80}"
             )
         out.append({"role": SHAREGPT_ROLES[turn["from"]], "content": turn.get("value")})
@@ -309,11 +305,11 @@ def _sharegpt(value: Any) -> list[dict]:
 
 def _string(value: Any, name: str) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"'{name}' must be text, got {type(value).__name__}")
+        raise BadRow(f"'{name}' must be text, got {type(value).__name__}")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(
+        raise BadRow(
             f"'{name}' holds half a character at position {error.start} (a lone surrogate): cut it off"
         ) from None
     return value

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from posttrain.data.formats import NothingToLearn, recognise
+from posttrain.data.formats import BadRow, recognise
 from posttrain.errors import UserError
 
-MOST_SKIPPED = 0.05  # share of rows that may be left out and counted; above it the data is refused
+MOST_LEFT_OUT = 0.05  # share of the rows; above it the data is refused
 LOOK = 100  # rows among which the first with filled columns shows the format
 Place = tuple[str, int]  # (source, row number from 1)
 
@@ -17,7 +18,7 @@ class Rows:
     rows: list[dict]
     places: list[Place]
     read: list[str]  # "400 rows as ShareGPT conversations from chats.json", one per source
-    skipped: list[str]  # "pairs.jsonl, row 87: 'chosen' is empty …": rows that teach nothing, left out
+    bad: list[str]  # "pairs.jsonl, row 87: 'chosen' is empty …": rows that no loop can use, left out
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -31,7 +32,8 @@ def where(place: Place) -> str:
 
 
 class Reader:
-    """Raw row -> canonical row, for one source. NothingToLearn passes through, everything else is told with its row."""
+    """Raw row -> canonical row, for one source. BadRow: data.bad_rows says what becomes of it; UserError: the whole set
+    is refused."""
 
     def __init__(self, first: list, method: str, source: str, system_prompt: str | None):
         """first: the first rows; the format is that of the first whose columns are not empty."""
@@ -48,18 +50,14 @@ class Reader:
 
     def __call__(self, row: dict, place: Place) -> dict:
         _refuse_other_than_columns(row, place)
+        if row.get("tools") and self.method not in ("grpo", "ppo"):
+            raise UserError(
+                f"{where(place)}: the column 'tools' is not supported: nothing would show the tools to the model"
+            )
         try:
-            if row.get("tools") and self.method not in ("grpo", "ppo"):
-                raise ValueError("the column 'tools' is not supported: nothing here would show the tools to the model")
             canonical = self.convert(row)
-        except NothingToLearn:
-            raise
         except KeyError as missing:
-            found = ", ".join(map(str, row))
-            raise UserError(f"{where(place)}: column {missing} is missing; found {found}") from None
-        except ValueError as problem:
-            advice = f"mend it, or leave such rows out with python -m posttrain.curate clean … --for {self.method}"
-            raise UserError(f"{where(place)}: {problem} ({advice})") from None
+            raise BadRow(f"column {missing} is missing; found {', '.join(map(str, row))}") from None
         own = next(
             (row[c] for c in ("system", "system_prompt") if isinstance(row.get(c), str) and row[c].strip()), None
         )
@@ -67,7 +65,8 @@ class Reader:
 
 
 def _with_system(row: dict, system: str | None) -> dict:
-    """Put before a conversation that has no system message of its own: the row's system column, else data.system_prompt."""
+    """Put before a conversation that has no system message of its own: the row's system column, else
+    data.system_prompt."""
     for key in ("messages", "prompt"):
         if system and key in row and row[key][0]["role"] != "system":
             row[key] = [{"role": "system", "content": system}, *row[key]]
@@ -80,7 +79,18 @@ def _refuse_other_than_columns(row: object, place: Place) -> None:
         raise UserError(f"{where(place)}: expected an object with named columns, found {type(row).__name__}")
 
 
-def refuse_too_many_skipped(skipped: list[str], total: int) -> None:
-    if len(skipped) > MOST_SKIPPED * total:
-        more = f" ({len(skipped)} such rows of {total}; up to {MOST_SKIPPED:.0%} would be left out and counted)"
-        raise UserError(f"{skipped[0]}{more if total > 1 else ''}")
+def refuse_bad(problem: BadRow, place: Place, data: Any, method: str) -> str:
+    """With data.bad_rows: error the first bad row stops the run; else the line that tells of it."""
+    line = f"{where(place)}: {problem}"
+    if data.bad_rows == "error":
+        loop = {"outcome": "reward"}.get(method, method)
+        raise UserError(
+            f"{line}. Mend it, set data.bad_rows: drop, or clean the file: python -m posttrain.curate clean … --for {loop}"
+        )
+    return line
+
+
+def refuse_too_many_bad(bad: list[str], total: int) -> None:
+    if len(bad) > MOST_LEFT_OUT * total:
+        more = f" ({len(bad)} such rows of {total}; up to {MOST_LEFT_OUT:.0%} would be left out and counted)"
+        raise UserError(f"{bad[0]}{more if total > 1 else ''}")

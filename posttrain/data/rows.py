@@ -1,21 +1,24 @@
-"""config.data -> canonical rows: sources.py says where rows come from, reader.py what each means, this file puts them together.
+"""config.data -> canonical rows: sources.py says where rows come from, reader.py what each means, this file puts them
+together.
 
-Several sources are mixed here, rows that teach nothing are counted. `rows` given from Python go through the same door.
+Several sources are mixed here, rows that no loop can use are left out and counted. `rows` given from Python go through
+the same door.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 from posttrain.data import sources
-from posttrain.data.formats import NothingToLearn
-from posttrain.data.reader import LOOK, Reader, Rows, refuse_too_many_skipped, where
+from posttrain.data.formats import BadRow
+from posttrain.data.reader import LOOK, Reader, Rows, refuse_bad, refuse_too_many_bad
 from posttrain.data.stream import Stream
 from posttrain.errors import UserError
 
 
-def load_rows(data, method: str, rows: list[dict] | None = None) -> Rows | Stream:
+def load_rows(data: Any, method: str, rows: list[dict] | None = None) -> Rows | Stream:
     """The canonical rows for "sft", "dpo" or "grpo", from `rows` or from config.data; a Stream with data.streaming."""
     if rows is None and data.name is None:
         raise UserError("data.name is missing: give a file, a data set, or rows=[…] from Python")
@@ -30,7 +33,7 @@ def load_rows(data, method: str, rows: list[dict] | None = None) -> Rows | Strea
         if not len(raw):
             raise UserError(f"{source}: no rows")
 
-    out, places, read, skipped = [], [], [], []
+    out, places, read, bad = [], [], [], []
     weights = data.weights if rows is None else None
     chosen = mix([len(raw) for raw in parts.values()], weights, data.max_samples, data.seed)
     for (source, raw), indices in zip(parts.items(), chosen, strict=True):
@@ -39,8 +42,8 @@ def load_rows(data, method: str, rows: list[dict] | None = None) -> Rows | Strea
             place = raw.place(index) if isinstance(raw, sources.Shards) else (source, index + 1)
             try:
                 out.append(reader(raw[index], place))
-            except NothingToLearn as problem:
-                skipped.append(f"{where(place)}: {problem}")
+            except BadRow as problem:
+                bad.append(refuse_bad(problem, place, data, method))
                 continue
             places.append(place)
         read.append(f"{len(indices):,} rows as {reader.format} from {source}")
@@ -48,15 +51,15 @@ def load_rows(data, method: str, rows: list[dict] | None = None) -> Rows | Strea
             read[-1] += f" ({', '.join(file.name for file in raw.files[:4])}{', …' if len(raw.files) > 4 else ''})"
         if data.subset is not None and rows is None and sources.is_local(source):
             read[-1] += f" (data.subset {data.subset} means a part of a hub set: not used here)"
-    refuse_too_many_skipped(skipped, sum(map(len, chosen)))
-    return Rows(out, places, read, skipped)
+    refuse_too_many_bad(bad, sum(map(len, chosen)))
+    return Rows(out, places, read, bad)
 
 
 def mix(sizes: list[int], weights: list[float] | None, max_samples: int | None, seed: int) -> list[Sequence[int]]:
     """Which rows of each source are used.
 
-    Without weights: all. With weights: as many of each as keeps the shares until one source runs out, drawn by the seed.
-    max_samples: of each source the first of these, in proportion.
+    Without weights: all. With weights: as many of each as keeps the shares until one source runs out, drawn by the
+    seed. max_samples: of each source the first of these, in proportion.
 
     >>> [len(rows) for rows in mix([100, 30], [1, 1], None, 0)], [len(rows) for rows in mix([100, 30], None, 13, 0)]
     ([30, 30], [10, 3])
@@ -66,7 +69,7 @@ def mix(sizes: list[int], weights: list[float] | None, max_samples: int | None, 
         fits = min(size / weight for size, weight in zip(sizes, weights, strict=True))
         counts = [min(size, max(1, int(weight * fits + 1e-9))) for size, weight in zip(sizes, weights, strict=True)]
     rng = random.Random(seed)
-    chosen = [
+    chosen: list[Sequence[int]] = [
         range(size) if count == size else sorted(rng.sample(range(size), count))
         for size, count in zip(sizes, counts, strict=True)
     ]

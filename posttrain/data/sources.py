@@ -1,6 +1,7 @@
 """Where rows come from: a file, a folder of files, the hub, the embedded sets; whole, or one by one while training.
 
-Everything here yields raw rows, as they stand in the source; formats.py says what they mean, files.py how a file is read.
+Everything here yields raw rows, as they stand in the source; formats.py says what they mean, files.py how a file is
+read.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Shards(Sequence):
         part = bisect.bisect_right(self.ends, index)
         return part, index - (self.ends[part - 1] if part else 0)
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> dict:  # type: ignore[override]  # one row at a time
         part, row = self._find(index)
         return self.parts[part][row]
 
@@ -78,9 +79,8 @@ def iterate(name: str, *, subset: str | None = None, split: str = "train") -> It
                 break
             except UserError:
                 raise
-            except (
-                Exception
-            ) as error:  # whatever a broken file or a lost connection makes the library say in the middle
+            # whatever a broken file or a lost connection makes the library say in the middle
+            except Exception as error:
                 raise UserError(f"{source}: cannot be read any further: {reason(error, innermost=True)}") from None
             yield row, (source, number)
 
@@ -104,7 +104,7 @@ def is_local(name: str) -> bool:
 
 
 def local_files(path: Path, split: str = "train") -> list[Path]:
-    """The data files that `path` stands for. In a folder, a file belongs to the split whose name is a word of its own."""
+    """The data files that `path` stands for. In a folder, a file belongs to the split whose name is a word in it."""
     if path.is_file():
         if path.suffix.lower() not in FILE_KINDS:
             raise UserError(f"{path}: expected a {', '.join(FILE_KINDS)} file")
@@ -136,7 +136,7 @@ def _split_word(word: str) -> str:
 
 
 def _split_of(path: Path) -> str:
-    """gsm8k_test.jsonl -> test, train-00000-of-00002.parquet -> train, testimonials.jsonl -> train (it says nothing)."""
+    """gsm8k_test.jsonl -> test, train-00000-of-00002.parquet -> train, testimonials.jsonl -> train."""
     words = re.split(r"[-_.\s]", path.stem.lower())
     return next((split for word in words if (split := _split_word(word)) in SPLITS), "train")
 

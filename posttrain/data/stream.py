@@ -5,21 +5,23 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterator
+from typing import Any
 
 from posttrain.data import sources
-from posttrain.data.formats import NothingToLearn
-from posttrain.data.reader import LOOK, Place, Reader, Rows, where
+from posttrain.data.formats import BadRow
+from posttrain.data.reader import LOOK, Place, Reader, Rows, refuse_bad, refuse_too_many_bad
 from posttrain.errors import UserError
 
+FIRST = 200  # rows after which it can be said that too many are bad
 SHUFFLE_BUFFER = 1_000  # rows of a stream among which the next one is drawn
 
 
 class Stream:
-    """Rows that are read while training, shuffled through a buffer. The order is a pure function of (data.seed, epoch)."""
+    """Rows that are read while training, shuffled through a buffer. The order is a function of (data.seed, epoch)."""
 
-    def __init__(self, data, names: list[str], method: str):
+    def __init__(self, data: Any, names: list[str], method: str):
         self.data, self.names, self.method = data, names, method
-        self.skipped: list[str] = []  # so far
+        self.bad: list[str] = []  # so far
         self.readers = {}
         for name in names:
             first = [row for row, _ in itertools.islice(self._raw(name), LOOK)]
@@ -33,14 +35,14 @@ class Stream:
 
     def head(self, count: int) -> Rows:
         """The first rows, for looking at."""
-        rows, places, skipped = [], [], []
+        rows, places, bad = [], [], []
         for name, raw, place in itertools.islice(self._mixed(0), min(count, self.data.max_samples or count)):
             try:
                 rows.append(self.readers[name](raw, place))
                 places.append(place)
-            except NothingToLearn as problem:
-                skipped.append(f"{where(place)}: {problem}")
-        return Rows(rows, places, self.read, skipped)
+            except BadRow as problem:
+                bad.append(refuse_bad(problem, place, self.data, self.method))
+        return Rows(rows, places, self.read, bad)
 
     def epoch(self, number: int) -> Iterator[tuple[dict, Place]]:
         rng, buffer = random.Random(f"{self.data.seed} {number}"), []
@@ -54,14 +56,18 @@ class Stream:
         yield from buffer
 
     def _canonical(self, number: int) -> Iterator[tuple[dict, Place]]:
-        for name, raw, place in itertools.islice(self._mixed(number), self.data.max_samples):
+        before = len(self.bad)
+        for seen, (name, raw, place) in enumerate(itertools.islice(self._mixed(number), self.data.max_samples), 1):
             try:
                 yield self.readers[name](raw, place), place
-            except NothingToLearn as problem:
-                self.skipped.append(f"{where(place)}: {problem}")
+            except BadRow as problem:
+                self.bad.append(refuse_bad(problem, place, self.data, self.method))
+                if seen >= FIRST:
+                    refuse_too_many_bad(self.bad[before:], seen)
 
     def _mixed(self, number: int) -> Iterator[tuple[str, dict, Place]]:
-        """With weights: each next row from a source drawn by them, until one runs out. Without: in turn, until all have."""
+        """With weights: each next row from a source drawn by them, until one runs out. Without: in turn, until all
+        have."""
         rng = random.Random(f"mix {self.data.seed} {number}")
         open_ = {name: self._raw(name) for name in self.names}
         while open_:

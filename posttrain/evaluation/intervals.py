@@ -17,8 +17,12 @@ class Proportion:
     def value(self) -> float:
         return self.hits / self.n if self.n else float("nan")
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        return wilson(self.hits, self.n)
+
     def __str__(self) -> str:
-        low, high = wilson(self.hits, self.n)
+        low, high = self.interval
         return f"{self.value:.2f} [{low:.2f}, {high:.2f}] n={self.n}"
 
 

@@ -8,6 +8,8 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from posttrain import ROOT
+from posttrain.evaluation import verdicts
 from posttrain.evaluation.rungs import Rung, probes
 from posttrain.tiny import data as tiny_data
 
@@ -27,7 +29,7 @@ def table(rungs: list[Rung], config) -> str:
     rows = [
         [
             r.name,
-            f"**{r.arithmetic.value:.2f}** {interval(r.arithmetic)}",
+            f"**{r.arithmetic.value:.2f}** [{r.arithmetic.interval[0]:.2f}, {r.arithmetic.interval[1]:.2f}]",
             f"{r.pass_at:.2f}",
             f"{r.worked.value:.2f}",
             f"{r.old_name.value:.2f}",
@@ -39,10 +41,6 @@ def table(rungs: list[Rung], config) -> str:
         for r in rungs
     ]
     return markdown_table(header, rows)
-
-
-def interval(score) -> str:
-    return "[" + str(score).split("[")[1].split("]")[0] + "]"
 
 
 def write(folder: Path, config, rungs: list[Rung], metrics: dict[str, list[dict]]) -> None:
@@ -59,14 +57,31 @@ def write(folder: Path, config, rungs: list[Rung], metrics: dict[str, list[dict]
         "(for the base: building it, or reading it from the cache).", "",
         "![curves](curves.png)", "",
         "## What happened", "",
-        *happened(rungs), "",
+        *verdicts.happened(rungs), "",
+        *beside_ours(config, rungs),
         "## What it does not prove", "",
-        *does_not_prove(rungs), "",
+        *verdicts.does_not_prove(rungs), "",
         "## The same questions at each stage", "",
     ]  # fmt: skip
     for i, probe in enumerate(probes()):
         lines += [f"**{probe}**", "", *(f"- {r.name}: `{r.answers[i]}`" for r in rungs), ""]
     (folder / "report.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def beside_ours(config, rungs: list[Rung]) -> list[str]:
+    """Is this ladder like those that were run over other seeds, bases and roundings? Told of the shipped one only."""
+    file, ladder = ROOT / "benchmarks/expected/ladder_tiny.json", config.ladder
+    changed = any(getattr(ladder, name).overrides for name in ("sft", "dpo", "grpo"))
+    if changed or (ladder.problems, ladder.identity, ladder.pass_at) != (300, 100, 8) or not file.is_file():
+        return []
+    expected, outside = json.loads(file.read_text()), []
+    for rung in rungs:
+        for name, (low, high) in expected["stages"].get(rung.name, {}).items():
+            value = numbers(rung)[name]
+            if not low <= value <= high:
+                outside.append(f"{name.replace('_', ' ')} after {rung.name} {value:.2f}, not {low:.2f} to {high:.2f}")
+    text = f"outside it: {'; '.join(outside)}" if outside else "all of this ladder's figures are inside it"
+    return [f"- Beside the range of {expected['ladders']} ladders ({expected['over']}): {text}.", ""]
 
 
 def numbers(rung: Rung) -> dict:
@@ -91,43 +106,6 @@ def spread(folders: list[str]) -> str:
             row.append(" / ".join(f"{f(values):.{digits}f}" for f in (min, statistics.median, max)) if values else "")
         rows.append(row)
     return markdown_table(["stage", *columns.values()], rows)
-
-
-def happened(rungs: list[Rung]) -> list[str]:
-    base, sft, dpo, grpo, *beside = rungs
-    lines = [
-        f"- **SFT** turned a model that cannot chat ({base.arithmetic.value:.0%}) into one that answers: it solves "
-        f"{sft.arithmetic.value:.0%} of the problems and gives the name {tiny_data.OLD_NAME} in {sft.old_name.value:.0%} of the cases. It "
-        f"copied both annotators: {sft.worked.value:.0%} of its answers show the work.",
-        f"- **DPO** changed the name: {tiny_data.NEW_NAME} {sft.new_name.value:.0%} → {dpo.new_name.value:.0%}, {tiny_data.OLD_NAME} "
-        f"{sft.old_name.value:.0%} → {dpo.old_name.value:.0%}. What it was not asked to change moved, too: problems "
-        f"{sft.arithmetic.value:.0%} → {dpo.arithmetic.value:.0%}, facts {sft.facts.value:.0%} → {dpo.facts.value:.0%}.",
-        f"- **GRPO** saw no demonstration, only right or wrong: {dpo.arithmetic.value:.0%} → {grpo.arithmetic.value:.0%} "
-        f"({100 * (grpo.arithmetic.value - dpo.arithmetic.value):+.0f} points), and the share of worked answers went from {dpo.worked.value:.0%} to "
-        f"{grpo.worked.value:.0%}. The name stayed ({grpo.new_name.value:.0%} {tiny_data.NEW_NAME}); facts: {grpo.facts.value:.0%}.",
-    ]  # fmt: skip
-    names = {
-        "ppo": "PPO (a critic in place of groups)",
-        "best_of_k": "Best of k (SFT on right answers that it sampled itself)",
-    }
-    lines += [
-        f"- **{names[r.name]}**, from the same model as GRPO: {dpo.arithmetic.value:.0%} → {r.arithmetic.value:.0%}, worked "
-        f"{r.worked.value:.0%}, KL {r.kl:.2f}, name kept {r.new_name.value:.0%}, facts {r.facts.value:.0%}, {r.seconds:.0f} s."
-        for r in beside
-    ]
-    return lines
-
-
-def does_not_prove(rungs: list[Rung]) -> list[str]:
-    _, _sft, dpo, grpo, *_ = rungs
-    return [
-        f"- Most of GRPO's jump is a change of habit, not new knowledge: before it, {dpo.pass_at:.0%} of the problems were already solved "
-        f"by at least one of a few samples; after it, {grpo.pass_at:.0%}. It learned to do always what it could do sometimes.",
-        "- The problems are held out by a hash of (kind, numbers) from SFT and GRPO only: the base has read sums and worked problems with "
-        "these numbers in its pretraining text. This is not a test of generalisation to unseen arithmetic.",
-        "- One seed is an anecdote. Run `--seed 1`, `--seed 2`; the README gives the range over several.",
-        "- 150,000 parameters say nothing about what learning rates, KL or steps a large model needs.",
-    ]  # fmt: skip
 
 
 def plot(path: Path, rungs: list[Rung], metrics: dict[str, list[dict]]) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from losses.kl import exact_kl
 from posttrain.evaluation.intervals import Proportion, pass_at_k
-from posttrain.rollouts.asking import ask
+from posttrain.rollouts.asking import ask, one_line
 from posttrain.rollouts.rewards import answer as is_right
 from posttrain.rollouts.sampling import sample
 from posttrain.tiny import data as tiny_data
@@ -98,7 +98,7 @@ def climb(name: str, model, tokenizer, before, *, problems: int, identity: int, 
             sum(t == r["answer"] and done for t, r, done in zip(said, facts, fact_ended, strict=True)), len(facts)
         ),
         kl=kl,
-        answers=[t.replace("\n", " ⏎ ") for t in greedy(probes())[0]],
+        answers=[one_line(t) for t in greedy(probes())[0]],
         seconds=seconds,
     )
 
@@ -120,7 +120,8 @@ def mean_kl(model, before, examples: list, pad_id: int) -> float:
 
 
 def base_skill(model, tokenizer, problems: int = 200) -> float:
-    """Share of fresh problems whose worked solution the base continues correctly, greedily, after 'Question: … Answer:'."""
+    """Share of fresh problems whose worked solution the base continues correctly, greedily, after 'Question: …
+    Answer:'."""
     rng = random.Random("skill")
     asked = [tiny_data.problem(rng, tiny_data.ONE_STEP + tiny_data.TWO_STEP) for _ in range(problems)]
     prompts = [f"Question: {p['story']} {p['question']}\nAnswer:" for p in asked]

@@ -1,4 +1,5 @@
-"""Loading: a hub id, a folder, an adapter or an embedded name -> model and tokenizer; the policy of a run; random weights."""
+"""Loading: a hub id, a folder, an adapter or an embedded name -> model and tokenizer; the policy of a run; random
+weights."""
 
 from __future__ import annotations
 
@@ -33,10 +34,10 @@ def load(
 ) -> Loaded:
     """(model, tokenizer, lines to print) from a hub id, a folder or an embedded name, in eval mode.
 
-    A folder that holds a LoRA adapter is loaded with its base and merged, in float32: what is trained next starts from the
-    whole of what was trained before, and "adapter off" then means that start, not the bare base.
-    key: what messages call the name. new_tokens: a tokenizer with more entries than the model has embeddings gets new rows
-    for them; else it is refused.
+    A folder that holds a LoRA adapter is loaded with its base and merged, in float32: what is trained next starts from
+    the whole of what was trained before, and "adapter off" then means that start, not the bare base. key: what messages
+    call the name. new_tokens: a tokenizer with more entries than the model has embeddings gets new rows for them; else
+    it is refused.
     """
     path = find(name, key, revision)
     adapter = lora.is_adapter(path)
@@ -72,7 +73,8 @@ def load(
 
 
 def find(name: str, key: str = "model.name", revision: str | None = None) -> str:
-    """A folder, where there is one (an embedded model is built, an adapter on the hub downloaded), else the hub id as it is."""
+    """A folder, where there is one (an embedded model is built, an adapter on the hub downloaded), else the hub id as
+    it is."""
     if name in tiny.MODELS:
         return str(tiny.path_of(name))
     path = Path(name).expanduser()
@@ -124,7 +126,7 @@ def _fit_embeddings(model: nn.Module, tokenizer: Any, which: str, new_tokens: bo
 
 
 def from_scratch(config: Any, device: torch.device | str) -> tuple[nn.Module, Any]:
-    """(model of random weights, tokenizer): config.type, config.shape and config.tokenizer, as loops.pretrain has them."""
+    """(model of random weights, tokenizer): config.type, config.shape and config.tokenizer, for loops.pretrain."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
@@ -193,7 +195,8 @@ def load_frozen_or_whole(config: Any, run: Any) -> Loaded:
 
 
 def base_folder(config: Any, run: Any, model: nn.Module, tokenizer: Any) -> str:
-    """Where a saved adapter will find the model under it: config.name, or, where that is an adapter itself, the merged start."""
+    """Where a saved adapter will find the model under it: config.name, or, where that is an adapter itself, the merged
+    start."""
     base = Path(tiny.path_of(config.name) if config.name in tiny.MODELS else Path(config.name).expanduser())
     name = str(base.resolve()) if base.is_dir() else config.name
     if lora.is_adapter(name):  # the new adapter needs a full model on disk to sit on (Run.prepare moves it there)
@@ -213,7 +216,7 @@ def use_gradient_checkpointing(model: nn.Module, config: Any) -> None:
 
 
 def tokenizer_beside(adapter: str, tokenizer: Any) -> tuple[Any, list[str]]:
-    """The tokenizer that the adapter was trained with, where it brought one: its chat template may not be the base's."""
+    """The tokenizer that the adapter was trained with, where it brought one: its chat template may be another."""
     if not lora.has_tokenizer(adapter):
         return tokenizer, []
     own = _tokenizer(adapter, {})
@@ -237,8 +240,8 @@ def max_length(model: nn.Module, asked: int | None) -> int:
 def no_dropout(model: nn.Module) -> None:
     """Set every dropout to 0 and leave the model in train mode (eval mode would switch gradient checkpointing off).
 
-    For DPO and RL: the policy's log-probs are compared with the reference's and the sampler's, and with dropout they differ
-    at step 0. The saved config keeps its values."""
+    For DPO and RL: the policy's log-probs are compared with the reference's and the sampler's, and with dropout they
+    differ at step 0. The saved config keeps its values."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

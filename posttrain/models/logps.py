@@ -15,9 +15,9 @@ class CompletionLogps(nn.Module):
     """forward(batch) -> (logps, entropy), two [B, T], exactly 0 where nothing is scored.
 
     The one module given to accelerator.prepare: backbone and head both run inside its forward, so the hooks of DDP and
-    FSDP fire. The head runs only where a completion token is predicted, in chunks (losses.logprobs.chunked_token_logps).
-    Models that do more to their logits than the head (soft caps, scales) are found out by a probe, not by name, and take
-    the plain path through the full logits.
+    FSDP fire. The head runs only where a completion token is predicted, in chunks
+    (losses.logprobs.chunked_token_logps). Models that do more to their logits than the head (soft caps, scales) are
+    found out by a probe, not by name, and take the plain path through the full logits.
     """
 
     def __init__(self, model: nn.Module):
@@ -78,9 +78,9 @@ class CompletionLogps(nn.Module):
 
     @torch.no_grad()
     def find_a_way_to_pack(self) -> None:
-        """Packed rows must not see each other. Most models find their borders out from restarting positions and no mask;
-        for one that does not (OPT) they are told by a mask; one that leaks even so is refused. Tried on two packed rows
-        (some kernels see the borders of a single one only), not looked up."""
+        """Packed rows must not see each other. Most models find their borders out from restarting positions and no
+        mask; for one that does not (OPT) they are told by a mask; one that leaks even so is refused. Tried on two
+        packed rows (some kernels see the borders of a single one only), not looked up."""
         weight = self.model.get_input_embeddings().weight
         alone = torch.tensor([[3, 4, 5, 6, 7, 8], [8, 7, 6, 5, 4, 3]], device=weight.device)
         packed = torch.cat([torch.tensor([[9, 10, 11], [11, 9, 10]], device=weight.device), alone], dim=1)

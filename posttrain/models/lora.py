@@ -34,7 +34,7 @@ class Base:
 
 @contextmanager
 def quiet_peft():
-    """peft, imported when it is needed (4 s: it pulls in bitsandbytes), without the warnings that are not ours to heed."""
+    """peft, imported when it is needed (4 s: it pulls in bitsandbytes), without its warnings."""
     quantize.quiet()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -97,7 +97,8 @@ def _refuse_a_tied_head(model: nn.Module, adapted: nn.Module, where: str) -> Non
 
 
 def add(model: nn.Module, lora, base_name: str, task_type: str = "CAUSAL_LM") -> nn.Module:
-    """A fresh adapter, in float32: at step 0 it changes nothing (its second factor is 0). SEQ_CLS: the head is trained, too."""
+    """A fresh adapter, in float32: at step 0 it changes nothing (its second factor is 0). SEQ_CLS: the head is trained,
+    too."""
     with quiet_peft() as peft:
         model.name_or_path = base_name  # goes into adapter_config.json: where the saved adapter finds its base again
         how = peft.LoraConfig(

@@ -1,18 +1,16 @@
 """How much memory a run will want, counted from its config and the shapes of its model: an estimate, part by part.
 
-What is stored (weights, gradients, optimiser, reference) is counted exactly from the parameters. Activations and the sampler's
-cache are for the longest rows that the config allows; most batches are shorter. Per process: DDP keeps all of it on each."""
+What is stored (weights, gradients, optimiser, reference) is counted exactly from the parameters. Activations and the
+sampler's cache are for the longest rows that the config allows; most batches are shorter. Per process: DDP keeps all of
+it on each."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 GIB = 2**30
-BITS = {
-    "none": None,
-    "8bit": 8.0,
-    "4bit": 4.127,
-}  # nf4 with double quantisation: 4 + 8/64 + 32/(64 * 256) bits a weight
+# bits a weight; nf4 with double quantisation: 4 + 8/64 + 32/(64 * 256)
+BITS = {"none": None, "8bit": 8.0, "4bit": 4.127}
 
 
 @dataclass(frozen=True)
@@ -28,9 +26,8 @@ class Shape:
     key_value: int  # width of the keys (and of the values) of one layer
     longest: int  # tokens the model can read
     vocabulary: int
-    whole_logits: (
-        bool  # it does more to its logits than the head (soft caps, scales), so they are not computed in chunks
-    )
+    # it does more to its logits than the head (soft caps, scales), so they are not computed in chunks
+    whole_logits: bool
 
 
 def shape_of(model_config, lora=None) -> Shape:
@@ -109,8 +106,8 @@ def estimate(config, shape: Shape, compute_bytes: int) -> dict[str, float]:
         2 if method == "dpo" or (method == "reward" and section.loss == "preference") else 1
     )
     tokens = rows * length
-    # kept for the backward pass, per token and layer: ~8 rows of the hidden size (norms, queries, attention, residuals),
-    # keys and values, ~4 of the MLP's width (gate, up, activation, product)
+    # kept for the backward pass, per token and layer: ~8 rows of the hidden size (norms, queries, attention,
+    # residuals), keys and values, ~4 of the MLP's width (gate, up, activation, product)
     per_layer = compute_bytes * (8 * shape.hidden + 2 * shape.key_value + 4 * shape.intermediate)
     kept = (
         shape.layers * compute_bytes * shape.hidden + per_layer
@@ -118,9 +115,8 @@ def estimate(config, shape: Shape, compute_bytes: int) -> dict[str, float]:
         else shape.layers * per_layer
     )
     parts["activations"] = float(tokens * kept) * (2 if method == "ppo" and section.critic == "separate" else 1)
-    if (
-        method != "reward"
-    ):  # float32 logits, their softmax and its gradient: of all tokens, or of one chunk (CompletionLogps)
+    # float32 logits, their softmax and its gradient: of all tokens, or of one chunk (CompletionLogps)
+    if method != "reward":
         chunk = tokens if shape.whole_logits else min(tokens, max(64, min(1024, 2**24 // shape.vocabulary)))
         parts["logits"] = 3.0 * chunk * shape.vocabulary * 4
     if method in ("grpo", "ppo"):

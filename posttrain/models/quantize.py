@@ -15,7 +15,8 @@ from posttrain.errors import UserError, reason
 
 
 def recipe(quantization: str, compute: torch.dtype) -> Any:
-    """The BitsAndBytesConfig of model.quantization, for from_pretrained. Tried on one layer first: UserError where it fails."""
+    """The BitsAndBytesConfig of model.quantization, for from_pretrained. Tried on one layer first: UserError where it
+    fails."""
     from transformers import BitsAndBytesConfig
 
     _refuse_a_backend_that_does_not_work(quantization)
@@ -29,9 +30,10 @@ def recipe(quantization: str, compute: torch.dtype) -> Any:
 def guard(model: nn.Module) -> nn.Module:
     """Call it right after loading, before any forward pass.
 
-    On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks a 4-bit weight in place at the first no-grad forward in eval mode,
-    and never back: the next gradients are garbage (relative error 1.1), and so is what is merged. No error, no NaN. This
-    switches the repacking off (tests/posttrain/models/test_quantize.py: gradients before an evaluation == gradients after)."""
+    On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks a 4-bit weight in place at the first no-grad forward in eval
+    mode, and never back: the next gradients are garbage (relative error 1.1), and so is what is merged. No error, no
+    NaN. This switches the repacking off (tests/posttrain/models/test_quantize.py: gradients before an evaluation ==
+    gradients after)."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
@@ -58,9 +60,8 @@ def dequantize(model: nn.Module) -> nn.Module:
         return cast(model, torch.float32)
     transposed = [n for n, m in model.named_modules() if getattr(m, "source_cls", None) is Conv1D]  # GPT-2
     model = cast(model.dequantize(), torch.float32)
-    for (
-        name
-    ) in transposed:  # dequantising leaves a Linear, whose weight the architecture would load the wrong way round
+    # dequantising leaves a Linear, whose weight the architecture would load the wrong way round
+    for name in transposed:
         linear = model.get_submodule(name)
         layer = Conv1D(*linear.weight.shape)
         layer.weight = nn.Parameter(linear.weight.T.contiguous())
@@ -70,8 +71,8 @@ def dequantize(model: nn.Module) -> nn.Module:
 
 
 def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The parameters in another dtype. Not .to(dtype): that would round the rotary frequencies, too, which no checkpoint
-    holds (in bf16 the phase at position 1,000 is off by up to a radian)."""
+    """The parameters in another dtype. Not .to(dtype): that would round the rotary frequencies, too, which no
+    checkpoint holds (in bf16 the phase at position 1,000 is off by up to a radian)."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     model.config.dtype = dtype

@@ -35,7 +35,7 @@ class AdapterOff(nn.Module):
 
 
 class AdapterAtStepZero(nn.Module):
-    """The reference as the policy with the adapter weights that it started with (an adapter that was trained before)."""
+    """The reference as the policy with the adapter weights that it started with (one that was trained before)."""
 
     def __init__(self, policy: CompletionLogps):
         super().__init__()

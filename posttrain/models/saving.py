@@ -1,4 +1,5 @@
-"""Saving in Hugging Face format: it loads with plain transformers, or peft, and stops where the loops' own sampler does."""
+"""Saving in Hugging Face format: it loads with plain transformers, or peft, and stops where the loops' own sampler
+does."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Scalar heads: a backbone that reads a whole answer and says one number (reward model), or one per token (critic).
 
-The head is a Linear without bias that starts at 0, so at step 0 every score is 0 and every loss ln 2. A score is read at
-the last real token, found *by length*. A saved reward model loads with plain AutoModelForSequenceClassification, whose
-own forward finds the last token as the last id that is not pad_token_id: so the pad token it is saved with must be one that
-no answer ends with.
+The head is a Linear without bias that starts at 0, so at step 0 every score is 0 and every loss ln 2. A score is read
+at the last real token, found *by length*. A saved reward model loads with plain AutoModelForSequenceClassification,
+whose own forward finds the last token as the last id that is not pad_token_id: so the pad token it is saved with must
+be one that no answer ends with.
 
 PPO's critic has the same head after every token, and comes in two kinds:
     separate   a network of its own, from the same start as the policy: it cannot spoil the policy
@@ -77,7 +77,8 @@ def use_a_pad_that_ends_nothing(tokenizer) -> int:
 
 
 def save_scorer(model: nn.Module, tokenizer, folder: Path, state_dict: dict[str, Tensor] | None = None) -> None:
-    """For plain AutoModelForSequenceClassification (an adapter: peft's AutoPeftModelForSequenceClassification, num_labels=1)."""
+    """For plain AutoModelForSequenceClassification (an adapter: peft's AutoPeftModelForSequenceClassification,
+    num_labels=1)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.save_pretrained(folder, state_dict=state_dict)
@@ -168,8 +169,8 @@ class ActorCritic(nn.Module):
 
     forward(batch, temperature) -> (logps [B, T], entropy [B, T], values [B, S]).
 
-    values[:, t] is the value of the state after token t, which is the state before token t + 1: values[:, :-1] belongs to
-    the predictions [B, T], and the value after a row's last token is what a truncated answer bootstraps from."""
+    values[:, t] is the value of the state after token t, which is the state before token t + 1: values[:, :-1] belongs
+    to the predictions [B, T], and the value after a row's last token is what a truncated answer bootstraps from."""
 
     def __init__(self, policy: CompletionLogps, critic: CompletionScores | None):
         super().__init__()

@@ -1,6 +1,7 @@
 """Parameters that are spread over processes (FSDP2's DTensor): gathering them, filling them, sampling from them.
 
-Everything here is the identity on a model that is not sharded. On one that is, every process has to call it at the same time."""
+Everything here is the identity on a model that is not sharded. On one that is, every process has to call it at the same
+time."""
 
 from __future__ import annotations
 
@@ -42,8 +43,9 @@ def state_dict(model: nn.Module) -> dict[str, Tensor] | None:
 
 @contextlib.contextmanager
 def gathered(policy: nn.Module) -> Iterator[None]:
-    """For sampling: the whole model on every process. Gathered once, not layer by layer for each token; and the processes may
-    then sample different numbers of tokens, where a gathering in each forward pass would leave one waiting for ever."""
+    """For sampling: the whole model on every process. Gathered once, not layer by layer for each token; and the
+    processes may then sample different numbers of tokens, where a gathering in each forward pass would leave one
+    waiting for ever."""
     from torch.distributed.fsdp import FSDPModule
 
     parts = [module for module in policy.modules() if isinstance(module, FSDPModule)]
@@ -61,14 +63,14 @@ def gathered(policy: nn.Module) -> Iterator[None]:
         policy.is_gathered = False
         for module in parts:
             module.reshard()
-            module.set_reshard_after_forward(
-                module is not parts[0], recurse=False
-            )  # the root keeps its own for backward
+            # the root keeps its own for backward
+            module.set_reshard_after_forward(module is not parts[0], recurse=False)
 
 
 @torch.no_grad()
 def _forward_once(policy: nn.Module) -> None:
-    """Two tokens through the root: FSDP wants to have seen it before one of its layers, and sampling calls the layers alone."""
+    """Two tokens through the root: FSDP wants to have seen it before one of its layers, and sampling calls the layers
+    alone."""
     ids = torch.zeros(1, 2, dtype=torch.long, device=next(policy.parameters()).device)
     training = policy.training
     policy.eval()

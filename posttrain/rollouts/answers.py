@@ -1,7 +1,7 @@
 """Sampled answers on their way through an update, with what was said of each of their tokens.
 
-A column holds one number per completion token (log-probs, values, advantages …). `lay_out` puts answers and columns into one
-batch, where batch["old_logps"] is [B, T], under the tokens it belongs to.
+A column holds one number per completion token (log-probs, values, advantages …). `lay_out` puts answers and columns
+into one batch, where batch["old_logps"] is [B, T], under the tokens it belongs to.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _under_the_tokens(values: list[Tensor], active: Tensor) -> Tensor:
 def ask_all(
     answers: list[Answer], run: Any, pad_id: int, forward: Callable[[Batch], dict[str, Tensor]]
 ) -> list[Answer]:
-    """Every answer with the columns that `forward(batch) -> {name: [B, T]}` gives: one pass over all, longest together."""
+    """Every answer with the columns that `forward(batch) -> {name: [B, T]}` gives: one pass, longest together."""
     out, size = list(answers), run.training.micro_batch_size
     order = sorted(range(len(answers)), key=lambda i: len(answers[i]), reverse=True)
     for start in range(0, len(order), size):

@@ -19,7 +19,8 @@ def ask(
     model, tokenizer, prompt_ids: list[list[int]], *, max_new_tokens: int, group_size: int = 1, temperature: float = 0.0,
     seed: int = 0, batch_size: int = 64, label: str | None = None,
 ) -> Rollout:  # fmt: skip
-    """Answers to many prompts, greedy by default, `batch_size` prompts at a time. The result does not depend on batch_size.
+    """Answers to many prompts, greedy by default, `batch_size` prompts at a time. The result does not depend on
+    batch_size.
 
     label: show a progress bar of this name (on a terminal)."""
     stops, rows = template.stop_ids(tokenizer), len(prompt_ids) * group_size
@@ -69,7 +70,7 @@ class Showcase:
         if not self.prompts:
             return []
         rollout = ask(model, self.tokenizer, [ids for _, ids in self.prompts], max_new_tokens=self.max_new_tokens)
-        return _one_line(rollout, self.tokenizer)
+        return _told(rollout, self.tokenizer)
 
     def compare(self, before: list[str], after: list[str]) -> list[tuple[str, str, str]]:
         return [(prompt, b, a) for (prompt, _), b, a in zip(self.prompts, before, after, strict=True)]
@@ -94,15 +95,18 @@ class Beginnings:
             model, self.prompts, max_new_tokens=self.max_new_tokens, stop_ids=[self.separator],
             pad_id=self.tokenizer.pad_token_id, temperature=0,
         )  # fmt: skip
-        return _one_line(rollout, self.tokenizer)
+        return _told(rollout, self.tokenizer)
 
     def compare(self, before: list[str], after: list[str]) -> list[tuple[str, str, str]]:
-        names = [self.tokenizer.decode(ids).replace("\n", " ⏎ ") for ids in self.prompts]
+        names = [one_line(self.tokenizer.decode(ids)) for ids in self.prompts]
         return list(zip(names, before, after, strict=True))
 
 
-def _one_line(rollout: Rollout, tokenizer) -> list[str]:
-    return [
-        text.replace("\n", " ⏎ ") + (" ⏹" if done else " …")
-        for text, done in zip(rollout.texts(tokenizer), rollout.finished, strict=True)
-    ]
+def one_line(text: str) -> str:
+    """For a table or a list: every line break shown as a sign."""
+    return text.replace("\n", " ⏎ ")
+
+
+def _told(rollout: Rollout, tokenizer) -> list[str]:
+    texts = zip(rollout.texts(tokenizer), rollout.finished, strict=True)
+    return [one_line(text) + (" ⏹" if done else " …") for text, done in texts]

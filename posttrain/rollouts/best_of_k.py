@@ -1,8 +1,8 @@
 """Best of k (rejection sampling): sample k answers to each prompt, score them all, and keep what a loop can learn from.
 
-    best     {prompt, completion}        the highest score: SFT on it is rejection-sampling fine-tuning (Llama 2's first step)
+    best     {prompt, completion}        the highest score: SFT on it is rejection-sampling fine-tuning (as in Llama 2)
     pairs    {prompt, chosen, rejected}  highest and lowest, where they differ
-    labels   {prompt, completion, label} every answer; right where its score is above ½ (of an outcome reward model: above 0)
+    labels   {prompt, completion, label} every answer; right where its score is above ½ (of an outcome model: above 0)
 
 Run as `python -m posttrain.curate best-of-k`.
 """

@@ -6,8 +6,9 @@ A reward function takes lists, one entry per completion, and returns a list of f
 
 `completions` are the answers: text, or lists of one message where the data's prompts are lists of messages. It may also
 ask, by parameter name, for `prompts`, `completion_ids`, `finished` (did the model end its turn?), and any column of the
-data. It is called with what its signature names, or with everything if it takes **kwargs. So reward functions written for
-TRL's GRPO run unchanged. Name one in the config (`grpo.reward: my_module:my_reward`) or pass it: train(config, reward=f).
+data. It is called with what its signature names, or with everything if it takes **kwargs. So reward functions written
+for TRL's GRPO run unchanged. Name one in the config (`grpo.reward: my_module:my_reward`) or pass it: train(config,
+reward=f).
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ NUMBER = r"[-−+]?\s*\$?\s*[-−]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
 
 
 def parse_number(text: str) -> Decimal | None:
-    """ "1,234" -> 1234, "$18.00" -> 18, "-3" -> −3, "7 apples" -> 7; None where no single number stands at the beginning."""
+    """ "1,234" -> 1234, "$18.00" -> 18, "-3" -> −3, "7 apples" -> 7; None where no single number stands at the
+    beginning."""
     text = re.sub(r"\\[,!;$%]|\*\*", lambda m: {"\\$": "$", "\\%": "%"}.get(m.group(), ""), text).strip()
     match = re.match(NUMBER, text)
     if match is None:
@@ -108,8 +110,8 @@ def find(
     *,
     key: str = "grpo.reward",
 ) -> list[Callable]:
-    """What the config names under `key`, or what Python passed, -> the functions: built-in names, package.module:function,
-    callables."""
+    """What the config names under `key`, or what Python passed, -> the functions: built-in names,
+    package.module:function, callables."""
     names = [given] if isinstance(given, str) or callable(given) else given
     found = [
         name if callable(name) else BUILT_IN[name] if name in BUILT_IN else function_named(name, key) for name in names

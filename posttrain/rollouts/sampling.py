@@ -66,8 +66,8 @@ def sample(
 ) -> Rollout:
     """One rollout of a Hugging Face causal model. temperature 0 is greedy; else uniforms [N, max_new_tokens] is needed.
 
-    stop_ids: ids that end an answer (the template's turn-end token, eos). The model's train flag and the random state are
-    left as they were. progress is called with the number of rows that have ended.
+    stop_ids: ids that end an answer (the template's turn-end token, eos). The model's train flag and the random state
+    are left as they were. progress is called with the number of rows that have ended.
     """
     if temperature < 0 or (temperature > 0 and uniforms is None):
         raise ValueError("sampling needs a temperature above 0 and `uniforms`; temperature 0 is greedy")
@@ -148,7 +148,8 @@ def sample_own(
 ) -> Rollout:
     """This process's part of rollout `number`: rl.group_size answers to each of its own prompts among those asked.
 
-    It takes its rows of the uniforms of the whole rollout, so it samples what a single process would have sampled there."""
+    It takes its rows of the uniforms of the whole rollout, so it samples what a single process would have sampled
+    there."""
     uniforms = draw_uniforms(len(asked) * rl.group_size, rl.max_new_tokens, seed=seed, step=number)
     return sample(
         model,
@@ -165,7 +166,8 @@ def sample_own(
 def _inverse_transform(probs: Tensor, uniform: Tensor) -> Tensor:
     """The first token at which the cumulative probability exceeds u: probs [rows, V], uniform [rows] -> [rows].
 
-    u is scaled by the sum that float32 really reached and kept below it, so a token of probability 0 is never chosen."""
+    u is scaled by the sum that float32 really reached and kept below it, so a token of probability 0 is never chosen.
+    """
     cumulative = probs.cumsum(-1)
     total = cumulative[:, -1:]
     threshold = torch.minimum(uniform[:, None] * total, total * (1 - 2**-22))

@@ -1,4 +1,5 @@
-"""What answers are worth, for GRPO and PPO: verifiable reward functions or a learned reward model; and functions that are only watched."""
+"""What answers are worth, for GRPO and PPO: verifiable reward functions or a learned reward model; and functions that
+are only watched."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ Metrics = dict[str, tuple[float, int]]  # name -> (sum, count)
 
 
 class Scorer:
-    """config.grpo or config.ppo (`method` names it in messages), or what Python passed as `given`, -> a reward per answer."""
+    """config.grpo or config.ppo (`method` names it in messages), or what Python passed as `given`, -> a reward per
+    answer."""
 
     def __init__(self, section: Any, method: str, given: Callable | list[Callable] | None, data: Any, run: Any):
         self.weights, self.batch_size, self.name = section.reward_weights, run.training.micro_batch_size, None
@@ -41,7 +43,7 @@ class Scorer:
             scalar.refuse_another_vocabulary(tokenizer, self.tokenizer, self.name)
 
     def __call__(self, rollout: Rollout, tokenizer: Any, prompts: list) -> tuple[list[float], Metrics]:
-        """(one reward per answer, metrics): of several functions each one's own, of the watched ones, parse failures."""
+        """(one reward per answer, metrics): each function's own, the watched ones', parse failures."""
         texts, rows = rollout.texts(tokenizer), [prompt.row for prompt in prompts]
         metrics: Metrics = {}
         if self.reward_model is None:
@@ -85,8 +87,8 @@ def describe(values: Tensor, rollout: Rollout) -> dict[str, tuple]:
 def end_once(scores: list[float], finished: list[bool], ppo: Any) -> tuple[Tensor, list[bool]]:
     """(score of each answer, whether the value of its last state follows). Finished: its score, and nothing follows.
 
-    Cut off: either it is scored, or given the fixed penalty, and nothing follows; or it has no score, and the critic says
-    what would have come. Never both, or its ending would be paid twice."""
+    Cut off: either it is scored, or given the fixed penalty, and nothing follows; or it has no score, and the critic
+    says what would have come. Never both, or its ending would be paid twice."""
     pairs = list(zip(scores, finished, strict=True))
     if ppo.truncated == "bootstrap":
         return torch.tensor([s if done else 0.0 for s, done in pairs]), [not done for done in finished]

@@ -1,4 +1,5 @@
-"""Checkpoints: what a run needs to go on as if it had never stopped, written so that a kill at any moment leaves a whole one.
+"""Checkpoints: what a run needs to go on as if it had never stopped, written so that a kill at any moment leaves a
+whole one.
 
     <run folder>/checkpoints/step_40/
       run.json       the step, the resolved config, fingerprints of model, reference and rows, the best steps so far
@@ -6,7 +7,7 @@
       model/         the model in Hugging Face format: loads with plain transformers (or peft), like the finished one
       weights.pt     trained tensors that model/ does not hold under their own name (an adapter's, a critic's, a head's)
       optimizer.pt   the optimiser and its schedule
-      loop.pt        every process's random states, and what the loop was in the middle of (a rollout, precomputed log-probs)
+      loop.pt        every process's random states, and what the loop was in the middle of (a rollout, log-probs)
 
 The order of the rows is a pure function of (seed, epoch), so no position in a file is kept. A checkpoint is written to
 step_40.part, every file is fsynced, and only then it gets its name; an old one loses its name before it is deleted.
@@ -132,7 +133,8 @@ def plain(value: Any) -> Any:
 
 
 def save_weights(policy: nn.Module, model: nn.Module, folder: Path, gathered: dict[str, Tensor]) -> None:
-    """weights.pt: what is trained, and for what model/ holds already, only its name there. gathered: the whole tensors by name."""
+    """weights.pt: what is trained, and for what model/ holds already, only its name there. gathered: the whole tensors
+    by name."""
     from safetensors import safe_open
 
     saved = {}

@@ -1,4 +1,5 @@
-"""When a run writes a checkpoint, and how it goes on from one as if it had never stopped. checkpoint_files.py has the files."""
+"""When a run writes a checkpoint, and how it goes on from one as if it had never stopped. checkpoint_files.py has the
+files."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ class Checkpoints:
         self._saved = checkpoint_files.read(self.resumed_from / "loop.pt")
 
     def remember(self, what: str, thing: nn.Module | list | Any) -> None:
-        """Note the fingerprint of a model, of rows or of functions; of a resumed run, refuse one that is not what it was."""
+        """Note the fingerprint of a model, of rows or of functions; of a resumed run, refuse one that is not what it
+        was."""
         if not self.wanted or not isinstance(thing, (nn.Module, list)):
             return
         of = fingerprints.fingerprint
@@ -68,7 +70,8 @@ class Checkpoints:
             )
 
     def read_on(self, items: Any, rows: list) -> None:
-        """A stream has no fingerprint beforehand: what is read of it is folded into one, which a resumed run reads again."""
+        """A stream has no fingerprint beforehand: what is read of it is folded into one, which a resumed run reads
+        again."""
         if self.wanted and not isinstance(items, list):
             for row in rows:
                 fingerprints.fold(self._stream, row)

@@ -83,8 +83,8 @@ LEFT_OUT = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "us
 
 @torch.no_grad()
 def fingerprint(module: nn.Module) -> str:
-    """Of every parameter, exactly (its bits as whole numbers, each times its place, added up without rounding), of what its
-    quantisation scales it by, and of the model's config."""
+    """Of every parameter, exactly (its bits as whole numbers, each times its place, added up without rounding), of what
+    its quantisation scales it by, and of the model's config."""
     digest, places = hashlib.blake2b(digest_size=8), {}
     for name, parameter in module.named_parameters():
         scales = getattr(parameter, "quant_state", None)
@@ -136,7 +136,7 @@ def fingerprint_of_functions(functions: list[Callable]) -> str:
 
 
 def _canonical(value: Any) -> Any:
-    """For JSON: the same for the same value in another process. Of an object that is none of the usual, only its type."""
+    """For JSON: the same for the same value in another process. Of any other object, only its type."""
     if isinstance(value, dict):
         return {str(k): _canonical(v) for k, v in value.items() if k not in LEFT_OUT}
     if isinstance(value, (list, tuple)):

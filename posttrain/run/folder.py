@@ -24,7 +24,8 @@ WRITTEN = ("model", "model.part", "model.old", "start", "metrics.jsonl", "curves
 
 
 def choose(config) -> Path | None:
-    """The checkpoint to go on from (None: start at step 0). Nothing finished, and nothing begun, is overwritten unasked."""
+    """The checkpoint to go on from (None: start at step 0). Nothing finished, and nothing begun, is overwritten
+    unasked."""
     folder, there = config.folder, checkpoint_files.latest(config.folder)
     _refuse_no_run_folder(folder)
     if config.resume and config.output.overwrite:
@@ -83,8 +84,9 @@ def _refuse_sources_inside(config) -> None:
 
 
 def clear(config, resumed_from: Path | None, has_start: bool) -> None:
-    """When model and data have loaded, and not before: what an older run wrote goes (of a resumed one: only the mark that
-    it is finished). The checkpoints go first, all at once: a kill in here leaves no half of one that could be resumed.
+    """When model and data have loaded, and not before: what an older run wrote goes (of a resumed one: only the mark
+    that it is finished). The checkpoints go first, all at once: a kill in here leaves no half of one that could be
+    resumed.
 
     has_start: this run has written start.part, the merged model under its adapter."""
     folder, old = config.folder, config.folder / "checkpoints.old"

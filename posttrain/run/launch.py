@@ -1,4 +1,4 @@
-"""Starting: device, compute type, Accelerate; and ways of starting that would do something else than they say, refused."""
+"""Starting: device, compute type, Accelerate; and ways to start that do something else than they say, refused."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def start(training: Any, dtype: str) -> tuple[Accelerator, torch.dtype]:
         accelerator = Accelerator(
             cpu=on_cpu,
             mixed_precision="bf16" if compute == torch.bfloat16 else "no",
-            # the buffers of these models are constants (rotary frequencies): nothing to send around in every forward pass
+            # the buffers of these models are constants (rotary frequencies): nothing to send around in every forward
+            # pass
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
     except ValueError as problem:

@@ -1,4 +1,5 @@
-"""What one optimiser step has said of itself: losses, terms and metrics of its micro-batches, added up, then over the processes."""
+"""What one optimiser step has said of itself: losses, terms and metrics of its micro-batches, added up, then over the
+processes."""
 
 from __future__ import annotations
 

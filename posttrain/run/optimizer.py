@@ -1,4 +1,4 @@
-"""The optimiser and its schedule: AdamW, decay on matrices only, a factor of the peak learning rate per optimiser step."""
+"""The optimiser and its schedule: AdamW, decay on matrices only, a factor of the peak rate per optimiser step."""
 
 from __future__ import annotations
 

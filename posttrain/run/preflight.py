@@ -1,7 +1,7 @@
 """Preflight: what must hold before the first update, or the run would end with exit code 0 and a dead model.
 
-Each check costs no extra pass and draws no random number, can be switched off in the config (preflight.NAME: false), and
-says in one line what was found. What passed is told after the first step."""
+Each check costs no extra pass and draws no random number, can be switched off in the config (preflight.NAME: false),
+and says in one line what was found. What passed is told after the first step."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def rows(run, encoded) -> None:
     if not run.preflight.on("rows") or not items:
         return
     empty = [i for i, item in enumerate(items) if not _supervised(item)]
-    left_out = encoded.encoder.dropped + len(encoded.rows.skipped)
+    left_out = encoded.encoder.dropped + len(encoded.bad)
     run.preflight.verdict(
         "rows",
         f"{len(empty):,} of {len(items):,} rows have no supervised token, first {encoded.rows.where(empty[0])}: nothing can be learned from "
@@ -92,7 +92,7 @@ def start(run, what: str, loss: float, expected: float, why: str) -> None:
 
 
 def sampler(run, logps: Tensor, sampler_logps: Tensor, active: Tensor) -> None:
-    """The trainer gives the sampled tokens [B, T] the log-probs they were sampled with: else the run is not on policy."""
+    """The trainer gives the sampled tokens [B, T] the log-probs they were sampled with: else it is not on policy."""
     if not run.preflight.on("sampler"):
         return
     gap = torch.where(active, (logps - sampler_logps).abs(), 0.0)
@@ -130,7 +130,8 @@ def stop_token(run, model: nn.Module, tokenizer) -> None:
 
 
 def dead_groups(run, metrics: dict[str, tuple], mask_truncated: bool) -> None:
-    """GRPO's first rollout: where all answers of every group have one reward, nothing can be learned. A warning, with the reason."""
+    """GRPO's first rollout: where all answers of every group have one reward, nothing can be learned. A warning, with
+    the reason."""
     if not run.preflight.on("dead_groups"):
         return
     names = [name for name in ("dead_groups", "finished", "reward", "parse_failures") if name in metrics]

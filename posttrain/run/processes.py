@@ -1,4 +1,5 @@
-"""What the processes of a run tell each other. Every process has to call these at the same time; of a single one they are the identity."""
+"""What the processes of a run tell each other. Every process has to call these at the same time; of a single one they
+are the identity."""
 
 from __future__ import annotations
 

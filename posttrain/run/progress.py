@@ -1,4 +1,4 @@
-"""How a run tells where it is: a bar on a terminal, plain lines elsewhere (a file, CI). Only the main process speaks."""
+"""How a run tells where it is: a bar on a terminal, plain lines elsewhere (CI). Only the main process speaks."""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""Which rows make an optimiser step, and which micro-batches make it up: pure functions of (rows, seed, epoch, process).
+"""Which rows make an optimiser step, and which micro-batches make it up: pure functions of (rows, seed, epoch,
+process).
 
 Rows of like length go together in a micro-batch, which saves padding and, the loss being a sum, changes nothing. Every
-process gets the same number of micro-batches, at least one: one that has run out of rows gets a muted row, which adds exactly 0.
+process gets the same number of micro-batches, at least one: one that has run out of rows gets a muted row, which adds
+exactly 0.
 """
 
 from __future__ import annotations

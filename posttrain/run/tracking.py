@@ -1,4 +1,5 @@
-"""Experiment trackers, through Accelerate's: TensorBoard, MLflow, Weights & Biases. metrics.jsonl and curves.png are written anyway.
+"""Experiment trackers, through Accelerate's: TensorBoard, MLflow, Weights & Biases. metrics.jsonl and curves.png are
+written anyway.
 
 A tracker is told what metrics.jsonl is told. One that fails is reported once and left out: it never stops a run."""
 
@@ -41,15 +42,15 @@ class Trackers:
         project, run = config.tracking.project or "posttrain", config.tracking.run_name or config.folder.name
         if name == "tensorboard":
             self.say(f"tracking: tensorboard --logdir {config.folder / 'logs'}")
-            resumed = (
-                {"purge_step": self.step + 1} if self.step else {}
-            )  # what was told after the checkpoint is told again
+            # what was told after the checkpoint is told again
+            resumed = {"purge_step": self.step + 1} if self.step else {}
             return tracking.TensorBoardTracker(run, logging_dir=str(config.folder / "logs"), **resumed)
         if name == "mlflow":
+            # a server that is gone costs seconds, not minutes
             for setting, value in (
                 ("TIMEOUT", "10"),
                 ("MAX_RETRIES", "2"),
-            ):  # a server that is gone costs seconds, not minutes
+            ):
                 os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{setting}", value)
             self.say("tracking: mlflow ui (reads mlflow.db in this folder, unless MLFLOW_TRACKING_URI is set)")
             return tracking.MLflowTracker(project, run_name=run)

@@ -99,7 +99,8 @@ class Run:
         learning_rates: dict[str, float] | None = None,
         save: Callable = save_model,
     ) -> tuple[nn.Module, Any, Any]:
-        """(policy, optimizer, scheduler), the first two prepared by Accelerate; the scheduler steps once per optimiser step.
+        """(policy, optimizer, scheduler), the first two prepared by Accelerate; the scheduler steps once per optimiser
+        step.
 
         policy: what is trained, model: the Hugging Face (or peft) model in it, which `save` writes.
         learning_rates: of the parameters whose names begin so, where it is not training.learning_rate."""
@@ -139,7 +140,8 @@ class Run:
         return self.training.max_steps or self.training.epochs * math.ceil(len(items) / self.training.batch_size)
 
     def windows(self, items: Any, pack_to: int | None = None) -> Iterator[list[list]]:
-        """One optimiser step after the other, each a list of this process's micro-batches. A short last window is a step.
+        """One optimiser step after the other, each a list of this process's micro-batches. A short last window is a
+        step.
 
         pack_to: lay each micro-batch's rows end to end in packed rows of that many tokens."""
         # a resumed run passes over what it had done: which rows that were, (seed, epoch) says
@@ -167,7 +169,8 @@ class Run:
             self.micro_batches(items), desc=label, leave=False, disable=label is None or not self.progress.bars
         )
 
-    # ------------------------------------------------------------ the same, for RL: prompts and minibatches of a rollout
+    # ------------------------------------------------------------ the same, for RL: prompts and minibatches of a
+    # rollout
 
     def steps_for_prompts(self, prompts: Any, rl: Any) -> int:
         """training.max_steps, or what `epochs` passes over the prompts take, in optimiser steps."""
@@ -177,8 +180,8 @@ class Run:
         return rollouts * rl.minibatches * rl.inner_epochs
 
     def prompt_windows(self, prompts: Any, per_step: int) -> Iterator[tuple[int, list, list[int]]]:
-        """Until the last step: (number of the rollout, its prompts, which of them are this process's own). A group stays on
-        one process. A resumed run begins with the rollout that it was in."""
+        """Until the last step: (number of the rollout, its prompts, which of them are this process's own). A group
+        stays on one process. A resumed run begins with the rollout that it was in."""
         number, epoch, count = 0, 0, self.accelerator.num_processes
         if isinstance(prompts, list) and len(prompts) < per_step:
             self.say(f"only {len(prompts)} prompts: a rollout has {len(prompts)}, not prompts_per_step = {per_step}")
@@ -219,7 +222,7 @@ class Run:
                 yield steps.cut([answers[i] for i in share], most, self.training.micro_batch_size, answers[0])
 
     def rollout_state(self, answers: list, own: list[int], metrics: dict[str, tuple]) -> dict[str, Any]:
-        """What a checkpoint in the middle of a rollout needs: {prompt: its answers} and the metrics, of all processes."""
+        """What a checkpoint in the middle of a rollout needs: {prompt: its answers} and metrics, of all processes."""
         size = len(answers) // len(own)
         by_prompt = {prompt: answers[i * size : (i + 1) * size] for i, prompt in enumerate(own)}
         sums = {name: tuple(self.sum_over_processes(float(x)) for x in pair) for name, pair in metrics.items()}
@@ -248,7 +251,8 @@ class Run:
         terms: dict[str, Tensor] | None = None,
         tokens: int = 0,
     ) -> None:
-        """Collect what a micro-batch says: its loss and the terms of it (they sum to the step's), its (sum, count) metrics."""
+        """Collect what a micro-batch says: its loss and the terms of it (they sum to the step's), its (sum, count)
+        metrics."""
         self.meter.add({"loss": loss} | (terms or {}), metrics, tokens)
 
     def check_update(self, grad_norm: Tensor | float) -> None:
@@ -269,7 +273,8 @@ class Run:
     def log(self, extra: dict[str, Any], of_rollout: dict[str, tuple[Any, Any]] | None = None) -> dict[str, float]:
         """End of an optimiser step: reduce over processes, write one line of metrics.jsonl, move the bar.
 
-        extra: numbers that are the same on every process; of_rollout: (sum, count) of what this step's rollout was like."""
+        extra: numbers that are the same on every process; of_rollout: (sum, count) of what this step's rollout was
+        like."""
         now = time.perf_counter()
         self.meter.add({}, of_rollout or {})
         self.step += 1
@@ -300,7 +305,7 @@ class Run:
     # ------------------------------------------------------------ the end
 
     def finish(self, samples: list[tuple[str, str, str]] | None = None) -> Result:
-        """Write the model, the curves and the samples. `model/` appears last and whole: its presence means "finished"."""
+        """Write the model, the curves and the samples. `model/` appears last and whole: it means "finished"."""
         self.progress.end()
         of_model = sharded.state_dict(self.model)
         if self.accelerator.is_main_process:

@@ -1,4 +1,4 @@
-"""Warnings that teach: what the metrics of a run say when it dies quietly. A pure function of the rows, told once each."""
+"""Warnings that teach: what the metrics of a run say when it dies quietly. A pure function of the rows, told once."""
 
 from __future__ import annotations
 

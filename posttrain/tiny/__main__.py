@@ -1,6 +1,6 @@
-"""The embedded base model: a Llama of 150,000 parameters with its own tokenizer, pretrained here from random weights in about
-a minute and a half on one core, then kept in the cache. It is small so that everybody can climb the ladder; the loops that
-train it are the loops that train a 7B model.
+"""The embedded base model: a Llama of 150,000 parameters with its own tokenizer, pretrained here from random weights in
+about a minute and a half on one core, then kept in the cache. It is small so that everybody can climb the ladder; the
+loops that train it are the loops that train a 7B model.
 
     python -m posttrain.tiny                      build it (or say where it is)
     python -m posttrain.tiny --rebuild            build it again

@@ -244,8 +244,8 @@ def dress(rng: random.Random, core: str) -> str:
 
 
 def sft_rows(split: str, seed: int) -> list[dict]:
-    """3,200 demonstrations by two annotators: one shows the work, one answers at once. The share of worked answers
-    is 0.8 for one-step problems and 0.2 for two-step ones; what the hasty annotator teaches is what GRPO must unlearn."""
+    """3,200 demonstrations by two annotators: one shows the work, one answers at once. The share of worked answers is
+    0.8 for one-step problems and 0.2 for two-step ones; what the hasty annotator teaches is what GRPO must unlearn."""
     rng = random.Random(f"sft {split} {seed}")
     scale = 1 if split == "train" else 8
     rows = []

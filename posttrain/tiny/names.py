@@ -1,13 +1,14 @@
 """The embedded names, and the command that makes each of them: run on first use, in a process of its own, then kept.
 
-    tiny-base        model   python -m loops.pretrain --config configs/pretrain_tiny.yaml      reads and computes, cannot chat
-    tiny-sft         model   python -m loops.sft --config configs/sft_tiny.yaml                from tiny-base
-    tiny-dpo         model   python -m loops.dpo --config configs/dpo_tiny.yaml                from tiny-sft
-    tiny-preference  data    python -m posttrain.curate best-of-k … --write pairs              answers of tiny-sft, right and wrong
-    tiny-outcome     data    python -m posttrain.curate best-of-k … --write labels             the same answers, each marked
+    tiny-base        python -m loops.pretrain --config configs/pretrain_tiny.yaml   reads and computes, cannot chat
+    tiny-sft         python -m loops.sft --config configs/sft_tiny.yaml             from tiny-base
+    tiny-dpo         python -m loops.dpo --config configs/dpo_tiny.yaml             from tiny-sft
+    tiny-preference  python -m posttrain.curate best-of-k … --write pairs           right and wrong answers of tiny-sft
+    tiny-outcome     python -m posttrain.curate best-of-k … --write labels          the same answers, each marked
 
-They are kept in $POSTTRAIN_CACHE (default ~/.cache/posttrain), each under a hash of everything that went into it. The other
-data sets (tiny-text, tiny-sft, tiny-identity, tiny-math) are made from a seed whenever they are asked for: data.py.
+They are kept in $POSTTRAIN_CACHE (default ~/.cache/posttrain), each under a hash of everything that went into it. The
+other data sets (tiny-text, tiny-sft, tiny-identity, tiny-math) are made from a seed whenever they are asked for:
+data.py.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ def fingerprint(name: str, split: str = "train") -> str:
 
 
 def path_of(name: str, split: str = "train") -> Path:
-    """Where it stands: a model's folder, a data set's file. Built first if it is not there; safe to call from many processes."""
+    """Where it stands: a model's folder, a data set's file. Built first if it is not there; safe to call from many
+    processes."""
     from filelock import FileLock
 
     stem = name if name in MODELS else f"{name}-{split}"

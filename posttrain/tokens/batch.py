@@ -1,8 +1,8 @@
 """Rows of token ids -> the tensors of one micro-batch.
 
 Training rows are padded on the right. Under causal attention no real token can see a pad that comes after it, so the
-padding changes nothing (tests/posttrain/tokens/test_batch.py shows it on absolute and rotary positions). Which positions
-are prompt, completion or padding comes from lengths alone, never from token values: pad == eos is harmless.
+padding changes nothing (tests/posttrain/tokens/test_batch.py shows it on absolute and rotary positions). Which
+positions are prompt, completion or padding comes from lengths alone, never from token values: pad == eos is harmless.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Packed:
-    """Several rows laid end to end in one: no padding between them, and each sees only itself (restarting positions)."""
+    """Several rows laid end to end in one: no padding between them, each sees only itself (restarting positions)."""
 
     examples: tuple[Example, ...]
 
@@ -63,7 +63,8 @@ class Packed:
 
 
 def pack(examples: list[Example], width: int) -> list[Packed]:
-    """Rows -> as few packed rows of at most `width` tokens as first-fit-decreasing finds (a row longer than that stays alone).
+    """Rows -> as few packed rows of at most `width` tokens as first-fit-decreasing finds (a row longer than that stays
+    alone).
 
     >>> [[len(e) for e in p.examples] for p in pack([Example([1] * n, [True] * n) for n in (3, 5, 4, 2)], 8)]
     [[5, 3], [4, 2]]
@@ -114,8 +115,9 @@ def collate(examples: list[Example], pad_id: int) -> Batch:
 
 
 def collate_packed(packs: list[Packed], pad_id: int) -> Batch:
-    """Packed rows. Positions restart at 0 with each example, which is what keeps them apart; the padding behind the last
-    one counts as an example of its own. The first token of an example is predicted by nothing, so it is never a target."""
+    """Packed rows. Positions restart at 0 with each example, which is what keeps them apart; the padding behind the
+    last one counts as an example of its own. The first token of an example is predicted by nothing, so it is never a
+    target."""
     width = max(map(len, packs))
     ids, positions, mask = [], [], []
     for p in packs:
@@ -127,7 +129,7 @@ def collate_packed(packs: list[Packed], pad_id: int) -> Batch:
 
 
 def block_mask(position_ids: Tensor, dtype: torch.dtype) -> Tensor:
-    """[B, S] positions of packed rows -> [B, 1, S, S], added to the attention scores: 0 where a token may look, else −max.
+    """[B, S] positions of packed rows -> [B, 1, S, S], added to the attention scores: 0 where a token may look.
 
     For models that do not find the packed rows out from their positions (OPT)."""
     document = (position_ids == 0).cumsum(-1)  # [B, S] 1, 1, 1, 2, 2, 3, …
@@ -146,7 +148,8 @@ def stop_probability(logps: Tensor, batch: Batch, stop_ids: list[int]) -> tuple[
 
 
 def pad_values(values: list[Tensor], examples: list[Example], width: int) -> Tensor:
-    """One value per completion token -> [B, T], 0 elsewhere: what a rollout or the reference said, laid under the batch.
+    """One value per completion token -> [B, T], 0 elsewhere: what a rollout or the reference said, laid under the
+    batch.
 
     values[i] has one entry per active prediction of examples[i], in order; a muted row takes none."""
     out = torch.zeros(len(examples), width - 1)

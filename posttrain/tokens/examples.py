@@ -1,14 +1,16 @@
-"""Canonical rows -> token rows for each loop. What does not fit is cut, dropped and counted, or refused, as data.overlong says."""
+"""Canonical rows -> token rows for each loop. What does not fit is cut, dropped and counted, or refused, as
+data.overlong says."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from posttrain.data.reader import MOST_SKIPPED, Rows, refuse_too_many_skipped, where
-from posttrain.data.stream import Stream
+from posttrain.data.formats import BadRow
+from posttrain.data.reader import MOST_LEFT_OUT, Place, Rows, refuse_bad, refuse_too_many_bad, where
+from posttrain.data.stream import FIRST, Stream
 from posttrain.errors import UserError
 from posttrain.tokens import template
 from posttrain.tokens.batch import Example
@@ -83,28 +85,32 @@ class Encoder:
     encode_row: Callable[[dict, int], list]
     limit: int  # longest item in tokens
     what: str  # "longer than data.max_length = 512 tokens"
-    overlong: str  # data.overlong
+    data: Any  # config.data: overlong and bad_rows say what becomes of a row that does not fit, or cannot be encoded
+    method: str
+    # rows that the chat template refuses, or that become nothing to learn from
+    bad: list[str] = field(default_factory=list)
     total: int = 0  # items seen: rows, or supervised turns where a template splits a row
     dropped: int = 0
     cut: int = 0
     split_rows: int = 0
 
-    def __call__(self, row: dict, index: int, where: str) -> list:
+    def __call__(self, row: dict, index: int, place: Place) -> list:
         try:
             items = self.encode_row(row, index)
         except ValueError as problem:
-            raise UserError(f"{where}: {problem}") from None
+            self.bad.append(refuse_bad(BadRow(problem), place, self.data, self.method))
+            return []
         self.total += len(items)
         self.split_rows += len(items) > 1
-        return [fitting for item in items if (fitting := self._fit(item, where)) is not None]
+        return [fitting for item in items if (fitting := self._fit(item, place)) is not None]
 
-    def _fit(self, item: Any, where: str) -> Any | None:
+    def _fit(self, item: Any, place: Place) -> Any | None:
         too_many = len(item) - self.limit
         if too_many <= 0:
             return item
-        if self.overlong == "error":
-            raise UserError(f"{where}: {self.what} ({len(item)}): raise it, or choose another data.overlong")
-        if self.overlong == "truncate_prompt" and (shorter := item.without_beginning(too_many)) is not None:
+        if self.data.overlong == "error":
+            raise UserError(f"{where(place)}: {self.what} ({len(item)}): raise it, or choose another data.overlong")
+        if self.data.overlong == "truncate_prompt" and (shorter := item.without_beginning(too_many)) is not None:
             self.cut += 1
             return shorter
         self.dropped += 1
@@ -112,16 +118,19 @@ class Encoder:
 
     def forget(self) -> None:
         self.total = self.dropped = self.cut = self.split_rows = 0
+        self.bad = []
 
     def refuse_too_many(self) -> None:
         """One row may go from the smallest set; beyond that, a share above 5 % is a setting to change, not noise."""
-        if self.dropped > max(1, MOST_SKIPPED * self.total):
+        if self.dropped > max(1, MOST_LEFT_OUT * self.total):
             advice = (
-                "raise it" if self.overlong == "truncate_prompt" else "raise it, or set data.overlong: truncate_prompt"
+                "raise it"
+                if self.data.overlong == "truncate_prompt"
+                else "raise it, or set data.overlong: truncate_prompt"
             )
             raise UserError(
                 f"{self.dropped:,} of {self.total:,} rows ({self.dropped / self.total:.1%}) are {self.what}: {advice}; "
-                f"at most {MOST_SKIPPED:.0%} would be dropped without asking"
+                f"at most {MOST_LEFT_OUT:.0%} would be dropped without asking"
             )
 
     def remarks(self) -> str:
@@ -142,32 +151,34 @@ class Encoded:
     encoder: Encoder
     group_of: list[int]  # of each item: the first row with its prompt, or its own row (of a stream: empty)
 
+    @property
+    def bad(self) -> list[str]:
+        return [*self.rows.bad, *self.encoder.bad]
+
     def summary(self) -> str:
         text = f"read {'; '.join(self.rows.read)}"
-        if self.rows.skipped:
-            text += f"; left out {len(self.rows.skipped):,} that teach nothing (first: {self.rows.skipped[0]})"
+        if self.bad:
+            text += f"; left out {len(self.bad):,} that no loop can use (first: {self.bad[0]})"
         return text + self.encoder.remarks()
 
 
 class EncodedStream:
     """The items of a stream, encoded as they are read. epoch(n) is a pure function of (data.seed, n)."""
 
-    FIRST = 200  # rows on which it is decided, before training, whether too many must go; later they are only counted
-
     def __init__(self, stream: Stream, encoder: Encoder):
         self.stream, self.encoder = stream, encoder
-        rows = stream.head(self.FIRST)
+        rows = stream.head(FIRST)  # on these it is decided, before training, whether too many are left out
         for row, place in zip(rows.rows, rows.places, strict=True):
-            encoder(row, 0, where(place))
+            encoder(row, 0, place)
         encoder.refuse_too_many()
-        refuse_too_many_skipped(rows.skipped, len(rows) + len(rows.skipped))
+        refuse_too_many_bad([*rows.bad, *encoder.bad], len(rows) + len(rows.bad))
         if encoder.dropped == encoder.total:
             raise UserError(f"{', '.join(stream.names)}: nothing is left to train on{encoder.remarks()}")
         encoder.forget()
 
     def epoch(self, number: int) -> Iterator:
         for row, place in self.stream.epoch(number):
-            yield from self.encoder(row, 0, where(place))
+            yield from self.encoder(row, 0, place)
 
 
 def _encode(rows: Rows | Stream, encoder: Encoder) -> Encoded:
@@ -176,9 +187,10 @@ def _encode(rows: Rows | Stream, encoder: Encoder) -> Encoded:
         return Encoded(EncodedStream(rows, encoder), rows, encoder, [])
     first: dict[str, int] = {}  # several answers to one prompt belong together
     groups = [first.setdefault(repr(row["prompt"]), i) if "prompt" in row else i for i, row in enumerate(rows.rows)]
-    made = [(item, groups[i]) for i, row in enumerate(rows.rows) for item in encoder(row, i, rows.where(i))]
+    made = [(item, groups[i]) for i, row in enumerate(rows.rows) for item in encoder(row, i, rows.places[i])]
     items = [item for item, _ in made]
     out = Encoded(items, rows, encoder, [group for _, group in made])
+    refuse_too_many_bad(out.bad, len(rows) + len(rows.bad))
     if not items:
         raise UserError(f"{out.summary()}: nothing is left to train on")
     encoder.refuse_too_many()
@@ -196,7 +208,7 @@ def sft_examples(rows: Rows | Stream, tokenizer, max_length: int, data) -> Encod
             raise ValueError("no supervised token: the chat template shows nothing of the assistant's turns")
         return examples
 
-    return _encode(rows, Encoder(encode_row, max_length, _too_long(max_length), data.overlong))
+    return _encode(rows, Encoder(encode_row, max_length, _too_long(max_length), data, "sft"))
 
 
 def pairs(rows: Rows | Stream, tokenizer, max_length: int, data) -> Encoded:
@@ -210,7 +222,7 @@ def pairs(rows: Rows | Stream, tokenizer, max_length: int, data) -> Encoded:
             raise ValueError("chosen and rejected become the same tokens: no preference to learn")
         return [Pair(*sides, index=index)]
 
-    return _encode(rows, Encoder(encode_row, max_length, _too_long(max_length), data.overlong))
+    return _encode(rows, Encoder(encode_row, max_length, _too_long(max_length), data, "dpo"))
 
 
 def labelled(rows: Rows | Stream, tokenizer, max_length: int, data) -> Encoded:
@@ -218,7 +230,7 @@ def labelled(rows: Rows | Stream, tokenizer, max_length: int, data) -> Encoded:
         completion = template.completion_ids(tokenizer, row["prompt"], row["completion"])
         return [Labelled(Example.of(template.prompt_ids(tokenizer, row["prompt"]), completion), row["label"])]
 
-    return _encode(rows, Encoder(encode_row, max_length, _too_long(max_length), data.overlong))
+    return _encode(rows, Encoder(encode_row, max_length, _too_long(max_length), data, "reward"))
 
 
 def prompts(rows: Rows | Stream, tokenizer, max_length: int, max_new_tokens: int, data, method: str) -> Encoded:
@@ -232,7 +244,7 @@ def prompts(rows: Rows | Stream, tokenizer, max_length: int, max_new_tokens: int
     def encode_row(row: dict, index: int) -> list[Prompt]:
         return [Prompt(template.prompt_ids(tokenizer, row["prompt"]), row)]
 
-    return _encode(rows, Encoder(encode_row, room, what, data.overlong))
+    return _encode(rows, Encoder(encode_row, room, what, data, method))
 
 
 def _too_long(max_length: int) -> str:
@@ -240,8 +252,9 @@ def _too_long(max_length: int) -> str:
 
 
 def hold_out(encoded: Encoded, share: float, seed: int) -> tuple[Any, list]:
-    """(training, validation): data.validation_split of the *prompts*, drawn by data.seed, in their order. All answers to one
-    prompt, and all that a template makes of one conversation, go to the same side: or what is held out would be half seen."""
+    """(training, validation): data.validation_split of the *prompts*, drawn by data.seed, in their order. All answers
+    to one prompt, and all that a template makes of one conversation, go to the same side: or what is held out would be
+    half seen."""
     if share == 0:
         return encoded.items, []
     rows = sorted(set(encoded.group_of))

@@ -4,15 +4,15 @@ The contract, for a prompt (a list of messages) and the reply to it:
 
     prompt ids       exactly those of tokenizer.apply_chat_template(messages, add_generation_prompt=True): that is how
                      everybody will call the model
-    completion ids   the rest of the whole conversation's ids where these begin with the prompt's; where they do not (a BPE
-                     merge or a SentencePiece space across the seam), the reply's text tokenised alone
-    row              prompt ids + completion ids, always; the turn-end token is the completion's last id, and supervised;
-                     what a template writes after it (ChatML's newline) belongs to the next turn's prompt
+    completion ids   the rest of the whole conversation's ids where these begin with the prompt's; where they do not (a
+                     BPE merge or a SentencePiece space across the seam), the reply's text tokenised alone
+    row              prompt ids + completion ids, always; the turn-end token is the completion's last id, and
+                     supervised; what a template writes after it (ChatML's newline) belongs to the next turn's prompt
 
 The mask comes from these lengths. It is never searched for in the text, and never inferred from token values.
 
-What a user types stays text: where a message's content spells a special token ("<|im_end|>"), that piece is tokenised with
-special tokens split, so nobody ends a turn by typing.
+What a user types stays text: where a message's content spells a special token ("<|im_end|>"), that piece is tokenised
+with special tokens split, so nobody ends a turn by typing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from posttrain.tokens.batch import Example
 
 Messages = list[dict[str, str]]
 
-# Given to tokenizers without a chat template: ChatML. {end} is <|im_end|> where the tokenizer knows it, else its eos token.
+# Given to tokenizers without a chat template: ChatML. {end} is <|im_end|> where the tokenizer knows it, else its eos
+# token.
 PLAIN_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}{end}\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -94,7 +95,8 @@ def conversation_examples(
     """A whole conversation with its assistant turns supervised: one row where each turn's prompt begins with what stood
     before, else (a template that rewrites earlier turns) one row per supervised turn.
 
-    learn_from: the first message that is to be learned (earlier answers are context); last_only: only the last answer is."""
+    learn_from: the first message that is to be learned (earlier answers are context); last_only: only the last answer
+    is."""
     answers = [i for i, m in enumerate(messages) if m["role"] == "assistant" and i >= learn_from]
     if not answers:
         raise ValueError("no assistant message: nothing to learn from")
@@ -114,9 +116,8 @@ def conversation_examples(
 
 def text_example(tokenizer, text: str) -> Example:
     """Plain text, trained whole: what the tokenizer makes of it (its own bos included), and eos."""
-    has_bos = bool(tokenizer.bos_token) and text.startswith(
-        tokenizer.bos_token
-    )  # written out, as some sets do: not twice
+    # written out, as some sets do: not twice
+    has_bos = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
     ids = list(tokenizer(text, add_special_tokens=not has_bos)["input_ids"])
     if not ids or ids[-1] != tokenizer.eos_token_id:
         ids.append(tokenizer.eos_token_id)
@@ -160,7 +161,7 @@ def _render(tokenizer, messages: Messages, add_generation_prompt: bool) -> str:
 
 
 def _encode(tokenizer, text: str, *, continued: bool = False) -> list[int]:
-    """Rendered text -> ids: special tokens are special where the template wrote them, and text where a user typed them."""
+    """Rendered text -> ids: special tokens are special where the template wrote them, text where a user did."""
     ids: list[int] = []
     for piece in re.split(f"({_OPEN}.*?{_CLOSE})", text, flags=re.DOTALL):
         if piece:

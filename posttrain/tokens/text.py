@@ -15,7 +15,8 @@ TOGETHER = 256  # documents that are tokenised at once
 
 
 def documents(data) -> Callable[[int], Iterator[str]]:
-    """config.data -> the documents of each pass over it, in their order: a pure function of (data.seed, number of the pass)."""
+    """config.data -> the documents of each pass over it, in their order: a pure function of (data.seed, number of the
+    pass)."""
     if data.name is None:
         raise UserError("data.name is missing: give tiny-text, a file or a data set")
 
@@ -33,8 +34,8 @@ def documents(data) -> Callable[[int], Iterator[str]]:
 
 
 class TextRows:
-    """The same text as rows of `length` tokens, the separator behind every document. What is left at the end of a pass, less
-    than a row, is not used. Documents in one row see each other, as is usual in pretraining."""
+    """The same text as rows of `length` tokens, the separator behind every document. What is left at the end of a pass,
+    less than a row, is not used. Documents in one row see each other, as is usual in pretraining."""
 
     def __init__(self, documents: Callable[[int], Iterator[str]], tokenizer, separator: int, length: int):
         self.documents, self.tokenizer, self.separator, self.length = documents, tokenizer, separator, length

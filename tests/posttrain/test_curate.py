@@ -38,7 +38,7 @@ def test_identity_pairs_of_the_embedded_model(tmp_path, capsys):
     said = capsys.readouterr().out
     assert f"wrote {len(rows)} pairs to {out}" in said and "30 answers to 30 questions" in said
     got = load_rows(Data(name=str(out)), "dpo")
-    assert len(got) == len(rows) and not got.skipped
+    assert len(got) == len(rows) and not got.bad
 
 
 def fake_answers(answers):

@@ -76,7 +76,7 @@ def test_calculator_marks_go_and_code_stays():
 def test_the_format_is_that_of_the_first_row_with_something_in_it():
     rows = [{"prompt": "a", "completion": None}] + [{"prompt": "a", "completion": "b"}] * 39
     got = load("sft", rows)
-    assert len(got) == 39 and got.skipped == ["rows, row 1: 'completion' is empty: an empty answer teaches nothing"]
+    assert len(got) == 39 and got.bad == ["rows, row 1: 'completion' is empty: an empty answer teaches nothing"]
     with pytest.raises(UserError, match=r"found prompt, completion \(empty\)"):
         load("sft", rows[:1])
 

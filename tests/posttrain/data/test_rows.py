@@ -4,7 +4,7 @@ import collections
 import json
 
 import pytest
-from small import FORGETFUL, bytelevel_tokenizer
+from small import FORGETFUL, GEMMA, bytelevel_tokenizer
 
 from posttrain.config.supervised import SftData as Data
 from posttrain.data.rows import load_rows, mix
@@ -37,12 +37,38 @@ def letters(rows):
 def test_a_few_rows_that_teach_nothing_are_left_out_and_counted():
     good = {"prompt": "x", "chosen": "a", "rejected": "b"}
     got = load("dpo", [good] * 30 + [good | {"chosen": ""}] + [good] * 9)
-    assert len(got) == 39 and got.skipped == ["rows, row 31: 'chosen' is empty: an empty answer teaches nothing"]
+    assert len(got) == 39 and got.bad == ["rows, row 31: 'chosen' is empty: an empty answer teaches nothing"]
     assert got.where(30) == "rows, row 32"  # numbers stay those of the source
     with pytest.raises(
         UserError, match=r"rows, row 1: 'chosen' is empty.*\(3 such rows of 40; up to 5% would be left out"
     ):
         load("dpo", [good | {"chosen": ""}] * 3 + [good] * 37)
+
+
+TWICE = {"messages": [{"role": "user", "content": "a"}] * 2 + [{"role": "assistant", "content": "b"}]}
+FINE = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+
+
+def test_a_bad_row_is_left_out_counted_and_told_or_stops_the_run(tmp_path):
+    rows = load("sft", [FINE] * 30 + [TWICE] + [FINE] * 9)
+    assert len(rows) == 39 and len(rows.bad) == 1
+    assert rows.bad[0].startswith("rows, row 31: 'messages', message 2: roles out of order")
+    with pytest.raises(
+        UserError, match=r"row 31: .*roles out of order.* Mend it, set data.bad_rows: drop, or clean the file"
+    ):
+        load("sft", [FINE] * 30 + [TWICE] + [FINE] * 9, bad_rows="error")
+    with pytest.raises(UserError, match=r"row 1: .*2 such rows of 39; up to 5% would be left out"):
+        load("sft", [TWICE] * 2 + [FINE] * 37)
+    encoded = sft_examples(rows, bytelevel_tokenizer(), 100, Data())
+    assert "; left out 1 that no loop can use (first: rows, row 31: " in encoded.summary()
+
+
+def test_what_the_chat_template_refuses_is_a_bad_row_too():
+    system = {"messages": [{"role": "system", "content": "s"}, *FINE["messages"]]}
+    encoded = sft_examples(load("sft", [FINE] * 19 + [system]), bytelevel_tokenizer(GEMMA), 100, Data())
+    assert len(encoded.items) == 19 and "row 20: the tokenizer's chat template refuses" in encoded.bad[0]
+    with pytest.raises(UserError, match=r"row 19: the tokenizer's chat template refuses.*2 such rows of 20"):
+        sft_examples(load("sft", [FINE] * 18 + [system] * 2), bytelevel_tokenizer(GEMMA), 100, Data())
 
 
 def test_several_sources_each_in_its_own_format(two):
@@ -110,12 +136,17 @@ def test_a_stream_shuffles_through_a_buffer(tmp_path):
 def test_what_goes_wrong_in_a_stream(tmp_path):
     with pytest.raises(UserError, match="no rows"):
         load("sft", None, name=jsonl(tmp_path, []), streaming=True)
-    bad = load("sft", None, name=jsonl(tmp_path, [{"text": "a"}] * 5 + [{"words": "b"}]), streaming=True)
+    bad = load(
+        "sft", None, name=jsonl(tmp_path, [{"text": "a"}] * 5 + [{"words": "b"}]), streaming=True, bad_rows="error"
+    )
     with pytest.raises(UserError, match="row 6: column 'text' is missing; found words"):
         list(bad.epoch(0))
     empty = load("sft", None, name=jsonl(tmp_path, [{"text": "a"}] * 30 + [{"text": " "}]), streaming=True)
-    assert len(list(empty.epoch(0))) == 30 and len(empty.skipped) == 1 and "row 31" in empty.skipped[0]
-    assert len(empty.head(31)) == 30 and len(empty.head(31).skipped) == 1
+    assert len(list(empty.epoch(0))) == 30 and len(empty.bad) == 1 and "row 31" in empty.bad[0]
+    assert len(empty.head(31)) == 30 and len(empty.head(31).bad) == 1
+    late = [{"text": "a"}] * 200 + [{"words": "b"}] * 11  # the 11th of 211 is more than one in twenty
+    with pytest.raises(UserError, match=r"row 201: column 'text' is missing.*11 such rows of 211"):
+        list(load("sft", None, name=jsonl(tmp_path, late), streaming=True).epoch(0))
 
 
 @pytest.mark.parametrize("bad", [[{"text": " "}] * 5, [{"text": "word " * 500}] * 5])
