@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from small import family, folder
+from kit import tiny_family
 
 from posttrain import ROOT
 from posttrain.config import load
@@ -24,11 +24,6 @@ def command(*arguments, cwd=ROOT, timeout=200):
         timeout=timeout,
         env=os.environ | {"CI": "1"},
     )
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory):
-    return folder(tmp_path_factory.mktemp("llama"))
 
 
 @pytest.mark.parametrize(
@@ -73,7 +68,7 @@ def test_the_configs_of_hub_models_with_model_and_data_of_ones_own(tmp_path, con
     }[how]
     small = ["--grpo.max_new_tokens", "8", "--grpo.prompts_per_step", "2"] if config == "grpo" else []
     out = command(
-        f"loops.{config.split('_')[0]}", "--config", f"configs/{config}.yaml", "--model.name", family(tmp_path / "m", kind), "--data.name", data,
+        f"loops.{config.split('_')[0]}", "--config", f"configs/{config}.yaml", "--model.name", tiny_family(tmp_path / "m", kind), "--data.name", data,
         "--training.max_steps", 2, "--data.max_samples", 8, "--output.dir", tmp_path / "run", "--data.max_length", 250,
         "--data.overlong", "truncate_prompt", *small, *more,
     )  # fmt: skip

@@ -22,7 +22,8 @@ import torch
 from posttrain import ROOT
 
 sys.path.insert(0, str(Path(__file__).parent))
-from two_processes import DPO, GRPO, SFT, even_tokens
+from kit import even_tokens
+from two_processes import DPO, GRPO, SFT
 
 from loops import dpo, grpo, ppo, reward, sft
 from posttrain.config import load

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import folder
+from kit import environment, tiny_folder
 
 from posttrain import ROOT
 
@@ -29,17 +29,16 @@ def run(out, processes, *arguments):
             str(processes),
             SCRIPT,
         ]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     method, model, adapter = arguments
     done = subprocess.run(
-        [*start, method, model, str(out), adapter], env=environment, capture_output=True, text=True, timeout=240
+        [*start, method, model, str(out), adapter], env=environment(), capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((out / "metrics.json").read_text()), torch.load(out / "weights.pt")
 
 
 def assert_same(tmp_path, method, adapter):
-    model = folder(tmp_path / "m")
+    model = tiny_folder(tmp_path / "m")
     one, two = (run(tmp_path / str(n), n, method, model, adapter) for n in (1, 2))
     assert len(one[0]) == len(two[0]) == 4
     for a, b in zip(one[0], two[0], strict=True):
@@ -68,7 +67,7 @@ def test_all_loops(tmp_path, method, adapter):
 
 def test_a_world_size_that_disagrees_is_refused(tmp_path):
     out = subprocess.run(
-        [sys.executable, "-m", "loops.sft", "--config", "configs/sft_tiny.yaml", "--model.name", folder(tmp_path / "m"), "--output.dir", str(tmp_path / "run")],
+        [sys.executable, "-m", "loops.sft", "--config", "configs/sft_tiny.yaml", "--model.name", tiny_folder(tmp_path / "m"), "--output.dir", str(tmp_path / "run")],
         cwd=ROOT, env=os.environ | {"WORLD_SIZE": "2"}, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert out.returncode == 1 and "Traceback" not in out.stderr
@@ -97,28 +96,28 @@ def test_processes_that_do_not_see_each_other_are_refused(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    ("environment", "message"),
+    ("variables", "message"),
     [
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, "use FSDP2"),
         ({"ACCELERATE_USE_FSDP": "true"}, "on a CPU Accelerate trains with DDP instead"),
         ({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}, "starts one and says nothing: use torchrun"),
     ],
 )
-def test_launchers_that_would_do_something_else_are_refused(tmp_path, monkeypatch, environment, message):
+def test_launchers_that_would_do_something_else_are_refused(tmp_path, monkeypatch, variables, message):
     from posttrain.config import load
     from posttrain.errors import UserError
     from posttrain.run.training import Run
 
-    for name, value in environment.items():
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=message):
         Run(load(ROOT / "configs/sft_tiny.yaml", {"output.dir": str(tmp_path / "run")}))
 
 
-def launch(*arguments, start=("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"), **environment):
+def launch(*arguments, start=("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")):
     return subprocess.run(
         [sys.executable, *start, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=240,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CI": "1"} | environment,
+        env=environment(),
     )  # fmt: skip
 
 
@@ -133,7 +132,7 @@ def test_accelerate_launch_on_a_cpu_is_refused(tmp_path):
 @pytest.mark.long
 def test_torchrun_as_the_readme_has_it(tmp_path):
     """7 rows, 2 processes: every row once an epoch; and the main process alone speaks."""
-    model, data = folder(tmp_path / "m"), tmp_path / "rows.jsonl"
+    model, data = tiny_folder(tmp_path / "m"), tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps({"prompt": f"{i}?", "completion": "Yes." * (i + 1)}) + "\n" for i in range(7)))
     more = ["--model.name", model, "--data.name", data, "--training.batch_size", "4", "--training.micro_batch_size", "1",
             "--training.epochs", "2"]  # fmt: skip
@@ -159,8 +158,8 @@ def test_a_process_that_dies_ends_the_run(tmp_path, how):
     script.write_text(
         f"""
 import os, signal, sys
-sys.path[:0] = {[str(ROOT), str(Path(__file__).parent)]!r}
-from posttrain.training import Run
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from posttrain.run.training import Run
 log = Run.log
 def dying(self, extra):
     row = log(self, extra)
@@ -169,7 +168,7 @@ def dying(self, extra):
     return row
 Run.log = dying
 import two_processes
-two_processes.main("sft", {folder(tmp_path / "m")!r}, {str(tmp_path)!r}, "none")
+two_processes.main("sft", {tiny_folder(tmp_path / "m")!r}, {str(tmp_path)!r}, "none")
 """
     )
     started = time.perf_counter()

@@ -1,15 +1,12 @@
 """A run that is killed by SIGKILL and resumed equals one that was not, bit for bit (weights, optimiser, every metric)."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from small import family, folder
-
-from posttrain import ROOT
+from kit import environment, tiny_family, tiny_folder
 
 SCRIPT = Path(__file__).with_name("killed.py")
 ALL = ["sft", "sft-lora", "sft-8bit-optimizer", "sft-packed", "sft-stream", "sft-best", "dpo", "dpo-lora", "reward", "reward-lora", "grpo", "ppo", "ppo-shared"]  # fmt: skip
@@ -17,10 +14,12 @@ LOOPS = ["sft", "dpo", "reward", "grpo", "ppo"]
 
 
 def trial(tmp_path, case, *kills):
-    model = family(tmp_path / "m", "gpt2") if case == "sft" else folder(tmp_path / "m")  # gpt2: dropout 0.1 everywhere
+    model = (
+        tiny_family(tmp_path / "m", "gpt2") if case == "sft" else tiny_folder(tmp_path / "m")
+    )  # gpt2: dropout 0.1 everywhere
     done = subprocess.run(
         [sys.executable, SCRIPT, case, model, tmp_path / "runs", *kills],
-        env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", "CI": "1"},
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=550,

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small import SIZES, family, folder, model
+from kit import SIZES, tiny_family, tiny_folder, tiny_model, yaml_config
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from posttrain import ROOT, doctor, models
@@ -43,7 +43,7 @@ def wrong(layer):
 def test_parameters_are_those_of_the_loaded_model(tmp_path, kind):
     from peft import LoraConfig, get_peft_model
 
-    path = family(tmp_path / "m", kind)
+    path = tiny_family(tmp_path / "m", kind)
     loaded = AutoModelForCausalLM.from_pretrained(path)
     lora = load(ROOT / "configs/dpo_tiny.yaml").model.lora  # rank 8, all-linear
     shape = memory.shape_of(AutoConfig.from_pretrained(path), lora)
@@ -53,8 +53,8 @@ def test_parameters_are_those_of_the_loaded_model(tmp_path, kind):
 
 
 def config(method="sft", **changes):
-    shared = {"model.name": "x", "data.max_length": 100, "training.micro_batch_size": 2}
-    return load(ROOT / f"configs/{method}_tiny.yaml", shared | {k.replace("__", "."): v for k, v in changes.items()})
+    rows = {"data__max_length": 100, "training__micro_batch_size": 2}
+    return yaml_config(f"{method}_tiny", **{"model__name": "x"} | rows | changes)
 
 
 SHAPE = memory.Shape(
@@ -103,7 +103,7 @@ def test_references_critics_and_caches():
 
 
 def test_for_a_config(tmp_path, capsys):
-    path = folder(tmp_path / "m")
+    path = tiny_folder(tmp_path / "m")
     doctor.main(["--config", str(ROOT / "configs/dpo_tiny.yaml"), "--model.name", path])
     out = capsys.readouterr().out
     assert "memory for" in out and "rows of up to 256 tokens" in out and "per process" in out
@@ -120,7 +120,7 @@ def test_for_a_config(tmp_path, capsys):
 def test_activations_against_what_autograd_keeps(kind):
     """The bytes that a forward pass leaves for the backward pass, counted by autograd's own hooks: within 15 %. (The head's are
     computed again in the backward pass, chunk by chunk.)"""
-    made = model(kind, 500)
+    made = tiny_model(kind, 500)
     for module in made.modules():
         module.p = 0.0 if isinstance(module, torch.nn.Dropout) else getattr(module, "p", None)
     policy = models.CompletionLogps(made.train())

@@ -4,7 +4,7 @@ import collections
 import json
 
 import pytest
-from small import FORGETFUL, GEMMA, bytelevel_tokenizer
+from kit import FORGETFUL, GEMMA, bytelevel_tokenizer
 
 from posttrain.config.supervised import SftData as Data
 from posttrain.data.rows import load_rows, mix

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small import SIZES, model
+from kit import SIZES, tiny_model
 
 from losses.sft import completion_cross_entropy
 from losses.weights import token_weights
@@ -17,7 +17,7 @@ A, B, C = (
 
 
 def policy_of(kind):
-    made = model(kind)
+    made = tiny_model(kind)
     no_dropout(made)
     policy = CompletionLogps(made.train())
     policy.find_a_way_to_pack()
@@ -89,7 +89,7 @@ def test_gradient_checkpointing_and_bf16_keep_them_apart():
 
 
 def test_an_architecture_that_leaks_is_refused(monkeypatch):
-    made = model("llama")
+    made = tiny_model("llama")
     real = made.forward
 
     def leaky(*arguments, position_ids=None, attention_mask=None, **more):  # as if it knew of no borders

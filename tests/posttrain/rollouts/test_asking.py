@@ -1,5 +1,5 @@
 import pytest
-from small import bytelevel_tokenizer, model
+from kit import bytelevel_tokenizer, tiny_model
 
 from posttrain.evaluation.intervals import Proportion, pass_at_k, wilson
 from posttrain.evaluation.ladder_report import markdown_table
@@ -28,7 +28,7 @@ def test_a_score_prints_its_n_and_interval():
 
 def test_answers_do_not_depend_on_the_batch_size():
     tokenizer = bytelevel_tokenizer()
-    m = model("llama", len(tokenizer)).eval()
+    m = tiny_model("llama", len(tokenizer)).eval()
     prompts = [[20, 21, 22], [30], [40, 41, 42, 43, 44]]
     for temperature in (0.0, 1.0):
         one, many = (

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from small import model
+from kit import tiny_model
 
 from losses.logprobs import token_logps
 from posttrain.models import CompletionLogps, no_dropout
@@ -33,7 +33,7 @@ def test_pad_values_lays_numbers_under_their_tokens():
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "opt", "qwen2"])
 def test_padding_changes_no_log_prob(kind):
     """Alone, padded on the left by 7 and on the right by 7: the same to 1e-5, on absolute and rotary positions."""
-    m = model(kind)
+    m = tiny_model(kind)
     no_dropout(m)
     policy = CompletionLogps(m.train())
     ids = torch.randint(0, 400, (12,), generator=torch.Generator().manual_seed(1)).tolist()
@@ -53,12 +53,12 @@ def test_padding_changes_no_log_prob(kind):
 
 
 def test_a_soft_cap_is_found_out_while_the_logits_are_small():
-    assert not CompletionLogps(model("gemma2", final_logit_softcapping=30.0, initializer_range=0.001)).chunked
+    assert not CompletionLogps(tiny_model("gemma2", final_logit_softcapping=30.0, initializer_range=0.001)).chunked
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2", "opt", "gemma2"])
 def test_the_module_gives_the_models_own_log_probs(kind):
-    m = model(kind).eval()
+    m = tiny_model(kind).eval()
     policy = CompletionLogps(m)
     assert policy.chunked == (kind != "gemma2")  # soft-capped logits take the plain path, found out by the probe
     ids = torch.randint(0, 400, (2, 9), generator=torch.Generator().manual_seed(1))
