@@ -1,5 +1,6 @@
 """What tests build from: random models of real architectures, tokenizers of real kinds, and short runs of every loop."""
 
+import json
 import os
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from posttrain import ROOT
 from posttrain.config import load
+from posttrain.config.supervised import SftData
+from posttrain.data.rows import load_rows
 
 TEXT = [
     "Question: Natalia sold 48 clips in April. How many did she sell in May? Answer: 48 / 2 = 24 clips. #### 72",
@@ -141,6 +144,19 @@ def tiny_folder(path: Path, kind: str = "llama", tokenizer=None, **changes) -> s
     tiny_model(kind, len(tokenizer), **changes).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return str(path)
+
+
+# ---------------------------------------------------------------- rows
+
+
+def write_jsonl(path: Path, rows: list) -> str:
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def rows_for(method: str, rows: list | None = None, **data: Any) -> Any:
+    """What the loop of `method` reads of `rows`, or of data.name, under these keys of the data group."""
+    return load_rows(SftData(**data), method, rows)
 
 
 # ---------------------------------------------------------------- short runs

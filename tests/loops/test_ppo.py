@@ -12,11 +12,9 @@ from loops import ppo, reward
 from posttrain import ROOT, models
 from posttrain.config import load
 from posttrain.errors import UserError
-from posttrain.models import scalar
-from posttrain.models.scalar import ActorCritic
 from posttrain.rollouts import sampling
 from posttrain.rollouts.answers import Answer
-from posttrain.tokens.batch import Example, collate
+from posttrain.tokens.batch import Example
 
 ROWS = [{"prompt": f"Question {i}?" + " Hm." * (i % 3), "answer": str(i)} for i in range(8)]
 config, run = partial(small_config, "ppo"), partial(run_loop, ppo, rows=ROWS, reward=even_tokens)
@@ -51,22 +49,6 @@ def test_step_equivalence(tmp_path, llama, critic):
             assert metric(other, name) == pytest.approx(metric(runs[0], name), abs=3e-6), name
     parts = runs[2].metrics[0]
     assert parts["loss"] == pytest.approx(parts["policy_loss"] + 0.5 * parts["value_loss"], abs=1e-6)
-
-
-def test_an_ending_counts_once():
-    made = load(ROOT / "configs/ppo_tiny.yaml").ppo
-    scores, finished = [1.0, 0.5], [True, False]
-    # the score, and nothing follows
-    assert ppo.end_once(scores, finished, made)[0].tolist() == [1.0, 0.5] and ppo.end_once(scores, finished, made)[
-        1
-    ] == [False, False]
-    penalty = made.model_copy(update={"truncation_penalty": -2.0})
-    assert ppo.end_once(scores, finished, penalty)[0].tolist() == [1.0, -2.0]
-    # or no score, and the value of the last state
-    bootstrap = made.model_copy(update={"truncated": "bootstrap"})
-    assert ppo.end_once(scores, finished, bootstrap)[0].tolist() == [1.0, 0.0] and ppo.end_once(
-        scores, finished, bootstrap
-    )[1] == [False, True]
 
 
 def one_process(**changes):
@@ -148,18 +130,6 @@ def test_a_reward_model_scores_what_was_sampled(tmp_path, llama):
         run(other, tmp_path, reward=None, **keys)
 
 
-def test_values_stand_before_their_tokens(llama):
-    """values[:, t] has read tokens 0 … t: changing a later token does not change it."""
-    causal = models.load(llama)[0]
-    critic = scalar.CompletionScores(scalar.as_scorer(models.load(llama)[0]).eval())
-    torch.nn.init.normal_(critic.head.weight, generator=torch.Generator().manual_seed(0))
-    both = ActorCritic(models.CompletionLogps(causal.eval()), critic)
-    a, b = (both(collate([Example.of([20, 21], [30, x])], 0))[2] for x in (31, 32))
-    assert torch.equal(a[:, :3], b[:, :3]) and not torch.equal(a[:, 3], b[:, 3]) and a.shape == (1, 4)
-    padded = both(collate([Example.of([20, 21], [30, 31]), Example.of([20], [30] * 9)], 0))[2]
-    torch.testing.assert_close(padded[:1, :4], a, atol=1e-5, rtol=0)
-
-
 def test_it_learns_what_is_rewarded(tmp_path, llama):
     """Even token ids pay: PPO finds out, with a critic that starts from nothing."""
     keys = {
@@ -179,25 +149,6 @@ def test_preflight_refuses_a_sampler_that_disagrees(tmp_path, llama, monkeypatch
     monkeypatch.setattr(sampling, "sample", lambda *a, **k: real(*a, **(k | {"temperature": 1.5})))
     with pytest.raises(UserError, match="preflight: sampler and trainer disagree"):
         run(llama, tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"ppo__kl_coef": 0.1, "ppo__kl_loss_coef": 0.1}, "the KL would be paid twice"),
-        ({"ppo__reward": None}, "give either reward .* not neither"),
-        ({"ppo__reward_model": "x"}, "give either reward .* not both"),
-        ({"ppo__truncated": "bootstrap", "ppo__truncation_penalty": -1.0}, "would count the ending twice"),
-        ({"ppo__kl_coef": 0.0, "ppo__kl_target": 0.1}, "kl_target needs a kl_coef"),
-        ({"model__adapter": "lora", "model__adapter_path": "x"}, "critic: separate starts from model.name"),
-        ({"ppo__prompts_per_step": 7}, "does not divide the 7 answers"),
-        ({"training__batch_size": 5}, "= 4 per optimiser step"),
-        ({"ppo__top_p": 0.9}, "top_p.*is refused in RL"),
-    ],
-)
-def test_keys_that_cannot_be(tmp_path, llama, changes, message):
-    with pytest.raises(UserError, match=message):
-        config(llama, tmp_path, **changes)
 
 
 def test_the_critic_does_not_throttle_the_policy(tmp_path, llama):

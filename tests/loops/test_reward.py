@@ -15,7 +15,7 @@ from posttrain.data.rows import load_rows
 from posttrain.errors import UserError
 from posttrain.models import scalar
 from posttrain.tokens import template
-from posttrain.tokens.batch import Batch, Example, collate
+from posttrain.tokens.batch import collate
 from posttrain.tokens.examples import pairs
 
 ROWS = [
@@ -85,25 +85,6 @@ def test_every_architecture_and_the_plain_librarys_own_forward(tmp_path, kind, h
     torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-4)
 
 
-def test_a_score_does_not_depend_on_padding_nor_on_pad_equal_to_eos(llama):
-    from posttrain import models
-
-    causal, tokenizer, _ = models.load(llama)
-    made = scalar.as_scorer(causal)
-    torch.nn.init.normal_(made.score.weight, generator=torch.Generator().manual_seed(0))
-    scores = scalar.CompletionScores(made.eval())
-    end = tokenizer.eos_token_id
-    example = Example.of([20, 21, 22], [30, 31, end])
-    alone = scores(collate([example], end))
-    for pad in (end, 0, 31):
-        wide = Example.of([20] * 9, [30] * 4)
-        torch.testing.assert_close(scores(collate([example, wide], pad))[:1], alone, atol=1e-5, rtol=0)
-        mask = torch.tensor([[False] * 7 + [True] * 6])
-        ids = torch.tensor([[pad] * 7 + example.input_ids])
-        left = Batch(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0), mask)
-        torch.testing.assert_close(scores(left), alone, atol=1e-5, rtol=0)
-
-
 def test_where_pad_is_eos_another_special_token_is_saved_as_pad(tmp_path):
     tokenizer = bytelevel_tokenizer(CHATML, pad="<|im_end|>")
     result = run(tiny_folder(tmp_path / "m", tokenizer=tokenizer), tmp_path)
@@ -111,13 +92,6 @@ def test_where_pad_is_eos_another_special_token_is_saved_as_pad(tmp_path):
     assert saved.pad_token_id not in template.stop_ids(saved)
     plain = AutoModelForSequenceClassification.from_pretrained(result.folder / "model")
     assert plain.config.pad_token_id == saved.pad_token_id
-
-
-def test_without_another_special_token_it_is_refused(monkeypatch):
-    tokenizer = bytelevel_tokenizer(CHATML, pad="<|im_end|>")
-    monkeypatch.setattr(scalar.template, "special_ids", lambda tokenizer: {tokenizer.eos_token_id})
-    with pytest.raises(UserError, match="would read the score at the wrong place; add a pad token"):
-        scalar.use_a_pad_that_ends_nothing(tokenizer)
 
 
 @pytest.mark.parametrize("loss", ["preference", "outcome"])
@@ -180,33 +154,3 @@ def test_refusals(tmp_path, llama):
         run(llama, tmp_path, reward__loss="outcome", reward__center_coef=0)
     with pytest.raises(UserError, match=r"cannot be loaded as a reward model"):
         scalar.load_reward_model(str(tmp_path), device="cpu", key="ppo.reward_model")
-
-
-def test_all_answers_to_a_prompt_are_held_out_together():
-    from kit import bytelevel_tokenizer as tokenizer
-
-    from posttrain.tokens.examples import hold_out, labelled
-
-    rows = [row | {"completion": f"{row['completion']} {k}"} for row in LABELS for k in range(4)]
-    data = load(ROOT / "configs/reward_tiny.yaml").data
-    training, validation = hold_out(labelled(load_rows(data, "outcome", rows), tokenizer(), 200, data), 0.3, 0)
-    prompts = [
-        {tuple(t for t, m in zip(x.example.input_ids, x.example.completion_mask, strict=True) if not m) for x in side}
-        for side in (training, validation)
-    ]
-    assert len(validation) == 8 and not prompts[0] & prompts[1]
-
-
-def test_an_architecture_without_a_classifier_is_a_clear_error(monkeypatch, llama):
-    from posttrain import models
-
-    causal = models.load(llama)[0]
-
-    def none(config):
-        raise ValueError("Unrecognized configuration class")
-
-    import transformers
-
-    monkeypatch.setattr(transformers.AutoModelForSequenceClassification, "from_config", none)
-    with pytest.raises(UserError, match=r"no sequence classifier for llama, .* set ppo.critic: shared"):
-        scalar.as_scorer(causal)

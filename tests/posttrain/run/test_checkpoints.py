@@ -11,15 +11,12 @@ import pytest
 import torch
 from kit import run_loop, small_config, tiny_folder
 from safetensors.torch import load_file
-from torch import nn
 
 from loops import dpo, grpo, sft
 from posttrain.config import load
 from posttrain.errors import UserError
-from posttrain.run import checkpoint_files, checkpoints, fingerprints
+from posttrain.run import checkpoint_files, checkpoints
 from posttrain.run import folder as run_folder
-from posttrain.tokens.batch import Example
-from posttrain.tokens.examples import Pair, Prompt
 
 ROWS = [{"prompt": f"Is {i} even?", "completion": "Yes." if i % 2 == 0 else "No."} for i in range(10)]
 PAIRS = [{"prompt": f"Q{i}?", "chosen": f"Yes {i}.", "rejected": "No."} for i in range(8)]
@@ -208,22 +205,6 @@ def test_a_damaged_checkpoint_is_named(tmp_path, llama):
         UserError, match=r"step_4/optimizer.pt is damaged: delete .* to go on from the checkpoint before it"
     ):
         run(llama, tmp_path, resume=True)
-
-
-def test_fingerprints():
-    """Bit patterns times their places, added up: 1.0 is 0x3F800000 = 1065353216, 2.0 is 0x40000000 = 1073741824."""
-    module = nn.Linear(2, 1, bias=False)
-    module.weight.data = torch.tensor([[1.0, 2.0]])
-    expected = fingerprints.hashlib.blake2b(f"weight (1, 2) [{1065353216 + 2 * 1073741824}]\n".encode(), digest_size=8)
-    assert fingerprints.fingerprint(module) == expected.hexdigest()
-    module.weight.data[0, 1] = 2.0000002384185791  # the next number float32 has
-    assert fingerprints.fingerprint(module) != expected.hexdigest()
-    module.weight.data = torch.tensor([[2.0, 1.0]])  # the same numbers in other places
-    assert fingerprints.fingerprint(module) != expected.hexdigest()
-    a, b = Example([1, 2, 3], [False, True, True]), Example([1, 2, 3], [False, False, True])
-    of = fingerprints.fingerprint_of_rows
-    assert of([a, a]) == of([a, Example([1, 2, 3], [False, True, True])])
-    assert len({of([a]), of([b]), of([a, b]), of([b, a]), of([Pair(a, b)]), of([Prompt([1], {"answer": "2"})]), of([Prompt([1], {"answer": "3"})])}) == 7  # fmt: skip
 
 
 def test_a_stream_that_has_changed_is_refused(tmp_path, llama):

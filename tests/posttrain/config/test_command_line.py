@@ -1,0 +1,88 @@
+"""--config FILE --KEY VALUE …: how words become keys and values, and that a wrong line fails at once."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from posttrain import ROOT
+from posttrain.config.command_line import help_text, parse
+from posttrain.config.loading import describe, load
+from posttrain.config.methods import METHODS
+from posttrain.errors import UserError
+
+
+def write(tmp_path, text, name="run.yaml"):
+    path = tmp_path / name
+    path.write_text(text)
+    return path
+
+
+GOOD = "model:\n  name: tiny-sft\ndata:\n  name: tiny-identity\ndpo:\n  beta: 0.2\n"
+
+
+def problems(path, overrides=None, method=None):
+    with pytest.raises(UserError) as error:
+        load(path, overrides, method=method)
+    return str(error.value)
+
+
+def test_the_command_line():
+    path, overrides = parse(
+        ["--config", "a.yaml", "--dpo.beta=0.5", "--learning-rate", "1e-4", "--output.overwrite", "--model.lora.targets", "q_proj", "v_proj",
+         "--training.seed", "3", "--data.max_length", "null", "--model.adapter", "none", "--grpo.reward", "[a:b, c:d]"]
+    )  # fmt: skip
+    assert path == "a.yaml"
+    assert overrides == {
+        "dpo.beta": "0.5", "learning-rate": "1e-4", "output.overwrite": True, "model.lora.targets": ["q_proj", "v_proj"],
+        "training.seed": "3", "data.max_length": None, "model.adapter": "none", "grpo.reward": ["a:b", "c:d"],
+    }  # fmt: skip
+    for wrong in (["beta", "1"], ["--config"], ["--beta", "1", "--beta", "2"]):
+        with pytest.raises(UserError, match="command line"):
+            parse(wrong)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("data.system_prompt", "You are #1: be kind", "You are #1: be kind"),
+        ("model.name", "010", "010"),
+        ("output.dir", "2026-11-20", "2026-11-20"),
+        ("training.max_steps", "7", 7),
+        ("training.learning_rate", "1e-4", 1e-4),
+        ("output.overwrite", "false", False),
+    ],
+)
+def test_the_keys_type_decides_what_a_word_on_the_command_line_means(tmp_path, key, value, expected):
+    _, overrides = parse([f"--{key}", value])
+    config = load(write(tmp_path, GOOD), overrides)
+    group, leaf = key.split(".")
+    assert getattr(getattr(config, group), leaf) == expected
+
+
+def test_a_key_without_a_value_is_true_and_true_is_no_number(tmp_path):
+    _path, overrides = parse(["--training.learning_rate", "--output.overwrite"])
+    assert "training.learning_rate: expected a value, got true" in problems(write(tmp_path, GOOD), overrides)
+    assert "got true" in problems(write(tmp_path, GOOD + "training:\n  max_steps: true\n"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_help_names_every_key_with_its_meaning(method):
+    text = help_text(method)
+    for key, _, _, meaning in describe(METHODS[method]):
+        assert f"--{key} " in text and meaning
+
+
+def test_a_wrong_command_line_fails_before_torch_is_imported():
+    started = time.perf_counter()
+    code = "import sys; sys.argv[1:] = ['--config', 'configs/sft_tiny.yaml', '--training.epoch', '3']\nimport runpy\ntry:\n    runpy.run_module('loops.sft', run_name='__main__')\nfinally:\n    assert 'torch' not in sys.modules"
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert out.returncode == 1 and "did you mean 'epochs'?" in out.stderr and "Traceback" not in out.stderr
+    assert time.perf_counter() - started < 10
+
+
+def test_none_is_no_value_where_a_number_may_be_left_out_and_a_word_where_it_is_a_choice():
+    assert parse(["--ppo.value_clip_eps", "none"])[1] == {"ppo.value_clip_eps": None}
+    assert parse(["--model.adapter", "none"])[1] == {"model.adapter": "none"}
+    assert parse(["--data.max_samples", "null"])[1] == {"data.max_samples": None}
