@@ -9,49 +9,8 @@ import pytest
 
 from posttrain import ROOT
 
-# Modules without a test file of their own. This list may only shrink: give one its tests, and strike it here.
-WITHOUT_A_MIRROR = [
-    "losses.walk",
-    "posttrain.config.command_line",
-    "posttrain.config.keys",
-    "posttrain.config.methods",
-    "posttrain.config.rl",
-    "posttrain.config.stages",
-    "posttrain.config.supervised",
-    "posttrain.config.trackers",
-    "posttrain.data.files",
-    "posttrain.data.filters",
-    "posttrain.data.reader",
-    "posttrain.data.stream",
-    "posttrain.errors",
-    "posttrain.evaluation.intervals",
-    "posttrain.evaluation.ladder_report",
-    "posttrain.evaluation.rungs",
-    "posttrain.ladders",
-    "posttrain.models.loading",
-    "posttrain.models.logps",
-    "posttrain.models.lora",
-    "posttrain.models.memory",
-    "posttrain.models.reference",
-    "posttrain.models.saving",
-    "posttrain.models.scalar",
-    "posttrain.models.sharded",
-    "posttrain.rollouts.answers",
-    "posttrain.rollouts.scoring",
-    "posttrain.run.checkpoint_files",
-    "posttrain.run.curves",
-    "posttrain.run.fingerprints",
-    "posttrain.run.folder",
-    "posttrain.run.meter",
-    "posttrain.run.processes",
-    "posttrain.run.samples",
-    "posttrain.run.training",
-    "posttrain.tiny.__main__",
-    "posttrain.tiny.names",
-    "posttrain.tiny.tokenizer",
-    "posttrain.tokens.examples",
-    "posttrain.tokens.text",
-]
+# Modules without a test file of their own. This list may only shrink.
+WITHOUT_A_MIRROR = ["losses.walk"]  # prints; test_commands.py runs every walk-through
 
 
 def wrong(arrow: house.Import) -> str | None:

@@ -5,12 +5,12 @@ import json
 
 import pytest
 import torch
-from kit import run_loop, small_config, tiny_folder
+from kit import run_loop, tiny_folder
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loops import dpo, grpo, sft
 from losses.logprobs import sequence_logps, token_logps
-from posttrain import ROOT, models
+from posttrain import ROOT
 from posttrain.config import load
 from posttrain.data.rows import load_rows
 from posttrain.errors import UserError
@@ -128,21 +128,3 @@ def test_what_a_continued_adapter_says(tmp_path, start, capfd):
     assert "trained on a base with quantization none, this one has 4bit" in err and "not on" in err
     with pytest.raises(UserError, match=r"model.adapter_path 'nowhere': cannot be loaded onto"):
         run(dpo, start, tmp_path, model__adapter_path="nowhere")
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"model__adapter": "none", "model__quantization": "4bit", "model__adapter_path": None}, "quantization: 4bit needs adapter: lora"),
-        ({"model__adapter": "none", "model__quantization": "none"}, "adapter_path needs adapter: lora"),
-        ({"model__reference": "adapter_off"}, "without its adapter the policy is not what it was at step 0"),
-    ],
-)  # fmt: skip
-def test_keys_that_cannot_be_together(tmp_path, start, changes, message):
-    with pytest.raises(UserError, match=message):
-        small_config("dpo", start[1], tmp_path, **changes_of(start, **changes))
-
-
-def test_a_base_that_is_an_adapter_is_not_quantised(tmp_path, start):
-    with pytest.raises(UserError, match=r"give its base as model.name and the adapter as model.adapter_path"):
-        models.load(str(start[2].folder / "model"), quantization="4bit")

@@ -234,16 +234,3 @@ def test_a_stream_of_pairs(tmp_path, llama):
     assert len(result.metrics) == 4 and metric(result, "dpo_loss")[0] == pytest.approx(LN2, abs=1e-5)
     with pytest.raises(UserError, match=r"dpo.precompute goes through all rows beforehand"):
         config(llama, tmp_path, dpo__precompute=True, **stream)
-
-
-def test_truncating_keeps_the_prompt_ids_of_both_sides_the_same(llama):
-    tokenizer = models.load(llama)[1]
-    row = {"prompt": "word " * 40 + "why?", "chosen": "Because of this and that and more.", "rejected": "No."}
-    data = load(ROOT / "configs/dpo_tiny.yaml", {"data.overlong": "truncate_prompt"}).data
-    (pair,) = pairs(load_rows(data, "dpo", [row]), tokenizer, 60, data).items
-    prompts = [
-        [t for t, m in zip(side.input_ids, side.completion_mask, strict=True) if not m]
-        for side in (pair.chosen, pair.rejected)
-    ]
-    assert prompts[0] == prompts[1] and len(pair.chosen) == 60 > len(pair.rejected)
-    assert tokenizer.decode(prompts[0]).endswith("why?<|im_end|>\n<|im_start|>assistant\n")

@@ -74,46 +74,6 @@ def test_a_world_size_that_disagrees_is_refused(tmp_path):
     assert "WORLD_SIZE=2" in out.stderr
 
 
-def test_processes_that_do_not_see_each_other_are_refused(tmp_path, monkeypatch):
-    """Two trainings that each believe to be alone would overwrite each other's folder."""
-    from posttrain.config import load
-    from posttrain.errors import UserError
-    from posttrain.run import launch, training
-
-    real = launch.Accelerator
-
-    def alone(cpu, mixed_precision, kwargs_handlers):
-        monkeypatch.delenv("WORLD_SIZE")
-        made = real(cpu=cpu, mixed_precision=mixed_precision)
-        monkeypatch.setenv("WORLD_SIZE", "2")
-        return made
-
-    monkeypatch.setattr(launch, "Accelerator", alone)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    launch.AcceleratorState._reset_state(reset_partial_state=True)
-    with pytest.raises(UserError, match="WORLD_SIZE is 2, but Accelerate sees 1 process"):
-        training.Run(load(ROOT / "configs/sft_tiny.yaml", {"output.dir": str(tmp_path / "run")}))
-
-
-@pytest.mark.parametrize(
-    ("variables", "message"),
-    [
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "use FSDP2"),
-        ({"ACCELERATE_USE_FSDP": "true"}, "on a CPU Accelerate trains with DDP instead"),
-        ({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}, "starts one and says nothing: use torchrun"),
-    ],
-)
-def test_launchers_that_would_do_something_else_are_refused(tmp_path, monkeypatch, variables, message):
-    from posttrain.config import load
-    from posttrain.errors import UserError
-    from posttrain.run.training import Run
-
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=message):
-        Run(load(ROOT / "configs/sft_tiny.yaml", {"output.dir": str(tmp_path / "run")}))
-
-
 def launch(*arguments, start=("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")):
     return subprocess.run(
         [sys.executable, *start, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=240,
@@ -179,11 +139,3 @@ two_processes.main("sft", {tiny_folder(tmp_path / "m")!r}, {str(tmp_path)!r}, "n
         not (tmp_path / "run" / "model").exists()
         and len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 2
     )
-
-
-def test_the_accelerate_configs_are_what_accelerate_reads():
-    from accelerate.commands.config.config_args import load_config_from_file
-
-    ddp, fsdp = (load_config_from_file(str(ROOT / f"configs/accelerate/{name}.yaml")) for name in ("ddp", "fsdp2"))
-    assert str(ddp.distributed_type).endswith("MULTI_GPU") and str(fsdp.distributed_type).endswith("FSDP")
-    assert fsdp.fsdp_config["fsdp_version"] == 2 and ddp.num_processes == fsdp.num_processes == 2

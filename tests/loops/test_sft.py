@@ -11,10 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from loops import sft
 from posttrain import ROOT
 from posttrain.config import load
-from posttrain.data.rows import load_rows
 from posttrain.errors import NonFiniteError, UserError
 from posttrain.models import load as load_model
-from posttrain.tokens.examples import sft_examples
 
 ROWS = [
     {"prompt": f"What is {i} + {i}?", "completion": f"It is {2 * i}." + " Yes, it is." * (i % 3)} for i in range(1, 6)
@@ -183,11 +181,6 @@ def test_packing_changes_the_layout_and_nothing_else(tmp_path, llama, micro):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
-def test_packed_rows_are_not_rows(tmp_path, llama):
-    with pytest.raises(UserError, match=r"sft.length_weighting: sequence needs them apart"):
-        config(llama, tmp_path, training__packing=True, sft__length_weighting="sequence")
-
-
 # ---------------------------------------------------------------- rows that are too long
 
 
@@ -205,15 +198,7 @@ def test_more_than_a_few_long_rows_are_an_error_and_nothing_is_written(tmp_path,
         run(llama, tmp_path, rows=rows, data__max_length=80, data__overlong="error")
 
 
-def test_truncating_the_prompt_keeps_the_answer_and_the_first_token(tmp_path, llama, capfd):
-    tokenizer = bytelevel_tokenizer()
-    data = load_rows(config(llama, tmp_path).data, "sft", [LONG])
-    encoder = config(llama, tmp_path, data__overlong="truncate_prompt").data
-    (whole,), (cut,) = (sft_examples(data, tokenizer, n, encoder).items for n in (500, 50))
-    assert len(cut) == 50 < len(whole) and cut.num_active == whole.num_active
-    assert cut.input_ids == [whole.input_ids[0], *whole.input_ids[-49:]]
-    with pytest.raises(UserError, match="nothing is left to train on"):  # no room for a prompt beside the answer
-        sft_examples(data, tokenizer, whole.num_active, encoder)
+def test_long_prompts_may_be_cut_instead(tmp_path, llama, capfd):
     run(llama, tmp_path, rows=[*ROWS, LONG, LONG], data__max_length=80, data__overlong="truncate_prompt")
     assert "cut the beginning of 2 prompts that were longer than data.max_length = 80" in capfd.readouterr().err
 

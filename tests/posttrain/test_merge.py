@@ -146,25 +146,3 @@ def test_a_nan_is_not_below_any_threshold(tmp_path, adapters, monkeypatch):
 def test_an_adapter_on_a_tied_head_is_refused(tmp_path, make):
     with pytest.raises(UserError, match="the output head is tied to the embeddings"):
         make("gpt2", model__lora__targets=["c_attn", "lm_head"])
-
-
-def test_other_kinds_of_adapters_are_refused(tmp_path, adapters):
-    import json
-    import shutil
-
-    shutil.copytree(adapters["none"], tmp_path / "other")
-    config = json.loads((tmp_path / "other" / "adapter_config.json").read_text()) | {"peft_type": "IA3"}
-    (tmp_path / "other" / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="an adapter of type IA3; only LoRA is supported"):
-        models.load(str(tmp_path / "other"))
-
-
-def test_a_hub_id_that_is_an_adapter_is_found_out(monkeypatch, adapters):
-    """transformers would put the adapter in by itself, and a fresh one would then silently take its place."""
-    import huggingface_hub
-    import transformers.utils
-
-    monkeypatch.setattr(transformers.utils, "cached_file", lambda name, file, **more: f"{name}/{file}")
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, revision: adapters["none"])
-    ours = models.load("somebody/adapter")[0]
-    torch.testing.assert_close(ours(IDS).logits, adapter_logits(adapters["none"]), atol=1e-5, rtol=0)

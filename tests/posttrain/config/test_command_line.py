@@ -5,27 +5,13 @@ import sys
 import time
 
 import pytest
+from kit import yaml_config
 
 from posttrain import ROOT
 from posttrain.config.command_line import help_text, parse
-from posttrain.config.loading import describe, load
+from posttrain.config.loading import describe
 from posttrain.config.methods import METHODS
 from posttrain.errors import UserError
-
-
-def write(tmp_path, text, name="run.yaml"):
-    path = tmp_path / name
-    path.write_text(text)
-    return path
-
-
-GOOD = "model:\n  name: tiny-sft\ndata:\n  name: tiny-identity\ndpo:\n  beta: 0.2\n"
-
-
-def problems(path, overrides=None, method=None):
-    with pytest.raises(UserError) as error:
-        load(path, overrides, method=method)
-    return str(error.value)
 
 
 def test_the_command_line():
@@ -54,17 +40,20 @@ def test_the_command_line():
         ("output.overwrite", "false", False),
     ],
 )
-def test_the_keys_type_decides_what_a_word_on_the_command_line_means(tmp_path, key, value, expected):
+def test_the_keys_type_decides_what_a_word_on_the_command_line_means(key, value, expected):
     _, overrides = parse([f"--{key}", value])
-    config = load(write(tmp_path, GOOD), overrides)
+    config = yaml_config("dpo_tiny", **overrides)
     group, leaf = key.split(".")
     assert getattr(getattr(config, group), leaf) == expected
 
 
-def test_a_key_without_a_value_is_true_and_true_is_no_number(tmp_path):
-    _path, overrides = parse(["--training.learning_rate", "--output.overwrite"])
-    assert "training.learning_rate: expected a value, got true" in problems(write(tmp_path, GOOD), overrides)
-    assert "got true" in problems(write(tmp_path, GOOD + "training:\n  max_steps: true\n"))
+def test_a_key_without_a_value_is_true_and_true_is_no_number():
+    _, overrides = parse(["--output.overwrite", "--training.learning_rate"])
+    with pytest.raises(UserError, match=r"^1 problem.*\n.*training.learning_rate: expected a value, got true$"):
+        yaml_config("dpo_tiny", **overrides)
+    with pytest.raises(UserError, match=r"training.max_steps: expected a value, got true"):
+        yaml_config("dpo_tiny", training__max_steps=True)
+    assert yaml_config("dpo_tiny", output__overwrite=True).output.overwrite is True
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -60,26 +60,14 @@ def test_all_problems_at_once_with_place_key_expectation_and_suggestion(tmp_path
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("grpo:\n  group_size: 1\n", "grpo.group_size: input should be greater than or equal to 2, got 1"),
         ("grpo:\n  top_p: 0.9\n", "'top_p' is refused in RL"),
-        ("grpo:\n  kl_estimator: k1\n", "'k3_is', 'k3' or 'k2', got 'k1'"),
-        ("grpo:\n  minibatches: 3\n", "does not divide the 64 completions"),
-        (
-            "grpo: {}\ntraining:\n  batch_size: 7\n",
-            "training.batch_size = 7, but grpo gives 8 prompts x 8 answers / 1 minibatches = 64",
-        ),
-        ("grpo:\n  reward: [answer, a:b]\n  reward_weights: [1]\n", "1 entries for 2 reward functions"),
-        ("grpo: {}\nmodel:\n  name: x\n  reference: adapter_off\n", "adapter_off needs adapter: lora"),
-        ("grpo: {}\ntraining:\n  eval_every: 5\n", "belong together"),
-        ("grpo:\n  advantage: leave_one_out\n", "set advantage_scale: none as well"),
         ("grpo: {}\nmodell:\n  name: x\n", "unknown key 'modell', did you mean 'model'?"),
         ("grpo: {}\nlearning_rate: 1\n", "did you mean 'training.learning_rate'?"),
         ("grpo:\n  beta: nan\n", "unknown key 'beta' in grpo"),
     ],
 )
 def test_refusals(tmp_path, text, expected):
-    text = text if "model:" in text else "model: {name: x}\n" + text
-    assert expected in problems(write(tmp_path, text))
+    assert expected in problems(write(tmp_path, "model: {name: x}\n" + text))
 
 
 def test_files_that_cannot_be_read(tmp_path):

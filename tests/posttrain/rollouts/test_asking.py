@@ -1,8 +1,6 @@
 from kit import bytelevel_tokenizer, tiny_model
 
-from posttrain.evaluation.ladder_report import markdown_table
 from posttrain.rollouts.asking import ask
-from posttrain.run.curves import plot_curves
 
 
 def test_answers_do_not_depend_on_the_batch_size():
@@ -15,9 +13,3 @@ def test_answers_do_not_depend_on_the_batch_size():
             for b in (1, 8)
         )
         assert one.completion_ids == many.completion_ids and one.finished == many.finished
-
-
-def test_curves_and_tables(tmp_path):
-    plot_curves(tmp_path / "curves.png", [{"step": i, "loss": 1 / i, "reward": i} for i in range(1, 4)], "grpo")
-    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
-    assert markdown_table(["a", "b"], [["1", "2"]]) == "| a | b |\n|---|---|\n| 1 | 2 |"

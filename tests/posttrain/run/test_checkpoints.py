@@ -3,8 +3,6 @@
 import json
 import math
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,6 @@ from loops import dpo, grpo, sft
 from posttrain.config import load
 from posttrain.errors import UserError
 from posttrain.run import checkpoint_files, checkpoints
-from posttrain.run import folder as run_folder
 
 ROWS = [{"prompt": f"Is {i} even?", "completion": "Yes." if i % 2 == 0 else "No."} for i in range(10)]
 PAIRS = [{"prompt": f"Q{i}?", "chosen": f"Yes {i}.", "rejected": "No."} for i in range(8)]
@@ -91,18 +88,6 @@ def test_the_best_is_kept(tmp_path, llama, monkeypatch, capsys):
     held_out |= {"training.best_metric": "validation_accuracy", "training.save_every": None, "output.overwrite": True}
     run(llama, tmp_path, "dpo", **held_out)
     assert steps(tmp_path) == [2, 4]  # written when better, and only then
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"training.best_metric": "validation_loss"}, "best_metric needs training.eval_every"),
-        ({"training.best_metric": "accuracy", "data.validation_split": 0.2, "training.eval_every": 2}, "accuracy is not a validation metric of loops.sft: it has validation_loss"),
-    ],
-)  # fmt: skip
-def test_a_best_metric_that_is_never_measured(tmp_path, llama, changes, message):
-    with pytest.raises(UserError, match=message):
-        config(llama, tmp_path, **changes)
 
 
 def test_nothing_begun_or_finished_is_overwritten_unasked(tmp_path, llama, capsys):
@@ -308,44 +293,6 @@ def test_a_save_that_fails_leaves_the_one_before(tmp_path, llama, monkeypatch):
     ):
         run(llama, tmp_path)
     assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["step_2"]
-
-
-def test_clearing_takes_the_checkpoints_first_and_all_at_once(tmp_path, llama, monkeypatch):
-    """Killed anywhere in there, no half of an old checkpoint is left to be resumed."""
-    interrupted(llama, tmp_path)
-
-    def killed(path, **_):
-        if Path(path).exists():
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_folder.shutil, "rmtree", killed)
-        run(llama, tmp_path, output__overwrite=True)
-    assert steps(tmp_path) == [] and (tmp_path / "run/checkpoints.old").exists()
-    assert len(run(llama, tmp_path).metrics) == 6
-    assert not (tmp_path / "run/checkpoints.old").exists()
-
-
-def test_two_runs_in_one_folder(tmp_path, llama):
-    code = f"import sys, time; from filelock import FileLock; lock = FileLock({str(run_folder.lock_path(tmp_path / 'run'))!r}); lock.acquire(); print('held', flush=True); time.sleep(60)"
-    (tmp_path / "run").mkdir()
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match="another run is writing here"):
-            run(llama, tmp_path)
-        other.kill()
-    assert len(run(llama, tmp_path).metrics) == 6
-
-
-@pytest.mark.parametrize(
-    ("where", "message"),
-    [("llama", r"is not the folder of a run \(it holds config.json\)"), ("", r"is not the folder of a run \(it holds llama\)"),
-     ("llama/config.json", "is a file"), ("llama/config.json/below", "is a file")],
-)  # fmt: skip
-def test_a_folder_that_is_no_run(tmp_path, own, where, message):
-    with pytest.raises(UserError, match=message):
-        run(own, tmp_path, output__dir=str(tmp_path / where), output__overwrite=True)
-    assert (Path(own) / "model.safetensors").exists()
 
 
 def test_the_config_of_another_loop_and_the_same_path_written_otherwise(tmp_path, own, monkeypatch):

@@ -12,7 +12,7 @@ from kit import (
 from posttrain.config.supervised import SftData as Data
 from posttrain.data.rows import load_rows
 from posttrain.errors import UserError
-from posttrain.tokens.examples import hold_out, labelled, sft_examples
+from posttrain.tokens.examples import hold_out, labelled, pairs, sft_examples
 
 FINE = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
 
@@ -51,12 +51,36 @@ LABELS = [
 
 def test_all_answers_to_a_prompt_are_held_out_together():
     rows = [row | {"completion": f"{row['completion']} {k}"} for row in LABELS for k in range(4)]
-    data = Data()
-    training, validation = hold_out(
-        labelled(load_rows(data, "outcome", rows), bytelevel_tokenizer(), 200, data), 0.3, 0
-    )
+    training, validation = hold_out(labelled(rows_for("outcome", rows), bytelevel_tokenizer(), 200, Data()), 0.3, 0)
     prompts = [
         {tuple(t for t, m in zip(x.example.input_ids, x.example.completion_mask, strict=True) if not m) for x in side}
         for side in (training, validation)
     ]
     assert len(validation) == 8 and not prompts[0] & prompts[1]
+
+
+LONG = {"prompt": "word " * 40, "completion": "yes"}
+
+
+def test_truncating_the_prompt_keeps_the_answer_and_the_first_token():
+    tokenizer = bytelevel_tokenizer()
+    data, encoder = rows_for("sft", [LONG]), Data(overlong="truncate_prompt")
+    (whole,), (cut,) = (sft_examples(data, tokenizer, n, encoder).items for n in (500, 50))
+    assert len(cut) == 50 < len(whole) and cut.num_active == whole.num_active
+    assert cut.input_ids == [whole.input_ids[0], *whole.input_ids[-49:]]
+    with pytest.raises(UserError, match="nothing is left to train on"):  # no room for a prompt beside the answer
+        sft_examples(data, tokenizer, whole.num_active, encoder)
+    encoded = sft_examples(rows_for("sft", [LONG, LONG, {"prompt": "a", "completion": "b"}]), tokenizer, 50, encoder)
+    assert "; cut the beginning of 2 prompts that were longer than data.max_length = 50 tokens" in encoded.summary()
+
+
+def test_truncating_keeps_the_prompt_ids_of_both_sides_the_same():
+    tokenizer = bytelevel_tokenizer()
+    row = {"prompt": "word " * 40 + "why?", "chosen": "Because of this and that and more.", "rejected": "No."}
+    (pair,) = pairs(rows_for("dpo", [row]), tokenizer, 60, Data(overlong="truncate_prompt")).items
+    prompts = [
+        [t for t, m in zip(side.input_ids, side.completion_mask, strict=True) if not m]
+        for side in (pair.chosen, pair.rejected)
+    ]
+    assert prompts[0] == prompts[1] and len(pair.chosen) == 60 > len(pair.rejected)
+    assert tokenizer.decode(prompts[0]).endswith("why?<|im_end|>\n<|im_start|>assistant\n")
