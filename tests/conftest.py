@@ -2,16 +2,17 @@
 
 import os
 
+import pytest
+
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-import pytest
-from kit import tiny_folder
 
 
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory):
     """A model folder that all tests share: one that changes the folder builds its own."""
+    from kit import tiny_folder  # transformers: what needs no model does not wait for it
+
     folder = tmp_path_factory.mktemp("llama")
     name = tiny_folder(folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}

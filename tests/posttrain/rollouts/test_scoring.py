@@ -17,7 +17,7 @@ from posttrain.rollouts.scoring import Scorer, describe, end_once
 from posttrain.tokens.examples import Prompt
 
 TOKENIZER = bytelevel_tokenizer()
-TEXTS = ["#### 3", "no idea", "#### 4", "four"]
+TEXTS = ["#### 3", "#### 99", "#### 4", "four"]
 PROMPTS = [
     Prompt([20, 21], {"asked": f"{wanted - 1} + 1?", "columns": {"answer": str(wanted)}}) for wanted in (3, 4)
 ]  # two answers each
@@ -59,8 +59,8 @@ def shy(completions):
 
 def test_one_function_by_its_name():
     values, metrics = scorer(reward="answer")(rollout(), TOKENIZER, PROMPTS)
-    assert values == [1.0, 0.0, 1.0, 0.0]  # 3 and 4 are right; of four answers two hold a number after ####
-    assert metrics == {"parse_failures": (2, 4)}
+    assert values == [1.0, 0.0, 1.0, 0.0]  # 3 and 4 are right; one of the four holds no number after ####
+    assert metrics == {"parse_failures": (1, 4)}
 
 
 def test_what_python_passes_takes_the_place_of_the_config():
@@ -80,7 +80,7 @@ def test_several_with_weights_and_one_that_abstains():
 def test_what_is_watched_is_measured_and_pays_nothing():
     values, metrics = scorer(reward="answer", watch="answer", given=length)(rollout(), TOKENIZER, PROMPTS)
     assert values == [6.0, 7.0, 6.0, 4.0]
-    assert metrics == {"watched/answer": (2.0, 4), "parse_failures": (2, 4)}
+    assert metrics == {"watched/answer": (2.0, 4), "parse_failures": (1, 4)}
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_a_reward_model_scores_the_sampled_ids(reward_model):
     ]
     assert_close(torch.tensor(values), torch.tensor(alone), atol=1e-5, rtol=1e-4)
     assert len({round(value, 3) for value in values}) == 4 and made.functions == []
-    assert metrics == {"watched/answer": (2.0, 4), "parse_failures": (2, 4)}
+    assert metrics == {"watched/answer": (2.0, 4), "parse_failures": (1, 4)}
     assert made.fingerprinted is made.reward_model and not any(p.requires_grad for p in made.reward_model.parameters())
 
 
@@ -206,4 +206,4 @@ def test_an_ending_counts_once():
 
 def test_the_built_in_reward_is_the_one_whose_failures_are_counted():
     assert "parse_failures" not in scorer(given=length)(rollout(), TOKENIZER, PROMPTS)[1]
-    assert scorer(given=[length, answer])(rollout(), TOKENIZER, PROMPTS)[1]["parse_failures"] == (2, 4)
+    assert scorer(given=[length, answer])(rollout(), TOKENIZER, PROMPTS)[1]["parse_failures"] == (1, 4)
