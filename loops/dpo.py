@@ -39,7 +39,7 @@ from posttrain.models.reference import frozen_reference
 from posttrain.models.sharded import gathered
 from posttrain.rollouts.asking import Showcase
 from posttrain.run import preflight, processes
-from posttrain.run.training import Result, Run, threads_as_they_were
+from posttrain.run.training import Result, Run, left_as_found
 from posttrain.tokens import template
 from posttrain.tokens.batch import Batch, collate, stop_probability
 from posttrain.tokens.examples import both_sides, hold_out, pairs
@@ -74,7 +74,7 @@ def start(config: DpoConfig, run: Run, rows: list[dict] | None = None) -> Start:
     return Start(model, tokenizer, policy, reference, examples, validation, showcase)
 
 
-@threads_as_they_were()
+@left_as_found()
 def train(config: DpoConfig, *, rows: list[dict] | None = None) -> Result:
     """Run it; `rows` (any preference format of posttrain/data/formats.py) takes the place of config.data.name."""
     run = Run(config)

@@ -41,7 +41,7 @@ from posttrain.rollouts.asking import Showcase
 from posttrain.rollouts.sampling import sample_own
 from posttrain.rollouts.scoring import Scorer, describe
 from posttrain.run import preflight
-from posttrain.run.training import Result, Run, threads_as_they_were
+from posttrain.run.training import Result, Run, left_as_found
 from posttrain.tokens import template
 from posttrain.tokens.batch import stop_probability
 from posttrain.tokens.examples import hold_out, prompts
@@ -121,7 +121,7 @@ def advantages_of(rewards: torch.Tensor, grpo: Any) -> torch.Tensor:
     return group_relative_advantages(rewards, grpo.group_size, scale=grpo.advantage_scale)
 
 
-@threads_as_they_were()
+@left_as_found()
 def train(
     config: GrpoConfig, *, rows: list[dict] | None = None, reward: Callable | list[Callable] | None = None
 ) -> Result:

@@ -33,12 +33,12 @@ from posttrain.errors import UserError, clear_exit
 from posttrain.evaluation import ladder_report
 from posttrain.evaluation.rungs import LONGEST, Rung, climb
 from posttrain.rollouts.best_of_k import as_rows, sample_and_score
-from posttrain.run.training import threads_as_they_were
+from posttrain.run.training import left_as_found
 
 PROMPTS = 960  # best of k: as many prompts as GRPO asks in its 60 steps of 16
 
 
-@threads_as_they_were()
+@left_as_found()
 def run(config: LadderConfig) -> list[Rung]:
     folder, ladder = config.folder, config.ladder
     if (folder / "report.md").exists() and not config.output.overwrite:

@@ -56,7 +56,7 @@ from posttrain.rollouts.asking import Showcase
 from posttrain.rollouts.sampling import sample_own
 from posttrain.rollouts.scoring import Scorer, describe, end_once
 from posttrain.run import preflight
-from posttrain.run.training import Result, Run, threads_as_they_were
+from posttrain.run.training import Result, Run, left_as_found
 from posttrain.tokens import template
 from posttrain.tokens.batch import Batch, stop_probability
 from posttrain.tokens.examples import hold_out, prompts
@@ -159,7 +159,7 @@ def credit(
     return answers, explained
 
 
-@threads_as_they_were()
+@left_as_found()
 def train(
     config: PpoConfig, *, rows: list[dict] | None = None, reward: Callable | list[Callable] | None = None
 ) -> Result:

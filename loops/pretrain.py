@@ -31,12 +31,12 @@ from posttrain.errors import UserError, clear_exit
 from posttrain.models.sharded import gathered
 from posttrain.rollouts.asking import Beginnings
 from posttrain.rollouts.rewards import function_named
-from posttrain.run.training import Result, Run, threads_as_they_were
+from posttrain.run.training import Result, Run, left_as_found
 from posttrain.tokens import text
 from posttrain.tokens.batch import collate
 
 
-@threads_as_they_were()
+@left_as_found()
 def train(config: PretrainConfig) -> Result:
     # ---- 1. Random weights, text ------------------------------------------------------------------------------
     check = config.pretrain.check and function_named(config.pretrain.check, "pretrain.check")

@@ -34,7 +34,7 @@ from posttrain.models import max_length, no_dropout, scalar
 from posttrain.models.sharded import gathered
 from posttrain.rollouts.asking import one_line
 from posttrain.run import preflight
-from posttrain.run.training import Result, Run, threads_as_they_were
+from posttrain.run.training import Result, Run, left_as_found
 from posttrain.tokens.batch import Batch, collate
 from posttrain.tokens.examples import both_sides, hold_out, labelled, pairs
 
@@ -63,7 +63,7 @@ def start(config: RewardConfig, run: Run, rows: list[dict] | None = None) -> Sta
     return Start(model, tokenizer, scalar.CompletionScores(model.train()), examples, validation)
 
 
-@threads_as_they_were()
+@left_as_found()
 def train(config: RewardConfig, *, rows: list[dict] | None = None) -> Result:
     """Run it; `rows` (preferences, or prompt + completion + label) takes the place of config.data.name."""
     run = Run(config)

@@ -32,7 +32,7 @@ from posttrain.data.rows import load_rows
 from posttrain.errors import clear_exit
 from posttrain.models.sharded import gathered
 from posttrain.rollouts.asking import Showcase
-from posttrain.run.training import Result, Run, threads_as_they_were
+from posttrain.run.training import Result, Run, left_as_found
 from posttrain.tokens import template
 from posttrain.tokens.batch import collate, collate_packed, stop_probability
 from posttrain.tokens.examples import hold_out, sft_examples
@@ -67,7 +67,7 @@ def start(config: SftConfig, run: Run, rows: list[dict] | None = None) -> Start:
     return Start(model, tokenizer, policy, examples, validation, pack_to, showcase)
 
 
-@threads_as_they_were()
+@left_as_found()
 def train(config: SftConfig, *, rows: list[dict] | None = None) -> Result:
     """Run it; `rows` (any format of posttrain/data/formats.py) takes the place of config.data.name."""
     run = Run(config)

@@ -164,7 +164,8 @@ def replace_name(text: str, old: list[str], new: str) -> str:
 
 def _questions(name: str) -> list[str]:
     """The first user message of each row, from any format."""
-    from posttrain.data import formats, sources
+    from posttrain.data import sources
+    from posttrain.data.messages import as_messages
     from posttrain.errors import UserError
 
     found = []
@@ -176,8 +177,8 @@ def _questions(name: str) -> list[str]:
         else:
             raise UserError(f"{name}, row {number}: expected prompt, question, instruction, messages or conversations")
         try:
-            messages = [] if isinstance(value, str) else formats.as_messages(value)
-            value = value if isinstance(value, str) else next(m["content"] for m in messages if m["role"] == "user")
+            turns = [] if isinstance(value, str) else as_messages(value)
+            value = value if isinstance(value, str) else next(m["content"] for m in turns if m["role"] == "user")
         except (ValueError, TypeError, KeyError, StopIteration):
             raise UserError(f"{name}, row {number}: no user message to ask") from None
         found.append(value)

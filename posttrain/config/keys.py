@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 
@@ -35,6 +36,17 @@ class Section(BaseModel):
         if isinstance(value, bool) and "bool" not in str(cls.model_fields[str(info.field_name)].annotation):
             raise ValueError(f"expected a value, got {str(value).lower()}")
         return value
+
+
+def from_the_command_line(value: Any) -> Any:
+    """An open-ended key: `--data.chat_template_kwargs.enable_thinking false`, or all of it in YAML's braces."""
+    value = yaml.safe_load(value) if isinstance(value, str) else value
+
+    def typed(item: Any) -> Any:
+        read = yaml.safe_load(item) if isinstance(item, str) else item
+        return read if isinstance(read, bool | int | float) else item
+
+    return {key: typed(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 class Lora(Section):
@@ -159,6 +171,16 @@ class Data(Section):
     system_prompt: str | None = Field(
         None, description="put before every conversation that has no system message of its own"
     )
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict,
+        description="arguments of the chat template, e.g. {enable_thinking: false} for Qwen3; a row's column of that name "
+        "goes before it",
+    )
+    ignore: list[str] = Field(
+        default_factory=list, description="columns, and keys of messages, to read as if they were not there"
+    )
+
+    _typed = field_validator("chat_template_kwargs", mode="before")(from_the_command_line)
 
     @model_validator(mode="after")
     def _names_and_weights(self) -> Self:

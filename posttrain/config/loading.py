@@ -149,7 +149,7 @@ def _flat(overrides: dict[str, Any], keys: list[str], prefix: str = "") -> dict[
 
 
 def _open_ended(key: str, keys: list[str]) -> bool:
-    return any(key.startswith(k + ".") for k in keys if k.endswith((".overrides", ".shape")))
+    return any(key.startswith(k + ".") for k in keys if k.endswith((".overrides", ".shape", ".chat_template_kwargs")))
 
 
 def _put(values: dict, key: str, value: Any) -> None:

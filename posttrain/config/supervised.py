@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
 from posttrain.config.keys import (
@@ -17,6 +16,7 @@ from posttrain.config.keys import (
     Section,
     SftPreflight,
     Training,
+    from_the_command_line,
 )
 
 
@@ -37,10 +37,7 @@ class Scratch(Section):
         description="keep fewer activations, compute them again in the backward pass: less memory, same gradients",
     )
 
-    @field_validator("shape")
-    @classmethod
-    def _numbers_from_the_command_line(cls, shape: dict[str, Any]) -> dict[str, Any]:
-        return {key: yaml.safe_load(value) if isinstance(value, str) else value for key, value in shape.items()}
+    _typed = field_validator("shape", mode="before")(from_the_command_line)
 
 
 class Text(Section):

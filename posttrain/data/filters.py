@@ -158,6 +158,7 @@ def _went_wrong(text: str) -> str | None:
 
 def readable(method: str) -> Filter:
     """Only rows that the loop of this method takes, each in the format of the first that has one."""
+    from posttrain.config.keys import Data
     from posttrain.data.reader import Reader
 
     readers: list[Reader] = []
@@ -165,7 +166,7 @@ def readable(method: str) -> Filter:
     def wrong(row: dict, text: str) -> str | None:
         try:
             if not readers:
-                readers.append(Reader([row], method, "the first row", None))
+                readers.append(Reader([row], method, "the first row", Data()))
             readers[0](row, ("", 0))
         except ValueError as problem:
             reason = re.sub(r"^.*?row \d+: |, got .*|, message \d+|; found .*", "", str(problem))

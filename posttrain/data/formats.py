@@ -7,77 +7,48 @@ SFT     {messages}                        conversations                         
         {question, answer}                GSM8K as shipped                      -> {messages}
         {text}                            plain text, trained whole             -> {text}
 DPO     {prompt, chosen, rejected}        strings or messages                   -> {prompt, chosen, rejected}
+        {instruction, input?, chosen, …}  Alpaca
         {chosen, rejected}                two whole conversations: messages, or "\\n\\nHuman: … \\n\\nAssistant: …" (HH)
         {conversations, chosen, rejected} ShareGPT
-reward  as DPO; with loss: outcome {prompt, completion, label}, label true/false or 1/0  -> {prompt, completion, label}
+reward  as DPO; with loss: outcome {prompt, completion, label} or {messages, label}, label true/false or 1/0
+                                                                                -> {prompt, completion, label}
 RL      {prompt | question, …}            strings or messages                   -> {prompt, asked, columns}
 
-In canonical rows `prompt` and `messages` are lists of {role, content}; `chosen` and `rejected` are strings. A string
-prompt is the user's message of a one-turn chat. `asked` is the prompt as the data had it: reward functions get that
-form.
+In canonical rows `prompt` and `messages` are lists of messages (messages.py); `chosen`, `rejected` and `completion` are
+strings, or a message where an answer is more than its text (tool calls, thoughts). A string prompt is the user's
+message of a one-turn chat. `asked` is the prompt as the data had it: reward functions get that form. `shown`, where
+there is something, is what the chat template is given besides: tools, template_kwargs.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+from posttrain.data.messages import BadRow, Messages, as_messages, from_hh, from_sharegpt, messages_of, string_of
 from posttrain.errors import UserError
 
-Messages = list[dict[str, str]]
-SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
-                  "model": "assistant", "system": "system"}  # fmt: skip
+
+@dataclass(frozen=True)
+class Format:
+    columns: tuple[str, ...]  # that must be there
+    name: str  # what the run's output calls it
+    convert: Callable[[dict], dict]  # a raw row -> a canonical one
+    more: tuple[str, ...] = ()  # columns that are read where they are there
 
 
-class BadRow(ValueError):
-    """A row that no loop can use: roles out of order, an empty answer, chosen == rejected, a column that is missing."""
-
-
-def recognise(row: dict, method: str, source: str) -> tuple[Callable[[dict], dict], str]:
-    """-> (function from a raw row to a canonical one, what the run's output calls the format)"""
+def recognise(row: dict, method: str, source: str) -> Format:
+    """The first format of the method whose columns the row has, filled."""
     filled = {name for name, value in row.items() if value is not None}
-    has = filled.issuperset
-    if method == "sft":
-        wanted = "messages, prompt + completion, instruction + output, conversations, question + answer, or text"
-        if has(["messages"]):
-            return _from_messages, "conversations (messages)"
-        if has(["prompt", "completion"]):
-            return _from_prompt_completion, "prompt + completion"
-        if has(["instruction", "output"]):
-            return _from_alpaca, "instructions (Alpaca)"
-        if has(["conversations"]):
-            return _from_sharegpt, "ShareGPT conversations"
-        if has(["question", "answer"]):
-            return _from_question_answer, "question + answer (GSM8K)"
-        if has(["text"]):
-            return _from_text, "plain text, trained whole"
-    elif method == "outcome":
-        wanted = "prompt, completion and label"
-        if has(["prompt", "completion", "label"]):
-            return _from_labelled, "prompt + completion + label"
-    elif method in ("dpo", "reward"):
-        wanted = (
-            "prompt + chosen + rejected, chosen + rejected (whole conversations), or conversations + chosen + rejected"
-        )
-        if has(["chosen", "rejected"]):
-            if has(["prompt"]):
-                return lambda r: _from_pair(r, "prompt"), "prompt + chosen + rejected"
-            if has(["conversations"]):
-                return _from_sharegpt_pair, "ShareGPT conversations with chosen + rejected"
-            if has(["question"]):
-                return lambda r: _from_pair(r, "question"), "question + chosen + rejected"
-            if isinstance(row["chosen"], str):
-                return _from_hh_pair, "chosen + rejected conversations (Anthropic HH)"
-            return _from_pair_of_conversations, "chosen + rejected conversations"
-    else:
-        wanted = "prompt or question"
-        if has(["prompt"]):
-            return lambda r: _from_rl_prompt(r, "prompt"), "prompts"
-        if has(["question"]):
-            return lambda r: _from_rl_prompt(r, "question"), "questions"
+    formats = {"sft": SFT, "outcome": OUTCOME, "dpo": PAIRS, "reward": PAIRS}.get(method, PROMPTS)
+    for form in formats:
+        if filled.issuperset(form.columns):
+            return form
+    wanted = [" + ".join(form.columns) for form in formats]
     found = ", ".join(f"{name}{'' if name in filled else ' (empty)'}" for name in row) or "none"
-    raise UserError(f"{source}, row 1: expected the columns {wanted}; found {found}")
+    raise UserError(f"{source}, row 1: expected the columns {', '.join(wanted[:-1])} or {wanted[-1]}; found {found}")
 
 
 # ---------------------------------------------------------------- SFT
@@ -97,19 +68,17 @@ def _from_prompt_completion(row: dict) -> dict:
 
 
 def _from_alpaca(row: dict) -> dict:
-    more = row.get("input")
-    asked = _string(row["instruction"], "instruction") + (f"\n\n{_string(more, 'input')}" if more else "")
     before = []
     for turn in row.get("history") or []:  # LLaMA-Factory: [[question, answer], …]
         if not isinstance(turn, list | tuple) or len(turn) != 2:
             raise BadRow(f"'history' must be a list of [question, answer], got {turn!r:.60}")
         before += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
     last = {"role": "assistant", "content": _answer(row["output"], "output")}
-    return {"messages": [*_messages([*before, *_as_prompt(asked)], "history"), last]}
+    return {"messages": [*messages_of([*before, *_instruction(row)], "history"), last]}
 
 
 def _from_sharegpt(row: dict) -> dict:
-    return {"messages": _conversation(_sharegpt(row["conversations"]), "conversations")}
+    return {"messages": _conversation(from_sharegpt(row["conversations"]), "conversations")}
 
 
 def _from_question_answer(row: dict) -> dict:
@@ -120,7 +89,7 @@ def _from_question_answer(row: dict) -> dict:
 
 
 def _from_text(row: dict) -> dict:
-    if not _string(row["text"], "text").strip():
+    if not string_of(row["text"], "'text'").strip():
         raise BadRow("'text' is empty")
     return {"text": row["text"]}
 
@@ -142,64 +111,58 @@ def _from_pair(row: dict, column: str) -> dict:
         if not fits:
             raise BadRow(f"'{column}' is not what 'chosen' answers: {given[-1]['content']!r:.60}")
         return pair
-    return _pair(_as_prompt(row[column]), _as_answer(chosen, "chosen"), _as_answer(rejected, "rejected"))
+    return _pair(_as_prompt(row[column]), chosen, rejected)
+
+
+def _from_alpaca_pair(row: dict) -> dict:
+    return _pair(_instruction(row), row["chosen"], row["rejected"])
 
 
 def _from_sharegpt_pair(row: dict) -> dict:
-    prompt = _as_prompt(_sharegpt(row["conversations"]))
-    return _pair(
-        prompt, _as_answer(as_messages(row["chosen"]), "chosen"), _as_answer(as_messages(row["rejected"]), "rejected")
-    )
-
-
-def _from_hh_pair(row: dict) -> dict:
-    return _from_pair_of_conversations({side: _hh_turns(row[side], side) for side in ("chosen", "rejected")})
+    return _pair(_as_prompt(from_sharegpt(row["conversations"])), row["chosen"], row["rejected"])
 
 
 def _from_pair_of_conversations(row: dict) -> dict:
     """Both sides whole: the prompt is all before the last answer, and must be the same."""
     sides = []
     for name in ("chosen", "rejected"):
-        messages = _messages(row[name], name)
+        value = row[name]
+        messages = messages_of(from_hh(value, name) if isinstance(value, str) else value, name)
         if messages[-1]["role"] != "assistant":
             raise BadRow(f"'{name}' does not end with an assistant message: there is no answer to compare")
         sides.append(messages)
     if sides[0][:-1] != sides[1][:-1]:
         raise BadRow("chosen and rejected differ before their last answer: two answers to one prompt are needed")
-    return _pair(_as_prompt(sides[0][:-1]), *(side[-1]["content"] for side in sides))
+    return _pair(_as_prompt(sides[0][:-1]), *(side[-1] for side in sides))
 
 
-def _pair(prompt: Messages, chosen: str, rejected: str) -> dict:
-    for name, text in (("chosen", chosen), ("rejected", rejected)):
-        _answer(text, name)
+def _pair(prompt: Messages, chosen: Any, rejected: Any) -> dict:
+    chosen, rejected = _as_answer(chosen, "chosen"), _as_answer(rejected, "rejected")
     if chosen == rejected:
         raise BadRow("chosen and rejected are the same: no preference to learn")
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 
 
-def _hh_turns(text: Any, name: str) -> list[dict]:
-    """ "\\n\\nHuman: Hi\\n\\nAssistant: Hello" -> messages."""
-    before, *parts = re.split(r"\n\n(Human|Assistant):", _string(text, name))
-    if before.strip() or not parts:
-        raise BadRow(
-            f"'{name}' without a prompt column must be a conversation, '\\n\\nHuman: … \\n\\nAssistant: …' or messages, got {text!r:.60}"
-        )
-    roles = {"Human": "user", "Assistant": "assistant"}
-    turns: list[dict] = []
-    for who, said in zip(parts[::2], parts[1::2], strict=True):
-        if turns and turns[-1]["role"] == roles[who]:  # the same speaker twice (2 of 1,000 real rows): one turn
-            turns[-1]["content"] = f"{turns[-1]['content']}\n\n{said.strip()}".strip()
-        else:
-            turns.append({"role": roles[who], "content": said.strip()})
-    return turns
-
-
 def _from_labelled(row: dict) -> dict:
+    return {
+        "prompt": _as_prompt(row["prompt"]),
+        "completion": _as_answer(row["completion"], "completion"),
+        **_label(row),
+    }
+
+
+def _from_labelled_conversation(row: dict) -> dict:
+    messages = messages_of(row["messages"], "messages")
+    if messages[-1]["role"] != "assistant":
+        raise BadRow("'messages' does not end with an assistant message: there is no answer to judge")
+    return {"prompt": messages[:-1], "completion": _as_answer(messages[-1], "messages"), **_label(row)}
+
+
+def _label(row: dict) -> dict:
     label = row["label"]
     if isinstance(label, str) or label not in (0, 1):
         raise BadRow(f"'label' must be true or false (1 or 0), got {label!r:.40}")
-    completion = _as_answer(as_messages(row["completion"]), "completion")
-    return {"prompt": _as_prompt(row["prompt"]), "completion": completion, "label": float(label)}
+    return {"label": float(label)}
 
 
 # ---------------------------------------------------------------- RL
@@ -213,103 +176,84 @@ def _from_rl_prompt(row: dict, column: str) -> dict:
 # ---------------------------------------------------------------- the parts
 
 
+def _instruction(row: dict) -> Messages:
+    more = row.get("input")
+    text = string_of(row["instruction"], "'instruction'") + (f"\n\n{string_of(more, repr('input'))}" if more else "")
+    return _as_prompt(text)
+
+
 def _as_prompt(value: Any) -> Messages:
     if isinstance(value, str):
-        if not _string(value, "prompt").strip():
+        if not string_of(value, "'prompt'").strip():
             raise BadRow("the prompt is empty")
         if not value.startswith("\n\nHuman:"):
             return [{"role": "user", "content": value}]
-        value = _hh_turns(value, "prompt")
+        value = from_hh(value, "prompt")
         value = value[:-1] if not value[-1]["content"] else value  # "\n\nAssistant:" waits for the answer
     if value is None:
         raise BadRow("the prompt is empty")
-    messages = _messages(value, "prompt")
-    if messages[-1]["role"] != "user":
+    if not isinstance(value, list):
+        raise BadRow(f"the prompt must be text or a list of messages, got {type(value).__name__}")
+    messages = messages_of(value, "prompt")
+    if messages[-1]["role"] not in ("user", "tool"):
         who = {"assistant": "an assistant", "system": "a system"}[messages[-1]["role"]]
         raise BadRow(f"the prompt ends with {who} message, not with the user's: what is to be answered?")
     return messages
 
 
-def as_messages(value: Any) -> Any:
-    """One message alone, {from, value} or {role, content} -> a list of it; ShareGPT lists -> messages."""
-    value = [value] if isinstance(value, dict) else value
-    if isinstance(value, list) and value and isinstance(value[0], dict) and "from" in value[0]:
-        return _sharegpt(value)
-    return value
-
-
-def _as_answer(value: Any, name: str) -> str:
+def _as_answer(value: Any, name: str) -> str | dict:
+    """A string, or the message itself where it holds more than text."""
+    value = as_messages(value)
     if isinstance(value, list):
         if len(value) != 1 or not isinstance(value[0], dict) or value[0].get("role") != "assistant":
             raise BadRow(f"'{name}' must be a string, one assistant message, or a whole conversation")
-        value = value[0].get("content")
+        # checked as the answer to somebody: alone it would be out of order
+        value = messages_of([{"role": "user", "content": "…"}, value[0]], name)[-1]
+    if isinstance(value, dict):
+        message = {key: item for key, item in value.items() if key != "train"}
+        return message if message.keys() - {"role", "content"} else _answer(message["content"], name)
     return _answer(value, name)
 
 
 def _answer(value: Any, name: str) -> str:
-    if value is None or not _string(value, name).strip():
+    if value is None or not string_of(value, f"'{name}'").strip():
         raise BadRow(f"'{name}' is empty: an empty answer teaches nothing")
-    return value
+    return string_of(value, f"'{name}'")
 
 
 def _conversation(value: Any, name: str) -> Messages:
-    messages = _messages(value, name)
+    messages = messages_of(value, name)
     if not any(m["role"] == "assistant" for m in messages):
         raise BadRow(f"'{name}' has no assistant message: nothing to learn from")
     return messages
 
 
-def _messages(value: Any, name: str) -> Messages:
-    """Checked: known roles, text, an optional system message, then user and assistant in turn, the user first."""
-    if not isinstance(value, list) or not value:
-        raise BadRow(f"'{name}' must be a list of messages {{role, content}}, got {type(value).__name__}")
-    out: Messages = []
-    for number, message in enumerate(value, start=1):
-        if not isinstance(message, dict) or message.get("role") not in ("system", "user", "assistant"):
-            raise BadRow(
-                f"'{name}', message {number}: expected {{role: system | user | assistant, content: text}}, got {message!r:.80}"
-            )
-        if message.get("tool_calls"):
-            raise BadRow(f"'{name}', message {number}: tool calls are not supported")
-        role = message["role"]
-        _string(message.get("content"), f"{name}, message {number}: content")
-        if role == "assistant" and not message["content"].strip():
-            raise BadRow(f"'{name}', message {number}: an empty assistant turn teaches nothing")
-        before = out[-1]["role"] if out else None
-        if role == "system" and out:
-            raise BadRow(f"'{name}', message {number}: roles out of order: a system message belongs at the beginning")
-        if role == "assistant" and before != "user":
-            raise BadRow(f"'{name}', message {number}: roles out of order: an assistant message must answer a user's")
-        if role == "user" and before == "user":
-            raise BadRow(f"'{name}', message {number}: roles out of order: two user messages in a row, join them")
-        out.append({"role": role, "content": message["content"]})
-    return out
+# ---------------------------------------------------------------- which is which
 
-
-def _sharegpt(value: Any) -> list[dict]:
-    if not isinstance(value, list) or not value:
-        raise BadRow(f"'conversations' must be a list of {{from, value}}, got {type(value).__name__}")
-    out = []
-    for number, turn in enumerate(value, start=1):
-        if isinstance(turn, dict) and "role" in turn:  # some sets call the column so and write messages into it
-            out.append(turn)
-            continue
-        if not isinstance(turn, dict) or str(turn.get("from")) not in SHAREGPT_ROLES:
-            known = ", ".join(SHAREGPT_ROLES)
-            raise BadRow(
-                f"'conversations', turn {number}: expected {{from, value}} with from one of {known}, got {turn!r:.80}"
-            )
-        out.append({"role": SHAREGPT_ROLES[turn["from"]], "content": turn.get("value")})
-    return out
-
-
-def _string(value: Any, name: str) -> str:
-    if not isinstance(value, str):
-        raise BadRow(f"'{name}' must be text, got {type(value).__name__}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise BadRow(
-            f"'{name}' holds half a character at position {error.start} (a lone surrogate): cut it off"
-        ) from None
-    return value
+SFT = (
+    Format(("messages",), "conversations (messages)", _from_messages),
+    Format(("prompt", "completion"), "prompt + completion", _from_prompt_completion),
+    Format(("instruction", "output"), "instructions (Alpaca)", _from_alpaca, more=("input", "history")),
+    Format(("conversations",), "ShareGPT conversations", _from_sharegpt),
+    Format(("question", "answer"), "question + answer (GSM8K)", _from_question_answer),
+    Format(("text",), "plain text, trained whole", _from_text),
+)
+OUTCOME = (
+    Format(("prompt", "completion", "label"), "prompt + completion + label", _from_labelled),
+    Format(("messages", "label"), "conversations + label", _from_labelled_conversation),
+)
+PAIRS = (
+    Format(("prompt", "chosen", "rejected"), "prompt + chosen + rejected", lambda row: _from_pair(row, "prompt")),
+    Format(
+        ("conversations", "chosen", "rejected"), "ShareGPT conversations with chosen + rejected", _from_sharegpt_pair
+    ),
+    Format(("question", "chosen", "rejected"), "question + chosen + rejected", lambda row: _from_pair(row, "question")),
+    Format(
+        ("instruction", "chosen", "rejected"), "instructions with chosen + rejected", _from_alpaca_pair, more=("input",)
+    ),
+    Format(("chosen", "rejected"), "chosen + rejected conversations", _from_pair_of_conversations),
+)
+PROMPTS = (
+    Format(("prompt",), "prompts", lambda row: _from_rl_prompt(row, "prompt")),
+    Format(("question",), "questions", lambda row: _from_rl_prompt(row, "question")),
+)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from posttrain.data import sources
-from posttrain.data.formats import BadRow
+from posttrain.data.messages import BadRow
 from posttrain.data.reader import LOOK, Reader, Rows, refuse_bad, refuse_too_many_bad
 from posttrain.data.stream import Stream
 from posttrain.errors import UserError
@@ -37,7 +37,7 @@ def load_rows(data: Any, method: str, rows: list[dict] | None = None) -> Rows | 
     weights = data.weights if rows is None else None
     chosen = mix([len(raw) for raw in parts.values()], weights, data.max_samples, data.seed)
     for (source, raw), indices in zip(parts.items(), chosen, strict=True):
-        reader = Reader([raw[i] for i in range(min(LOOK, len(raw)))], method, source, data.system_prompt)
+        reader = Reader([raw[i] for i in range(min(LOOK, len(raw)))], method, source, data)
         for index in indices:
             place = raw.place(index) if isinstance(raw, sources.Shards) else (source, index + 1)
             try:
@@ -49,6 +49,7 @@ def load_rows(data: Any, method: str, rows: list[dict] | None = None) -> Rows | 
         read.append(f"{len(indices):,} rows as {reader.format} from {source}")
         if isinstance(raw, sources.Shards):
             read[-1] += f" ({', '.join(file.name for file in raw.files[:4])}{', …' if len(raw.files) > 4 else ''})"
+        read[-1] += reader.unused
         if data.subset is not None and rows is None and sources.is_local(source):
             read[-1] += f" (data.subset {data.subset} means a part of a hub set: not used here)"
     refuse_too_many_bad(bad, sum(map(len, chosen)))

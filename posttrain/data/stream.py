@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from posttrain.data import sources
-from posttrain.data.formats import BadRow
+from posttrain.data.messages import BadRow
 from posttrain.data.reader import LOOK, Place, Reader, Rows, refuse_bad, refuse_too_many_bad
 from posttrain.errors import UserError
 
@@ -27,8 +27,8 @@ class Stream:
             first = [row for row, _ in itertools.islice(self._raw(name), LOOK)]
             if not first:
                 raise UserError(f"{name}: no rows")
-            self.readers[name] = Reader(first, method, name, data.system_prompt)
-        self.read = [f"a stream of {reader.format} from {name}" for name, reader in self.readers.items()]
+            self.readers[name] = Reader(first, method, name, data)
+        self.read = [f"a stream of {reader.format} from {name}{reader.unused}" for name, reader in self.readers.items()]
 
     def _raw(self, name: str) -> Iterator[tuple[dict, Place]]:
         return sources.iterate(name, subset=self.data.subset, split=self.data.split)

@@ -64,7 +64,7 @@ def load(
     if quantize.bits_of(model) == "none":
         model = model.to(device)
     try:
-        lines = template.prepare_tokenizer(tokenizer)
+        lines = template.prepare_tokenizer(tokenizer, model.generation_config.eos_token_id)
     except ValueError as problem:
         raise UserError(f"{key} '{name}': {problem}") from None
     lines += _fit_embeddings(model, tokenizer, f"{key} '{name}'", new_tokens)
@@ -220,7 +220,7 @@ def tokenizer_beside(adapter: str, tokenizer: Any) -> tuple[Any, list[str]]:
     if not lora.has_tokenizer(adapter):
         return tokenizer, []
     own = _tokenizer(adapter, {})
-    lines = template.prepare_tokenizer(own)
+    lines = template.prepare_tokenizer(own, getattr(tokenizer, "ends_of_the_model", []))
     if len(own) != len(tokenizer):
         raise UserError(f"{adapter}: its tokenizer has {len(own)} entries, that of the base {len(tokenizer)}")
     if own.chat_template != tokenizer.chat_template:

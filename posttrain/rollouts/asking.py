@@ -13,6 +13,7 @@ from posttrain.data.reader import Rows
 from posttrain.data.stream import Stream
 from posttrain.rollouts.sampling import Rollout, draw_uniforms, sample
 from posttrain.tokens import template
+from posttrain.tokens.examples import shown
 
 
 def ask(
@@ -62,7 +63,7 @@ class Showcase:
             if (
                 messages
                 and len(self.prompts) < count
-                and len(ids := template.prompt_ids(tokenizer, messages)) <= longest_prompt
+                and len(ids := template.prompt_ids(tokenizer, messages, **shown(row))) <= longest_prompt
             ):
                 self.prompts.append((messages[-1]["content"], ids))
 

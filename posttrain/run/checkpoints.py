@@ -8,6 +8,7 @@ import json
 import math
 import shutil
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ class Checkpoints:
         self.resumed_from = folder.choose(self.config)
         self._info: dict[str, Any] = {}  # run.json of the checkpoint
         self._saved: dict[str, Any] = {}  # its loop.pt
+        self.began: datetime | None = None  # when that run did
         if self.resumed_from is not None:
             self._refuse_another_run()
         elif self.config.resume:
@@ -48,6 +50,7 @@ class Checkpoints:
             lines.append(f"{before} processes then, {now} now: {fingerprints.same_steps(self.config.method)}")
         for line in lines:
             self.run.say(line)
+        self.began = datetime.fromisoformat(self._info["began"])
         self._saved = checkpoint_files.read(self.resumed_from / "loop.pt")
 
     def remember(self, what: str, thing: nn.Module | list | Any) -> None:
@@ -144,7 +147,7 @@ class Checkpoints:
         loop = {"random": processes.gather(checkpoint_files.random_states()), **checkpoint_files.plain(state or {})}
         info = {
             "step": run.step, "rollout": run.rollout, "update": run.update, "bests": self.bests,
-            "seconds": time.perf_counter() - run.started, "processes": run.accelerator.num_processes,
+            "began": run.began.isoformat(), "seconds": time.perf_counter() - run.started, "processes": run.accelerator.num_processes,
             "fingerprints": self.fingerprints, "config": self.config.model_dump(mode="json"),
         }  # fmt: skip
 

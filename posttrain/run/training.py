@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from posttrain.run.optimizer import make_optimizer, schedule
 from posttrain.run.progress import Progress, peak_memory
 from posttrain.run.samples import write_samples
 from posttrain.run.tracking import Trackers
+from posttrain.tokens import rendering
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,15 @@ class Result:
 
 
 @contextlib.contextmanager
-def threads_as_they_were() -> Iterator[None]:
-    """Around a loop: a small model is trained on one thread, and who called it from Python gets theirs back."""
+def left_as_found() -> Iterator[None]:
+    """Around a loop: a small model is trained on one thread and a chat template sees the run's date; who called it from
+    Python gets theirs back."""
     before = torch.get_num_threads()
     try:
         yield
     finally:
         torch.set_num_threads(before)
+        rendering.freeze_date(None)
 
 
 class Run:
@@ -74,6 +78,9 @@ class Run:
         self._encoded: Any = None
         self._warned: set[str] = set()
         self.checkpoints = Checkpoints(self)
+        # A template may write today's date: of a run that goes on tomorrow, it stays that of its start.
+        self.began = processes.gather(self.checkpoints.began or datetime.now())[0]
+        rendering.freeze_date(self.began)
 
     def say(self, line: str) -> None:
         """One line, from the main process only, that does not break the progress bar."""
@@ -82,7 +89,7 @@ class Run:
     def introduce(self, notes: list[str], encoded: Any) -> None:
         """Say what was loaded and read. Of a stream, what was left out is known, and said, at the end."""
         self._encoded = encoded
-        for line in [*notes, encoded.summary()]:
+        for line in [*notes, encoded.summary(), *encoded.remarks]:
             self.say(line)
         preflight.rows(self, encoded)
         self.checkpoints.remember("the training data", encoded.items)

@@ -36,14 +36,6 @@ class Example:
         """How many of its T = S − 1 predictions are scored (the first token is predicted by nothing)."""
         return sum(self.completion_mask[1:])
 
-    def without_beginning(self, cut: int) -> Example | None:
-        """Without `cut` tokens of the prompt, from its beginning; the very first stays (it may be the bos token). None
-        where that would cost a token to learn, or leave no prompt."""
-        if True not in self.completion_mask or self.completion_mask.index(True) <= 1 + cut:
-            return None
-        keep = [0, *range(1 + cut, len(self))]
-        return Example([self.input_ids[i] for i in keep], [self.completion_mask[i] for i in keep])
-
 
 @dataclass(frozen=True)
 class Packed:

@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-from posttrain.data.formats import BadRow
+from posttrain.data.messages import BadRow
 from posttrain.data.reader import MOST_LEFT_OUT, Place, Rows, refuse_bad, refuse_too_many_bad, where
 from posttrain.data.stream import FIRST, Stream
 from posttrain.errors import UserError
 from posttrain.tokens import template
 from posttrain.tokens.batch import Example
+from posttrain.tokens.shorten import shortened
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,6 @@ class Pair:
 
     def muted(self) -> Pair:
         return Pair(self.chosen.muted(), self.rejected.muted(), self.index)
-
-    def without_beginning(self, cut: int) -> Pair | None:
-        chosen, rejected = self.chosen.without_beginning(cut), self.rejected.without_beginning(cut)
-        return replace(self, chosen=chosen, rejected=rejected) if chosen and rejected else None
 
 
 def both_sides(pairs: list[Pair]) -> list[Example]:
@@ -61,10 +58,6 @@ class Labelled:
     def muted(self) -> Labelled:
         return Labelled(self.example.muted(), self.label)
 
-    def without_beginning(self, cut: int) -> Labelled | None:
-        shorter = self.example.without_beginning(cut)
-        return None if shorter is None else Labelled(shorter, self.label)
-
 
 @dataclass(frozen=True)
 class Prompt:
@@ -73,9 +66,6 @@ class Prompt:
 
     def __len__(self) -> int:
         return len(self.ids)
-
-    def without_beginning(self, cut: int) -> Prompt | None:
-        return replace(self, ids=[self.ids[0], *self.ids[1 + cut :]]) if 1 + cut < len(self.ids) else None
 
 
 @dataclass
@@ -97,24 +87,34 @@ class Encoder:
     def __call__(self, row: dict, index: int, place: Place) -> list:
         try:
             items = self.encode_row(row, index)
+            if self.data.overlong == "truncate_prompt" and any(len(item) > self.limit for item in items):
+                items = self._shortened(row, index) or items
+        except UserError:
+            raise
         except ValueError as problem:
             self.bad.append(refuse_bad(BadRow(problem), place, self.data, self.method))
             return []
         self.total += len(items)
         self.split_rows += len(items) > 1
-        return [fitting for item in items if (fitting := self._fit(item, place)) is not None]
+        return [item for item in items if self._fits(item, place)]
 
-    def _fit(self, item: Any, place: Place) -> Any | None:
-        too_many = len(item) - self.limit
-        if too_many <= 0:
-            return item
+    def _shortened(self, row: dict, index: int) -> list | None:
+        def fits(row: dict) -> bool:
+            return all(len(item) <= self.limit for item in self.encode_row(row, index))
+
+        shorter = None if "text" in row else shortened(row, learned_from(row, self.data), fits)
+        if shorter is None:
+            return None
+        self.cut += 1
+        return self.encode_row(shorter, index)
+
+    def _fits(self, item: Any, place: Place) -> bool:
+        if len(item) <= self.limit:
+            return True
         if self.data.overlong == "error":
             raise UserError(f"{where(place)}: {self.what} ({len(item)}): raise it, or choose another data.overlong")
-        if self.data.overlong == "truncate_prompt" and (shorter := item.without_beginning(too_many)) is not None:
-            self.cut += 1
-            return shorter
         self.dropped += 1
-        return None
+        return False
 
     def forget(self) -> None:
         self.total = self.dropped = self.cut = self.split_rows = 0
@@ -138,7 +138,7 @@ class Encoder:
         if self.split_rows:
             text += f"; {self.split_rows:,} were split into one row per assistant turn (the template rewrites earlier turns)"
         if self.cut:
-            text += f"; cut the beginning of {self.cut:,} prompts that were {self.what}"
+            text += f"; cut the beginning of {self.cut:,} prompts of rows {self.what}"
         if self.dropped:
             text += f"; dropped {self.dropped:,} ({self.dropped / self.total:.1%}): {self.what}"
         return text
@@ -150,6 +150,7 @@ class Encoded:
     rows: Rows | Stream
     encoder: Encoder
     group_of: list[int]  # of each item: the first row with its prompt, or its own row (of a stream: empty)
+    remarks: list[str]  # what the chat template writes that nobody gave it
 
     @property
     def bad(self) -> list[str]:
@@ -181,15 +182,28 @@ class EncodedStream:
             yield from self.encoder(row, 0, place)
 
 
-def _encode(rows: Rows | Stream, encoder: Encoder) -> Encoded:
+def learned_from(row: dict, data: Any) -> int:
+    """The first message of a canonical row that is learned; of a prompt, the number of its messages: all are asked."""
+    if "messages" not in row:
+        return len(row["prompt"])
+    answers = [i for i, m in enumerate(row["messages"]) if m["role"] == "assistant" and i >= row.get("learn_from", 0)]
+    learned = [
+        i for i in (answers[-1:] if data.train_on == "last" else answers) if row["messages"][i].get("train", True)
+    ]
+    return learned[0] if learned else len(row["messages"])
+
+
+def _encode(rows: Rows | Stream, encoder: Encoder, tokenizer) -> Encoded:
     """Encode every row now, or, of a stream, each when it is read."""
+    chats = any("text" not in row for row in (rows.head(1) if isinstance(rows, Stream) else rows).rows)
+    remarks = template.remarks(tokenizer, encoder.data.chat_template_kwargs) if chats else []
     if isinstance(rows, Stream):
-        return Encoded(EncodedStream(rows, encoder), rows, encoder, [])
+        return Encoded(EncodedStream(rows, encoder), rows, encoder, [], remarks)
     first: dict[str, int] = {}  # several answers to one prompt belong together
-    groups = [first.setdefault(repr(row["prompt"]), i) if "prompt" in row else i for i, row in enumerate(rows.rows)]
+    groups = [first.setdefault(_asked(row, i, encoder.data), i) for i, row in enumerate(rows.rows)]
     made = [(item, groups[i]) for i, row in enumerate(rows.rows) for item in encoder(row, i, rows.places[i])]
     items = [item for item, _ in made]
-    out = Encoded(items, rows, encoder, [group for _, group in made])
+    out = Encoded(items, rows, encoder, [group for _, group in made], remarks)
     refuse_too_many_bad(out.bad, len(rows) + len(rows.bad))
     if not items:
         raise UserError(f"{out.summary()}: nothing is left to train on")
@@ -197,40 +211,57 @@ def _encode(rows: Rows | Stream, encoder: Encoder) -> Encoded:
     return out
 
 
+def shown(row: dict) -> dict[str, Any]:
+    """What the chat template is given besides the messages: tools, template_kwargs."""
+    return row.get("shown", {})
+
+
+def _asked(row: dict, index: int, data: Any) -> str:
+    """What stands before the first thing to learn. Plain text is its own."""
+    if "text" in row:
+        return str(index)
+    return repr(row.get("prompt") or row["messages"][: learned_from(row, data)])
+
+
 def sft_examples(rows: Rows | Stream, tokenizer, max_length: int, data) -> Encoded:
     def encode_row(row: dict, index: int) -> list[Example]:
         if "text" in row:
             return [template.text_example(tokenizer, row["text"])]
         examples = template.conversation_examples(
-            tokenizer, row["messages"], learn_from=row.get("learn_from", 0), last_only=data.train_on == "last"
+            tokenizer,
+            row["messages"],
+            learn_from=row.get("learn_from", 0),
+            last_only=data.train_on == "last",
+            **shown(row),
         )
         if not any(e.num_active for e in examples):
             raise ValueError("no supervised token: the chat template shows nothing of the assistant's turns")
         return examples
 
-    return _encode(rows, Encoder(encode_row, max_length, _too_long(max_length), data, "sft"))
+    return _encode(rows, Encoder(encode_row, max_length, _too_long(max_length), data, "sft"), tokenizer)
 
 
 def pairs(rows: Rows | Stream, tokenizer, max_length: int, data) -> Encoded:
     def encode_row(row: dict, index: int) -> list[Pair]:
-        prompt = template.prompt_ids(tokenizer, row["prompt"])
+        prompt = template.prompt_ids(tokenizer, row["prompt"], **shown(row))
         sides = [
-            Example.of(prompt, template.completion_ids(tokenizer, row["prompt"], row[s]))
+            Example.of(prompt, template.completion_ids(tokenizer, row["prompt"], row[s], **shown(row)))
             for s in ("chosen", "rejected")
         ]
         if sides[0] == sides[1]:
             raise ValueError("chosen and rejected become the same tokens: no preference to learn")
         return [Pair(*sides, index=index)]
 
-    return _encode(rows, Encoder(encode_row, max_length, _too_long(max_length), data, "dpo"))
+    return _encode(rows, Encoder(encode_row, max_length, _too_long(max_length), data, "dpo"), tokenizer)
 
 
 def labelled(rows: Rows | Stream, tokenizer, max_length: int, data) -> Encoded:
     def encode_row(row: dict, index: int) -> list[Labelled]:
-        completion = template.completion_ids(tokenizer, row["prompt"], row["completion"])
-        return [Labelled(Example.of(template.prompt_ids(tokenizer, row["prompt"]), completion), row["label"])]
+        prompt = template.prompt_ids(tokenizer, row["prompt"], **shown(row))
+        completion = template.completion_ids(tokenizer, row["prompt"], row["completion"], **shown(row))
+        return [Labelled(Example.of(prompt, completion), row["label"])]
 
-    return _encode(rows, Encoder(encode_row, max_length, _too_long(max_length), data, "reward"))
+    return _encode(rows, Encoder(encode_row, max_length, _too_long(max_length), data, "reward"), tokenizer)
 
 
 def prompts(rows: Rows | Stream, tokenizer, max_length: int, max_new_tokens: int, data, method: str) -> Encoded:
@@ -242,9 +273,9 @@ def prompts(rows: Rows | Stream, tokenizer, max_length: int, max_new_tokens: int
     what = f"with a prompt over {room} tokens (data.max_length {max_length} − {max_new_tokens} new ones)"
 
     def encode_row(row: dict, index: int) -> list[Prompt]:
-        return [Prompt(template.prompt_ids(tokenizer, row["prompt"]), row)]
+        return [Prompt(template.prompt_ids(tokenizer, row["prompt"], **shown(row)), row)]
 
-    return _encode(rows, Encoder(encode_row, room, what, data, method))
+    return _encode(rows, Encoder(encode_row, room, what, data, method), tokenizer)
 
 
 def _too_long(max_length: int) -> str:

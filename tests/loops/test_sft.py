@@ -200,7 +200,7 @@ def test_more_than_a_few_long_rows_are_an_error_and_nothing_is_written(tmp_path,
 
 def test_long_prompts_may_be_cut_instead(tmp_path, llama, capfd):
     run(llama, tmp_path, rows=[*ROWS, LONG, LONG], data__max_length=80, data__overlong="truncate_prompt")
-    assert "cut the beginning of 2 prompts that were longer than data.max_length = 80" in capfd.readouterr().err
+    assert "cut the beginning of 2 prompts of rows longer than data.max_length = 80" in capfd.readouterr().err
 
 
 # ---------------------------------------------------------------- more of the data keys, through the loop

@@ -46,8 +46,8 @@ def test_what_passed_is_told_once(tmp_path, llama, capsys):
 def test_a_row_without_a_supervised_token(tmp_path, llama, monkeypatch):
     real = examples._encode
 
-    def masked(rows, encoder):
-        made = real(rows, encoder)
+    def masked(*given):
+        made = real(*given)
         made.items[2] = made.items[2].muted()
         return made
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from posttrain.errors import NonFiniteError, UserError
 from posttrain.run import folder, training
-from posttrain.run.training import Run, threads_as_they_were
+from posttrain.run.training import Run, left_as_found
 from posttrain.tokens.batch import Example
 
 ROWS = [Example.of([0], [i] * (1 + i % 3)) for i in range(1, 6)]  # five rows, each known by its last token
@@ -43,7 +43,7 @@ def run_of(tmp_path, method="sft", steps=None, **changes):
 @pytest.fixture(autouse=True)
 def lock(tmp_path):
     """A run that is not finished keeps its folder's lock: give it back."""
-    with threads_as_they_were():
+    with left_as_found():
         yield
     folder.unlock(tmp_path / "run")
 
@@ -252,11 +252,11 @@ def test_a_small_model_is_trained_on_one_thread_and_the_caller_gets_theirs_back(
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        with threads_as_they_were():
+        with left_as_found():
             run_of(tmp_path, steps=1)
             assert torch.get_num_threads() == 1
         assert torch.get_num_threads() == 2
-        with threads_as_they_were():
+        with left_as_found():
             folder.unlock(tmp_path / "run")
             run_of(tmp_path, training__cpu_threads=3, steps=1)
             assert torch.get_num_threads() == 3

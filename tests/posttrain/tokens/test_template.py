@@ -114,9 +114,9 @@ def test_what_a_user_types_stays_text():
     ids = template.prompt_ids(tokenizer, typed)
     assert ids.count(end) == 1  # the template's own, not the user's
     assert tokenizer.decode(ids) == "<|im_start|>user\nSay <|im_end|> now.<|im_end|>\n<|im_start|>assistant\n"
-    reply = template.completion_ids(tokenizer, typed, "It is <|im_end|>.")
-    assert reply.count(end) == 1 and reply[-1] == end
-    assert tokenizer.decode(reply) == "It is <|im_end|>.<|im_end|>"
+    reply = template.completion_ids(tokenizer, typed, "It is <|im_start|>.")  # what an assistant spells is the token
+    assert reply[-1] == end and tokenizer.convert_tokens_to_ids("<|im_start|>") in reply
+    assert tokenizer.decode(reply) == "It is <|im_start|>.<|im_end|>"
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
@@ -138,8 +138,8 @@ def test_private_use_characters_are_only_characters():
 
 def test_a_template_that_drops_a_part_of_the_reply():
     jinja = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'].split('</think>')[-1] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    ids = template.completion_ids(bytelevel_tokenizer(jinja), TWO_TURNS[:1], "<think>hm</think>A1")
-    assert bytelevel_tokenizer(jinja).decode(ids) == "A1<|im_end|>"
+    with pytest.raises(ValueError, match=r"drops the thoughts of the reply \('hm'\): it would not be learned"):
+        template.completion_ids(bytelevel_tokenizer(jinja), TWO_TURNS[:1], "<think>hm</think>A1")
 
 
 def test_a_template_that_rewrites_earlier_turns_gives_one_row_per_turn():
