@@ -8,7 +8,8 @@ import pytest
 from kit import yaml_config
 
 from posttrain import ROOT
-from posttrain.config.command_line import help_text, parse
+from posttrain.config import trackers
+from posttrain.config.command_line import early_check, help_text, parse
 from posttrain.config.loading import describe
 from posttrain.config.methods import METHODS
 from posttrain.errors import UserError
@@ -58,9 +59,30 @@ def test_a_key_without_a_value_is_true_and_true_is_no_number():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_help_names_every_key_with_its_meaning(method):
-    text = help_text(method)
-    for key, _, _, meaning in describe(METHODS[method]):
-        assert f"--{key} " in text and meaning
+    text = " ".join(help_text(method).split())  # as one line: meanings are wrapped
+    for key, kind, default, meaning in describe(METHODS[method]):
+        assert meaning and " ".join(f"--{key} [{kind}] default: {default} {meaning}".split()) in text, key
+
+
+def test_help_ends_there(monkeypatch, capsys):
+    for word in ("-h", "--help"):
+        monkeypatch.setattr("sys.argv", ["dpo", "--dpo.beta", "wrong", word])
+        with pytest.raises(SystemExit) as stopped:
+            early_check("dpo")
+        assert stopped.value.code == 0 and "--dpo.beta [float] default: 0.1" in " ".join(
+            capsys.readouterr().out.split()
+        )
+
+
+def test_what_is_asked_for_is_there_before_torch_is_imported(monkeypatch):
+    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("sys.argv", ["dpo", "--config", "configs/dpo_tiny.yaml", "--tracking.to", "wandb"])
+    with pytest.raises(
+        SystemExit, match=r"^error: tracking.to: wandb missing here: pip install wandb\n\(python -m loops.dpo"
+    ):
+        early_check("dpo")
+    monkeypatch.setattr("sys.argv", ["ladder", "--config", "configs/ladder_tiny.yaml", "--seed", "4"])
+    assert early_check("ladder").ladder.seed == 4
 
 
 def test_a_wrong_command_line_fails_before_torch_is_imported():

@@ -2,6 +2,7 @@
 
 import json
 
+import matplotlib.figure
 import pytest
 from kit import yaml_config
 
@@ -59,6 +60,21 @@ def test_beside_our_own_ladders(name):
 def test_another_ladder_is_not_compared_with_ours():
     for changes in ({"ladder.problems": 200}, {"ladder.sft.overrides": {"training.epochs": 1}}, {"ladder.pass_at": 4}):
         assert ladder_report.beside_ours(yaml_config("ladder_tiny", **changes), [rung("base")]) == []
+
+
+def test_six_panels(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", lambda figure, path, dpi: drawn.append(figure))
+    rungs = [rung("base", arithmetic=0.0), rung("sft", arithmetic=0.25, new_name=0.5)]
+    rows = [{"step": i, "nll": 3 - i, "kl": i / 8, "reward": 0.5, "chosen_logps_per_token": -i} for i in (1, 2)]
+    ladder_report.plot(tmp_path / "x.png", rungs, {"sft": rows, "dpo": rows, "grpo": [*rows, {"step": 3, "kl": 0.5}]})
+    (figure,) = drawn
+    lines = {line.get_label(): line for axis in figure.axes for line in axis.lines}
+    told = {name: (list(line.get_xdata()), list(line.get_ydata())) for name, line in lines.items()}
+    assert told["word problems"] == (["base", "sft"], [0.0, 0.25]) and told["new name (Nova)"][1] == [0.0, 0.5]
+    assert told["nll"] == ([1, 2], [2, 1]) and told["chosen logps per token"][1] == [-1, -2]
+    assert told["kl"] == ([1, 2, 3], [0.125, 0.25, 0.5]) and told["reward"] == ([1, 2], [0.5, 0.5])
+    assert len(figure.axes) == 6 and all(axis.get_title() for axis in figure.axes)
 
 
 def test_what_is_written(tmp_path):

@@ -1,6 +1,7 @@
 """A rung of the ladder counts what was said: on a model that says what it is told to."""
 
 import math
+import random
 
 import pytest
 import torch
@@ -118,6 +119,24 @@ def test_a_rung_above_another_has_its_kl(monkeypatch):
         rung.kl > 0.1 and math.isfinite(rung.kl) and (5, 4, 1.0) in told.asked
     )  # 3 problems and 2 questions, four each
     assert rungs.climb("x", model, tokenizer, model, problems=3, identity=2, k=2).kl == pytest.approx(0, abs=1e-6)
+
+
+def test_the_skill_of_a_base_is_the_share_of_worked_solutions_it_goes_on_with(monkeypatch):
+    """Told the solutions of its problems, but for every fourth; asked greedily, up to the end of a document."""
+    tokenizer, asked = bytelevel_tokenizer(), {}
+    drawn = random.Random("skill")
+    problems = [data.problem(drawn, data.ONE_STEP + data.TWO_STEP) for _ in range(8)]
+
+    def sample(model, prompt_ids, **told):
+        asked.update(told, prompts=[tokenizer.decode(ids) for ids in prompt_ids])
+        says = [" ".join(p["steps"]) if i % 4 else "So 1." for i, p in enumerate(problems)]
+        ids = [tokenizer(f" {text}", add_special_tokens=False)["input_ids"] for text in says]
+        return Rollout(prompt_ids, ids, [torch.zeros(len(i)) for i in ids], [True] * len(ids))
+
+    monkeypatch.setattr(rungs, "sample", sample)
+    assert rungs.base_skill(None, tokenizer, problems=8) == 6 / 8
+    assert asked["prompts"][0] == f"Question: {problems[0]['story']} {problems[0]['question']}\nAnswer:"
+    assert asked["temperature"] == 0 and asked["stop_ids"] == [tokenizer.convert_tokens_to_ids("<|endoftext|>")]
 
 
 def test_probes_are_two_step_problems_and_questions():

@@ -184,7 +184,9 @@ def test_a_policy_with_a_fresh_adapter_and_without_one(tmp_path, llama):
 
 def test_an_adapter_on_an_adapter_takes_its_start_along(tmp_path, adapter):
     run = run_in(tmp_path)
+    (tmp_path / "start.part/left_by_a_killed_run").mkdir(parents=True)
     model, _, _ = models.load_policy(Model(name=adapter[0], adapter="lora"), run)
+    assert not (tmp_path / "start.part/left_by_a_killed_run").exists()
     assert run.has_start and model.peft_config["default"].base_model_name_or_path == str(tmp_path / "start")
     start = models.load(str(tmp_path / "start.part"))[0]
     torch.testing.assert_close(start(IDS).logits, adapter[1], atol=1e-4, rtol=0)
@@ -199,6 +201,22 @@ def test_a_saved_adapter_goes_on(tmp_path, llama, adapter):
     with torch.no_grad():
         torch.testing.assert_close(model.eval()(input_ids=IDS).logits, adapter[1], atol=1e-6, rtol=0)
     assert lines[0].startswith("going on with the adapter ") and len(lines) == 1
+    other = shutil.copytree(adapter[0], tmp_path / "other")
+    bytelevel_tokenizer(LLAMA3).save_pretrained(other)
+    _, tokenizer, lines = models.load_policy(
+        Model(name=llama, adapter="lora", adapter_path=str(other)), run_in(tmp_path)
+    )
+    assert tokenizer.chat_template == LLAMA3 and lines[-1].endswith("which differs from the base's")
+
+
+def test_new_tokens_are_for_runs_that_train_every_weight(tmp_path):
+    tokenizer = bytelevel_tokenizer()
+    name = tiny_folder(tmp_path / "m", tokenizer=tokenizer)
+    tokenizer.add_tokens(["<|new|>"])
+    tokenizer.save_pretrained(name)
+    assert "1 tokens of the tokenizer had no embedding" in models.load_policy(Model(name=name), run_in(tmp_path))[2][-1]
+    with pytest.raises(UserError, match="LoRA freezes the embeddings"):
+        models.load_policy(Model(name=name, adapter="lora"), run_in(tmp_path))
 
 
 # ---------------------------------------------------------------- random weights, and the rest

@@ -41,12 +41,12 @@ def adapter(tmp_path_factory, llama):
 def test_a_fresh_adapter_changes_nothing_and_is_all_that_is_trained(llama):
     base = models.load(llama, dtype=torch.bfloat16)[0]
     before = logits(base)
-    adapted = lora.add(base, Lora(rank=4), llama)
+    adapted = lora.add(base, Lora(rank=4), "where/it/lies")
     assert torch.equal(logits(adapted), before)
     kinds = {("lora_" in name, p.requires_grad, p.dtype) for name, p in adapted.named_parameters()}
     assert kinds == {(True, True, torch.float32), (False, False, torch.bfloat16)}
     assert lora.without_adapter(adapted) is base and lora.without_adapter(base) is base
-    assert adapted.peft_config["default"].base_model_name_or_path == llama
+    assert adapted.peft_config["default"].base_model_name_or_path == "where/it/lies"
 
 
 def test_layers_that_are_not_there(llama):
@@ -101,8 +101,25 @@ def test_an_adapter_on_a_tied_head_is_refused(tmp_path):
     base = tiny_family(tmp_path / "m", "gpt2")
     with pytest.raises(UserError, match="the output head is tied to the embeddings"):
         lora.add(models.load(base)[0], Lora(targets=["c_attn", "lm_head"]), base)
+    with lora.quiet_peft() as peft:  # another library's adapter, with the tied head in it
+        how = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["c_attn", "lm_head"])
+        peft.get_peft_model(models.load(base)[0], how).save_pretrained(tmp_path / "theirs")
+    with pytest.raises(UserError, match="theirs: the output head is tied to the embeddings"):
+        lora.merged(models.load(base)[0], str(tmp_path / "theirs"))
     untied = tiny_folder(tmp_path / "llama")
     assert any("lm_head.lora_A" in n for n, _ in trained(untied, targets=["q_proj", "lm_head"]).named_parameters())
+
+
+def test_a_hub_id_is_looked_into(monkeypatch, llama, tmp_path):
+    import huggingface_hub
+    import transformers.utils
+
+    found = {"a/model": None, "an/adapter": "adapter_config.json"}
+    monkeypatch.setattr(transformers.utils, "cached_file", lambda name, file, **more: found[name])
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, revision: f"{tmp_path}/{name}@{revision}")
+    assert lora.local_folder("an/adapter", "v1") == f"{tmp_path}/an/adapter@v1"
+    assert lora.local_folder("a/model") == "a/model" and lora.local_folder(llama) == llama
+    assert lora.local_folder("no/network") == "no/network"  # the look-up fails: whoever loads it next says so
 
 
 def test_has_tokenizer(tmp_path):

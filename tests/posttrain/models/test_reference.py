@@ -80,6 +80,14 @@ def test_a_copy_keeps_float32_and_another_model_is_read_in_the_compute_type(tmp_
     assert (logps(named) - logps(policy)).abs().max() > 0.1
 
 
+def test_another_model_answers_without_dropout(tmp_path):
+    name = tiny_folder(tmp_path / "m", "gpt2")  # 0.1 everywhere
+    policy = CompletionLogps(models.load(name)[0].train())
+    reference = frozen_reference(policy, ModelWithReference(name=name, reference=name), torch.float32)
+    assert torch.equal(logps(reference), logps(reference)) and reference.model.training
+    assert not torch.equal(logps(policy), logps(policy))
+
+
 def test_another_vocabulary_is_refused(tmp_path, llama):
     other = tiny_folder(tmp_path / "other", tokenizer=sentencepiece_tokenizer())
     with pytest.raises(UserError, match="has another vocabulary than the policy"):

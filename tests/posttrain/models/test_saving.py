@@ -92,3 +92,9 @@ def test_the_sampler_stops_at_an_end_that_only_the_model_names(tmp_path):
     said = ask(model, tokenizer, [prompt], max_new_tokens=8, group_size=16, temperature=1.0)
     ended = [ids for ids in said.completion_ids if eot in ids]
     assert ended and all(ids.index(eot) == len(ids) - 1 for ids in ended)
+
+
+def test_an_adapter_on_quantised_weights_says_so(tmp_path, llama):
+    model, tokenizer, _ = models.load(llama, quantization="8bit")
+    models.save(lora.add(model, Lora(rank=4), llama), tokenizer, tmp_path)
+    assert json.loads((tmp_path / lora.NOTE).read_text()) == {"quantization": "8bit", "dtype": "float32"}

@@ -1,12 +1,15 @@
 """Scalar heads: scores by length, values before their tokens, and what a saved reward model needs."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 import torch
 import transformers
 from kit import CHATML, bytelevel_tokenizer
 
 from posttrain import models
-from posttrain.config.keys import Lora
+from posttrain.config.keys import Lora, Model
 from posttrain.errors import UserError
 from posttrain.models import lora, scalar
 from posttrain.models.scalar import ActorCritic
@@ -119,6 +122,25 @@ def test_an_adapters_scorer_finds_its_base(tmp_path, llama):
     scalar.save_scorer(adapted, tokenizer, tmp_path)
     loaded = scalar.load_reward_model(str(tmp_path), device="cpu", key="k")[0]
     assert loaded(batch).item() == pytest.approx(expected, abs=1e-5) and abs(expected) > 1e-3
+
+
+def test_the_scorer_of_a_run(tmp_path, llama):
+    run = SimpleNamespace(folder=tmp_path, has_start=False, compute=torch.float32, device=torch.device("cpu"))
+    scorer, tokenizer, _ = scalar.load_scorer(Model(name=llama, gradient_checkpointing=True), run)
+    assert scorer.is_gradient_checkpointing and scorer.score.weight.count_nonzero() == 0 and tokenizer.eos_token
+    assert all(p.requires_grad for p in scorer.parameters())
+    adapted, _, _ = scalar.load_scorer(Model(name=llama, adapter="lora"), run)
+    trained = {name for name, p in adapted.named_parameters() if p.requires_grad}
+    assert all("lora_" in name or "score" in name for name in trained) and any("score" in name for name in trained)
+    assert adapted.peft_config["default"].base_model_name_or_path == llama
+
+
+def test_an_adapter_on_quantised_weights_says_so(tmp_path, llama):
+    causal, tokenizer, _ = models.load(llama, quantization="8bit")
+    scalar.save_scorer(
+        lora.add(scalar.as_scorer(causal), Lora(rank=4), llama, task_type="SEQ_CLS"), tokenizer, tmp_path
+    )
+    assert json.loads((tmp_path / lora.NOTE).read_text()) == {"quantization": "8bit", "dtype": "float32"}
 
 
 def test_a_pad_that_ends_nothing():

@@ -1,7 +1,10 @@
 """The files of a checkpoint: whole or not there at all, read without running code, and the very same numbers again."""
 
+import os
 import random
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy
 import pytest
@@ -52,11 +55,20 @@ def test_a_save_that_fails_leaves_nothing(tmp_path):
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc what a file descriptor is")
 def test_every_file_is_on_the_disk_before_the_name(tmp_path, monkeypatch):
-    synced, real = [], checkpoint_files._sync
-    monkeypatch.setattr(checkpoint_files, "_sync", lambda path: synced.append(path.name) or real(path))
+    done, real = [], os.replace
+
+    def named(*paths):
+        done.append("replace")
+        real(*paths)
+
+    monkeypatch.setattr(
+        os, "fsync", lambda descriptor: done.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+    )
+    monkeypatch.setattr(os, "replace", named)
     write(tmp_path, 1, fill)
-    assert sorted(synced[:-1]) == ["a.txt", "model", "step_1.part"] and synced[-1] == "checkpoints"
+    assert sorted(done[:3]) == ["a.txt", "model", "step_1.part"] and done[3:] == ["replace", "checkpoints"]
 
 
 def test_the_newest_and_the_best_stay(tmp_path):

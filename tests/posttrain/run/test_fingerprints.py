@@ -83,7 +83,11 @@ def test_fingerprints():
     a, b = Example([1, 2, 3], [False, True, True]), Example([1, 2, 3], [False, False, True])
     of = fingerprints.fingerprint_of_rows
     assert of([a, a]) == of([a, Example([1, 2, 3], [False, True, True])])
-    assert len({of([a]), of([b]), of([a, b]), of([b, a]), of([Pair(a, b)]), of([Prompt([1], {"answer": "2"})]), of([Prompt([1], {"answer": "3"})])}) == 7  # fmt: skip
+    assert len({of([a]), of([b]), of([a, b]), of([b, a]), of([Pair(a, b)]), of([Prompt([1], {"answer": "2"})]), of([Prompt([1], {"answer": "3"})]), of([Pair(b, a)]), of([Prompt([2], {"answer": "3"})])}) == 9  # fmt: skip
+    module = nn.Linear(2, 1, bias=False).bfloat16()
+    module.weight.data = torch.tensor([[1.0, 2.0]], dtype=torch.bfloat16)  # 0x3F80 = 16256 and 0x4000 = 16384
+    expected = fingerprints.hashlib.blake2b(f"weight (1, 2) [{16256 + 2 * 16384}]\n".encode(), digest_size=8)
+    assert fingerprints.fingerprint(module) == expected.hexdigest()
 
 
 def test_frozen_parameters_buffers_and_the_config_count():

@@ -103,7 +103,14 @@ def test_what_the_run_reads_must_not_lie_where_it_writes(tmp_path, method, key):
 
 def test_clearing_an_older_run_leaves_what_no_run_writes(tmp_path):
     there(
-        tmp_path, "model", "start", "checkpoints/step_1", "checkpoints.old", "metrics.jsonl", "samples.md", "mine.txt"
+        tmp_path,
+        "model",
+        "start",
+        "checkpoints/step_1",
+        "checkpoints.old/step_9",
+        "metrics.jsonl",
+        "samples.md",
+        "mine.txt",
     )
     folder.clear(config(tmp_path), None, False)
     try:
@@ -115,15 +122,17 @@ def test_clearing_an_older_run_leaves_what_no_run_writes(tmp_path):
 
 
 def test_a_resumed_run_keeps_all_but_the_mark_that_it_is_finished(tmp_path):
-    there(tmp_path, "model", "checkpoints/step_1", "metrics.jsonl", "start", "start.part")
+    there(tmp_path, "model/a.txt", "model.old/b.txt", "checkpoints/step_1", "metrics.jsonl", "start", "start.part")
     folder.clear(config(tmp_path, resume=True), tmp_path / "run/checkpoints/step_1", True)
     try:
         left = {path.name for path in (tmp_path / "run").iterdir()}
         assert left == {"model.old", "checkpoints", "metrics.jsonl", "start", "config.yaml"}
-        (tmp_path / "run/model.part").mkdir()
+        assert [path.name for path in (tmp_path / "run/model.old").iterdir()] == ["a.txt"]
+        there(tmp_path, "model.part/c.txt", "model/d.txt")
         folder.put_model(tmp_path / "run")
         left = {path.name for path in (tmp_path / "run").iterdir()}
         assert left == {"model", "checkpoints", "metrics.jsonl", "start", "config.yaml"}
+        assert [path.name for path in (tmp_path / "run/model").iterdir()] == ["c.txt"]
     finally:
         folder.unlock(tmp_path / "run")
 

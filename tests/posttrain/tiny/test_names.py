@@ -56,6 +56,10 @@ def test_everything_that_goes_into_one_moves_it_and_all_above_it(monkeypatch):
     assert changed(monkeypatch, lambda p: p.setattr(names.tokenizer, "VOCABULARY", 7)) == {*names.MODELS, *sampled}
     assert changed(monkeypatch, lambda p: p.setattr(names.tokenizer, "CHATML", "x")) == {*names.MODELS, *sampled}
     assert changed(monkeypatch, other("tiny-sft")) == {*names.MODELS, *sampled}
+    assert changed(monkeypatch, lambda p: p.setattr(data, "documents", lambda rng: iter(["x"]))) == {
+        *names.MODELS,
+        *sampled,
+    }
     assert changed(monkeypatch, other("tiny-identity")) == {"tiny-dpo"}
     assert changed(monkeypatch, other("tiny-math")) == sampled
     assert changed(monkeypatch, lambda p: p.setattr(names, "PROBLEMS", {"train": 9, "test": 300})) == sampled
