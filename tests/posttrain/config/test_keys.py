@@ -77,6 +77,10 @@ def test_what_belongs_together(method, changes, message):
         yaml_config(f"{method}_tiny", **changes)
 
 
+def test_shares_are_any_numbers_above_0():
+    assert Data(name=["a", "b"], weights=[0.5, 3]).weights == [0.5, 3]
+
+
 def test_a_watched_reward_may_be_the_best_metric():
     assert yaml_config("ppo_tiny", training__best_metric="watched/answer_held_out").training.best_metric
 

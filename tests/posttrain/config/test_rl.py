@@ -47,6 +47,26 @@ def test_grpo_keys_that_cannot_be(tmp_path, changes, message):
         small_config("grpo", "x", tmp_path, **fixed | changes)
 
 
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        ("ppo", {"ppo__truncated": "bootstrap"}),
+        ("ppo", {"ppo__truncation_penalty": -1.0}),
+        ("ppo", {"ppo__kl_target": 0.1}),
+        ("ppo", {"ppo__kl_coef": 0.0, "ppo__kl_loss_coef": 0.1, "ppo__kl_target": 0.1}),
+        ("ppo", {"ppo__critic": "shared", "model__adapter": "lora", "model__adapter_path": "x"}),
+        ("ppo", {"ppo__reward": None, "ppo__reward_model": "x"}),
+        ("grpo", {"grpo__advantage": "leave_one_out", "grpo__advantage_scale": "none"}),
+        ("grpo", {"grpo__reward": ["answer", "a:b"], "grpo__reward_weights": [1, 0.5]}),
+    ],
+)
+def test_keys_that_go_together(tmp_path, method, changes):
+    made = small_config(method, "x", tmp_path, **changes)
+    for key, value in changes.items():
+        group, name = key.split("__")
+        assert getattr(getattr(made, group), name) == value, key
+
+
 def test_sizes_that_fit(tmp_path):
     # 4 prompts x 4 answers / 2 minibatches
     grpo = {"grpo__prompts_per_step": 4, "grpo__minibatches": 2, "training__batch_size": 8}

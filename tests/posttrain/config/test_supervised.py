@@ -30,6 +30,8 @@ def test_keys_that_cannot_be(method, changes, message):
 
 def test_what_fits():
     assert yaml_config("sft_tiny", training__packing=True).training.packing
+    assert yaml_config("dpo_tiny", dpo__precompute=True).dpo.precompute
+    assert yaml_config("dpo_tiny", data__streaming=True, training__max_steps=3).data.streaming
     outcome = {"reward__loss": "outcome", "reward__center_coef": 0.0}
     assert yaml_config("reward_tiny", **outcome).reward.loss == "outcome"
 

@@ -1,5 +1,7 @@
 """Starting: the compute type, a device that is not there, and ways to start that do something else than they say."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -26,6 +28,20 @@ def test_a_device_that_is_not_there(monkeypatch, device):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(UserError, match=rf"training.device is {device}, but torch finds none here: use auto or cpu"):
         launch.start(Training(device=device), "auto")
+
+
+@pytest.mark.parametrize(
+    ("device", "there", "on_cpu"),
+    [("cpu", True, True), ("cpu", False, True), ("auto", False, True), ("auto", True, False), ("cuda", True, False)],
+)
+def test_where_it_runs(monkeypatch, device, there, on_cpu):
+    told = {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(launch, "Accelerator", lambda **given: told.update(given) or SimpleNamespace(num_processes=1))
+    _, compute = launch.start(Training(device=device), "auto")
+    assert told["cpu"] is on_cpu and compute == (torch.float32 if on_cpu else torch.bfloat16)
+    assert told["mixed_precision"] == ("no" if on_cpu else "bf16") and not told["kwargs_handlers"][0].broadcast_buffers
 
 
 def test_the_next_run_may_want_another_precision(monkeypatch):
