@@ -196,9 +196,11 @@ def test_another_model_as_the_reference(tmp_path, llama):
     assert metric(result, "dpo_loss")[0] != pytest.approx(LN2, abs=1e-3)
 
 
+@pytest.mark.draws
 def test_validation(tmp_path, llama):
     result = run(llama, tmp_path, data__validation_split=0.4, training__eval_every=1)
     assert 0 <= metric(result, "validation_accuracy")[-1] <= 1 and metric(result, "validation_loss")[-1] > 0
+    assert (tmp_path / "run/curves.png").stat().st_size > 10_000
 
 
 def test_bf16(tmp_path, llama):

@@ -167,6 +167,7 @@ def test_bf16(tmp_path, llama):
         assert len(result.metrics) == 3
 
 
+@pytest.mark.draws
 def test_held_out_reward(tmp_path, llama):
     result = run(llama, tmp_path, data__validation_split=0.3, training__eval_every=2)
     assert (
@@ -174,6 +175,7 @@ def test_held_out_reward(tmp_path, llama):
         and "reward_held_out" in result.metrics[-1]
         and "reward_held_out" not in result.metrics[0]
     )
+    assert (tmp_path / "run/curves.png").stat().st_size > 10_000
 
 
 def test_the_same_seed_gives_the_same_run_and_another_does_not(tmp_path, llama):

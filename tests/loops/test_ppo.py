@@ -107,6 +107,7 @@ def test_the_coefficient_follows_its_target(tmp_path, llama):
     assert metric(low, "kl_coef")[-1] == pytest.approx(0.05 * 0.98 * 1.02)
 
 
+@pytest.mark.draws
 def test_a_reward_model_scores_what_was_sampled(tmp_path, llama):
     made = load(ROOT / "configs/reward_tiny.yaml", {
         "model.name": llama, "output.dir": str(tmp_path / "rm"), "data.validation_split": 0, "training.eval_every": None, "output.samples": 0,
@@ -121,6 +122,7 @@ def test_a_reward_model_scores_what_was_sampled(tmp_path, llama):
     }
     result = run(llama, tmp_path, reward=None, **keys)
     assert result.metrics[0]["watched/answer"] == 0.0 and abs(result.metrics[0]["reward"]) > 1e-4
+    assert (tmp_path / "run/curves.png").stat().st_size > 10_000
     held_out = run(
         llama, tmp_path, rows=[*ROWS, *ROWS], reward=None, **keys, data__validation_split=0.25, training__eval_every=1
     )

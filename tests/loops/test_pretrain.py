@@ -12,12 +12,14 @@ from posttrain.errors import UserError
 run = partial(run_loop, pretrain, output__samples=1)
 
 
+@pytest.mark.draws
 def test_the_first_loss_is_that_of_knowing_nothing(tmp_path):
     result = run(None, tmp_path)
     # a random model of this width says about the same of each of 814 tokens: log 814 = 6.70
     assert result.metrics[0]["loss"] == pytest.approx(6.70, abs=0.1)
     assert result.metrics[-1]["loss"] < result.metrics[0]["loss"]
     assert "continued greedily before and after" in (tmp_path / "run/samples.md").read_text()
+    assert (tmp_path / "run/curves.png").stat().st_size > 10_000
 
 
 def test_micro_batches_make_the_same_run(tmp_path):

@@ -124,12 +124,14 @@ def test_margin_and_centring(tmp_path, llama):
     assert middle[1] < 0.5 * middle[0] or middle[1] < 0.05
 
 
+@pytest.mark.draws
 def test_validation_has_its_interval_and_samples_their_scores(tmp_path, llama, capfd):
     result = run(llama, tmp_path, data__validation_split=0.4, training__eval_every=1, output__samples=2)
     assert 0 <= result.metrics[-1]["validation_accuracy"] <= 1
     assert "held-out accuracy" in (err := capfd.readouterr().err) and "n=2" in err
     samples = (result.folder / "samples.md").read_text()
     assert samples.count("before: `+0.00, +0.00`") == 2 and "chosen: " in samples
+    assert (tmp_path / "run/curves.png").stat().st_size > 10_000
 
 
 def test_preflight_refuses_a_head_that_does_not_start_at_0(tmp_path, llama, monkeypatch):
@@ -150,7 +152,7 @@ def test_refusals(tmp_path, llama):
         config(llama, tmp_path, reward__loss="outcome", reward__margin=1.0)
     with pytest.raises(UserError, match="rows, row 2: 'label' must be true or false"):
         run(llama, tmp_path, rows=[LABELS[0], LABELS[1] | {"label": 3}], reward__loss="outcome", reward__center_coef=0)
-    with pytest.raises(UserError, match="expected the columns prompt, completion and label"):
+    with pytest.raises(UserError, match=r"expected the columns prompt \+ completion \+ label or messages \+ label"):
         run(llama, tmp_path, reward__loss="outcome", reward__center_coef=0)
     with pytest.raises(UserError, match=r"cannot be loaded as a reward model"):
         scalar.load_reward_model(str(tmp_path), device="cpu", key="ppo.reward_model")

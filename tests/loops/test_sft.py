@@ -269,6 +269,7 @@ def test_validation_loss_is_a_mean_over_tokens(tmp_path, llama):
     assert result.metrics[-1]["validation_loss"] == pytest.approx(whole.metrics[-1]["validation_loss"], abs=1e-5)
 
 
+@pytest.mark.draws
 def test_the_run_folder_and_that_a_finished_run_is_not_overwritten(tmp_path, llama):
     result = run(llama, tmp_path)
     assert {p.name for p in result.folder.iterdir()} == {
@@ -280,6 +281,7 @@ def test_the_run_folder_and_that_a_finished_run_is_not_overwritten(tmp_path, lla
     } - (set() if (result.folder / "samples.md").exists() else {"samples.md"})
     lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
     assert lines == result.metrics and lines[-1]["step"] == 2
+    assert (tmp_path / "run/curves.png").stat().st_size > 10_000
     assert load(result.folder / "config.yaml").training.batch_size == 4
     with pytest.raises(UserError, match="holds a finished run"):
         run(llama, tmp_path, output__overwrite=False)

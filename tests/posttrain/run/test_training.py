@@ -225,6 +225,7 @@ def test_schedule_and_parts_with_their_own_rate(tmp_path):
 # ---------------------------------------------------------------- beginning and end
 
 
+@pytest.mark.draws
 def test_the_folder_is_finished_when_the_model_has_its_name(tmp_path, capsys):
     run = run_of(tmp_path, steps=1)
     run.add(torch.tensor(0.5), {})
