@@ -9,6 +9,7 @@ from kit import even_tokens, small_config
 
 from loops import dpo, grpo, ppo, reward, sft
 from posttrain import ROOT
+from posttrain.errors import clear_exit
 
 SFT = [{"prompt": f"What is {i} + {i}?", "completion": f"It is {2 * i}." + " Yes, it is." * (i % 3)} for i in range(7)]
 DPO = [
@@ -58,4 +59,5 @@ def main(method: str, model: str, out: str, adapter: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    with clear_exit():
+        main(*sys.argv[1:])

@@ -1,6 +1,7 @@
 """What the user can mend is one sentence and exit code 1; a bug keeps its traceback."""
 
 import pytest
+import torch.distributed as dist
 
 from posttrain.errors import NonFiniteError, UserError, clear_exit, reason
 
@@ -28,6 +29,21 @@ def test_a_bug_keeps_its_traceback():
         1 / 0  # noqa: B018
     with clear_exit():
         pass
+
+
+def test_one_of_several_processes_takes_its_leave_at_a_good_end(monkeypatch):
+    left = []
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: left.append("left"))
+    with clear_exit():
+        pass
+    assert left == []  # alone
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    with pytest.raises(SystemExit), clear_exit():
+        raise UserError("x")  # torchrun ends the others
+    assert left == []
+    with clear_exit():
+        pass
+    assert left == ["left"]
 
 
 def test_the_reason_is_the_first_line_of_what_a_library_says():
