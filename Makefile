@@ -3,6 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export OMP_WAIT_POLICY := PASSIVE
+# on all cores, a file on one of them; in the order of tests/conftest.py
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations 10
 
 .PHONY: demo test test-long test-all soak mutate notebooks lint clean
 
@@ -10,11 +12,11 @@ demo: .venv/installed
 	$(BIN)/python -m loops.ladder --config configs/ladder_tiny.yaml --output.overwrite
 
 test: .venv/installed
-	$(BIN)/python -m pytest -m "not long and not soak" --durations 10
+	$(PYTEST) -m "not long and not soak"
 
 # what `make test-all` adds: several processes, kills, trackers, notebooks, every YAML, every command of the README
 test-long: .venv/installed-extras
-	$(BIN)/python -m pytest -m long --durations 10
+	$(PYTEST) -m long
 
 test-all: test test-long
 

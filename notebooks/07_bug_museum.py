@@ -13,7 +13,7 @@ import math
 
 import museum
 import torch
-from small import CHATML, bytelevel_tokenizer
+from kit import CHATML, bytelevel_tokenizer
 
 from losses.advantages import gae, group_relative_advantages, whiten
 from losses.dpo import dpo_loss

@@ -28,8 +28,16 @@ def clear_exit() -> Iterator[None]:
     """Around a command: a UserError becomes one sentence on stderr and exit code 1, without a traceback."""
     try:
         yield
+        _leave_the_others()
     except UserError as problem:
         rank = os.environ.get("RANK", "0")
         sys.exit(f"error{'' if rank == '0' else f' in process {rank}'}: {problem}")
     except KeyboardInterrupt:
         sys.exit("interrupted: nothing was saved as finished; a run with checkpoints goes on with --resume")
+
+
+def _leave_the_others() -> None:
+    """One of several processes that just ends may be aborted (exit code -6): threads still listen to the others."""
+    group = sys.modules.get("torch.distributed")
+    if group is not None and group.is_available() and group.is_initialized():
+        group.destroy_process_group()

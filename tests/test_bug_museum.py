@@ -5,7 +5,7 @@ import math
 import museum
 import pytest
 import torch
-from small import CHATML, LLAMA3, bytelevel_tokenizer, folder
+from kit import CHATML, LLAMA3, bytelevel_tokenizer, tiny_folder
 
 from losses.advantages import gae, group_relative_advantages, whiten
 from losses.dpo import dpo_loss
@@ -189,7 +189,7 @@ def test_decoding_and_tokenising_again_gives_other_tokens():
 
 
 def test_lora_adapter_off_after_an_sft_adapter_is_the_base(tmp_path):
-    base = folder(tmp_path / "base")
+    base = tiny_folder(tmp_path / "base")
     sft = lora.add(models.load(base)[0], Lora(rank=4), base)
     g = torch.Generator().manual_seed(0)
     for name, p in sft.named_parameters():

@@ -9,7 +9,8 @@ from benchmarks import expected
 from posttrain import ROOT
 from posttrain.config import load
 
-FILES = sorted((ROOT / "benchmarks" / "expected").glob("*.json"))
+RANGES = ROOT / "benchmarks/expected/ladder_tiny.json"  # of a ladder: figures after each stage, no curves
+FILES = sorted(path for path in RANGES.parent.glob("*.json") if path != RANGES)
 
 
 def test_every_tiny_config_has_its_curves():
@@ -24,6 +25,15 @@ def test_every_tiny_config_has_its_curves():
         for name, ends in band["metrics"].items():
             assert len(ends["low"]) == len(ends["high"]) == 10, name
             assert all(low <= high for low, high in zip(ends["low"], ends["high"], strict=True)), name
+
+
+def test_the_ladder_has_its_ranges():
+    stages = json.loads(RANGES.read_text())["stages"]
+    assert list(stages) == ["base", "sft", "dpo", "grpo"]
+    for name, figures in stages.items():
+        assert set(figures) >= {"arithmetic", "pass_at", "worked", "old_name", "new_name", "facts"}
+        for figure, (low, high) in figures.items():
+            assert 0 <= low <= high and (high <= 1 or figure == "kl"), (name, figure)
 
 
 def write(folder, method, metrics):

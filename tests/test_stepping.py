@@ -3,11 +3,10 @@
 import bdb
 from pathlib import Path
 
-from small import folder
+from kit import small_config
 
 from loops import dpo
 from posttrain import ROOT
-from posttrain.config import load
 
 FIRST_BREAKPOINTS = {
     "loops/dpo.py": ["ref_logps = reference_logps(", "optimizer.step()"],
@@ -36,10 +35,9 @@ class Visits(bdb.Bdb):
         self.set_continue()
 
 
-def test_the_readmes_breakpoints_are_reached(tmp_path):
+def test_the_readmes_breakpoints_are_reached(tmp_path, llama):
     rows = [{"prompt": f"Q{i}?", "chosen": f"Yes {i}.", "rejected": "No."} for i in range(4)]
-    more = {"model.name": folder(tmp_path / "m"), "output.dir": str(tmp_path / "run"), "output.samples": 0}
-    config = load(ROOT / "configs/dpo_tiny.yaml", more | {"training.max_steps": 2, "training.batch_size": 2})
+    config = small_config("dpo", llama, tmp_path, model__adapter="lora", training__batch_size=2)  # two steps
     debugger = Visits()
     debugger.runcall(dpo.train, config, rows=rows)
     assert len(debugger.lines) == 3 and min(debugger.lines.values()) >= 2, debugger.lines  # each in both steps

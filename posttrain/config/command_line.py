@@ -94,5 +94,5 @@ def help_text(method: str) -> str:
             group = key.split(".")[0]
             lines += ["", f"{group}:"]
         lines.append(f"  --{key}  [{kind}]  default: {default}")
-        lines += textwrap.wrap(meaning, 100, initial_indent=" " * 8, subsequent_indent=" " * 8)
+        lines += textwrap.wrap(meaning, 100, initial_indent=" " * 8, subsequent_indent=" " * 8, break_on_hyphens=False)
     return "\n".join(lines)

@@ -1,6 +1,6 @@
 """Run by test_resume.py in a process of its own: train, be killed by SIGKILL, resume, and compare with the run that was not.
 
-    python killed.py CASE FOLDER KILL [KILL ...]
+    python killed.py FOLDER TRIALS        TRIALS in JSON: {case: [model, [KILL, ...]]}; several share the imports
     KILL: step:7   when step 7 has been logged        op:3   before the third file operation of the first save
           random:1 at a random moment (seed 1) of the whole run, loading and saving included
 
@@ -22,7 +22,8 @@ import torch
 from posttrain import ROOT
 
 sys.path.insert(0, str(Path(__file__).parent))
-from two_processes import DPO, GRPO, SFT, even_tokens
+from kit import even_tokens
+from two_processes import DPO, GRPO, SFT
 
 from loops import dpo, grpo, ppo, reward, sft
 from posttrain.config import load
@@ -172,14 +173,13 @@ def same_state(a, b) -> bool:
     return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
-def main(case: str, model: str, folder: str, *kills: str) -> None:
-    torch.set_num_threads(1)
-    straight, began = Path(folder) / "straight", time.perf_counter()
+def trial(case: str, model: str, folder: Path, kills: list[str]) -> dict:
+    straight, began = folder / "straight", time.perf_counter()
     assert ended(forked(lambda: train(case, model, straight, resume=False))) == 0
     duration = time.perf_counter() - began
     report = {}
     for how in kills:
-        out = Path(folder) / how.replace(":", "_")
+        out = folder / how.replace(":", "_")
         killed(case, model, out, how, duration)
         at = checkpoint_files.all_steps(out)
         finished = (out / "model").exists()
@@ -189,6 +189,19 @@ def main(case: str, model: str, folder: str, *kills: str) -> None:
             "exit": again,
             "differences": differences(straight, out) if again == 0 else [],
         }
+    return report
+
+
+def main(folder: str, trials: str) -> None:
+    torch.set_num_threads(1)
+    if "random" not in trials:  # drawing takes most of a short run, and no kill of the others falls into it
+        training.plot_curves = lambda *told: None
+    report = {}
+    for case, (model, kills) in json.loads(trials).items():
+        try:
+            report[case] = trial(case, model, Path(folder) / case, kills)
+        except Exception:
+            report[case] = traceback.format_exc()
     print(json.dumps(report))
 
 

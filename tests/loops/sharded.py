@@ -13,10 +13,12 @@ from torch.distributed.fsdp import fully_shard
 from posttrain import ROOT
 
 sys.path.insert(0, str(Path(__file__).parent))
-from two_processes import DPO, GRPO, SFT, even_tokens
+from kit import even_tokens
+from two_processes import DPO, GRPO, SFT
 
 from loops import dpo, grpo, sft
 from posttrain.config import load
+from posttrain.errors import clear_exit
 from posttrain.run.training import Run
 
 
@@ -49,4 +51,5 @@ def main(method: str, model: str, out: str, how: str, resume: str = "") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    with clear_exit():
+        main(*sys.argv[1:])

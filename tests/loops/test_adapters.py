@@ -5,12 +5,12 @@ import json
 
 import pytest
 import torch
-from small import folder
+from kit import run_loop, tiny_folder
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loops import dpo, grpo, sft
 from losses.logprobs import sequence_logps, token_logps
-from posttrain import ROOT, models
+from posttrain import ROOT
 from posttrain.config import load
 from posttrain.data.rows import load_rows
 from posttrain.errors import UserError
@@ -32,28 +32,26 @@ DATA = load(ROOT / "configs/dpo_tiny.yaml").data
 def start(request, tmp_path_factory):
     """(quantization, base folder, what SFT with LoRA made of it)"""
     path, bits = tmp_path_factory.mktemp("start"), request.param
-    base = folder(path / "base", hidden_size=64, intermediate_size=128)
-    fixed = {
-        "model.name": base, "model.adapter": "lora", "model.quantization": bits, "model.lora.rank": 4, "training.learning_rate": 1e-2,
-        "training.epochs": 4, "output.dir": str(path / "run"), "output.samples": 0,
-    }  # fmt: skip
-    return (
-        bits,
-        base,
-        sft.train(
-            load(ROOT / "configs/sft_tiny.yaml", fixed), rows=[{"prompt": "Question 1?", "completion": "Maybe."}] * 8
-        ),
-    )
+    base = tiny_folder(path / "base", hidden_size=64, intermediate_size=128)
+    lora = {"model__adapter": "lora", "model__quantization": bits, "model__lora__rank": 4}
+    rows = [{"prompt": "Question 1?", "completion": "Maybe."}] * 8
+    steps = {"training__batch_size": 8, "training__epochs": 4, "training__learning_rate": 1e-2}
+    return bits, base, run_loop(sft, base, path, rows=rows, **lora, **steps)
 
 
-def config(tmp_path, start, name="dpo_tiny", **overrides):
-    bits, base, result = start
-    fixed = {
-        "model.name": base, "model.adapter": "lora", "model.adapter_path": str(result.folder / "model"), "model.quantization": bits,
-        "output.dir": str(tmp_path / "run"), "output.overwrite": True, "training.learning_rate": 1e-2, "training.max_steps": 10,
-        "output.samples": 0,
-    }  # fmt: skip
-    return load(ROOT / f"configs/{name}.yaml", fixed | {k.replace("__", "."): v for k, v in overrides.items()})
+def changes_of(start, **more):
+    """A run that goes on with the adapter of `start`, and what else it changes."""
+    bits, _, result = start
+    adapter = {
+        "model__adapter": "lora",
+        "model__adapter_path": str(result.folder / "model"),
+        "model__quantization": bits,
+    }
+    return adapter | {"training__learning_rate": 1e-2, "training__max_steps": 10} | more
+
+
+def run(loop, start, tmp_path, *, rows=ROWS, reward=None, **changes):
+    return run_loop(loop, start[1], tmp_path, rows=rows, reward=reward, **changes_of(start, **changes))
 
 
 MODES = {"auto": {}, "copy": {"model__reference": "copy"}, "precomputed": {"dpo__precompute": True}}
@@ -69,7 +67,7 @@ def test_dpo_from_an_adapter_starts_at_ln_2_of_the_sft_model(tmp_path, start, mo
         return kept["reference"]
 
     monkeypatch.setattr(dpo, "frozen_reference", spy)
-    result = dpo.train(config(tmp_path, start, dpo__sft_weight=0.0, training__batch_size=4, **MODES[mode]), rows=ROWS)
+    result = run(dpo, start, tmp_path, **MODES[mode])
     assert result.metrics[0]["dpo_loss"] == pytest.approx(LN2, abs=1e-5)
     assert result.metrics[-1]["dpo_loss"] < LN2 - 0.05
 
@@ -91,7 +89,7 @@ def test_dpo_from_an_adapter_starts_at_ln_2_of_the_sft_model(tmp_path, start, mo
 
 def test_sft_then_dpo_then_merge_answers_like_the_adapter_model(tmp_path, start):
     bits, base, _ = start
-    result = dpo.train(config(tmp_path, start), rows=ROWS)
+    result = run(dpo, start, tmp_path)
     merge(str(result.folder / "model"), str(tmp_path / "merged"))
     merged, tokenizer = (
         AutoModelForCausalLM.from_pretrained(tmp_path / "merged"),
@@ -106,11 +104,11 @@ def test_sft_then_dpo_then_merge_answers_like_the_adapter_model(tmp_path, start)
 
 
 def test_grpo_from_an_adapter_keeps_it_as_the_reference(tmp_path, start):
-    result = grpo.train(
-        config(tmp_path, start, "grpo_tiny", training__max_steps=2, grpo__prompts_per_step=2, grpo__max_new_tokens=6),
-        rows=[{"prompt": f"Question {i}?"} for i in range(4)],
+    result = run(
+        grpo, start, tmp_path, rows=[{"prompt": f"Question {i}?"} for i in range(4)],
         reward=lambda completions: [float(len(c)) for c in completions],
-    )
+        training__max_steps=2, grpo__group_size=8, grpo__max_new_tokens=6,
+    )  # fmt: skip
     kl = [m["kl"] for m in result.metrics]
     assert kl[0] == pytest.approx(0, abs=1e-6) and kl[1] > 1e-5
 
@@ -118,33 +116,15 @@ def test_grpo_from_an_adapter_keeps_it_as_the_reference(tmp_path, start):
 def test_what_a_continued_adapter_says(tmp_path, start, capfd):
     if start[0] != "none":
         pytest.skip("once is enough")
-    dpo.train(config(tmp_path, start, training__max_steps=1), rows=ROWS)
+    run(dpo, start, tmp_path, training__max_steps=1)
     assert (
         "going on with the adapter" in (err := capfd.readouterr().err)
         and "rank 4, alpha 16" not in err
         and "warning" not in err
     )
-    other = folder(tmp_path / "other", hidden_size=64, intermediate_size=128)
-    dpo.train(config(tmp_path, start, training__max_steps=1, model__name=other, model__quantization="4bit"), rows=ROWS)
+    other = tiny_folder(tmp_path / "other", hidden_size=64, intermediate_size=128)
+    run(dpo, start, tmp_path, training__max_steps=1, model__name=other, model__quantization="4bit")
     err = capfd.readouterr().err
     assert "trained on a base with quantization none, this one has 4bit" in err and "not on" in err
     with pytest.raises(UserError, match=r"model.adapter_path 'nowhere': cannot be loaded onto"):
-        dpo.train(config(tmp_path, start, model__adapter_path="nowhere"), rows=ROWS)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"model__adapter": "none", "model__quantization": "4bit", "model__adapter_path": None}, "quantization: 4bit needs adapter: lora"),
-        ({"model__adapter": "none", "model__quantization": "none"}, "adapter_path needs adapter: lora"),
-        ({"model__reference": "adapter_off"}, "without its adapter the policy is not what it was at step 0"),
-    ],
-)  # fmt: skip
-def test_keys_that_cannot_be_together(tmp_path, start, changes, message):
-    with pytest.raises(UserError, match=message):
-        config(tmp_path, start, **changes)
-
-
-def test_a_base_that_is_an_adapter_is_not_quantised(tmp_path, start):
-    with pytest.raises(UserError, match=r"give its base as model.name and the adapter as model.adapter_path"):
-        models.load(str(start[2].folder / "model"), quantization="4bit")
+        run(dpo, start, tmp_path, model__adapter_path="nowhere")

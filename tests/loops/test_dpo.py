@@ -1,10 +1,11 @@
 import copy
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
-from small import folder
+from kit import metric, run_loop, small_config, tiny_folder
 
 from loops import dpo, sft
 from losses.logprobs import sequence_logps, token_logps
@@ -23,23 +24,7 @@ ROWS = [
     for i in range(1, 6)
 ]
 LN2 = 0.693147
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory):
-    return folder(tmp_path_factory.mktemp("llama"))
-
-
-def config(tmp_path, name, **overrides):
-    fixed = {
-        "model.name": name, "output.dir": str(tmp_path / "run"), "output.overwrite": True, "training.batch_size": 4, "model.adapter": "none",
-        "training.learning_rate": 1e-3, "training.epochs": 1, "output.samples": 0, "dpo.sft_weight": 0.0,
-    }  # fmt: skip
-    return load(ROOT / "configs/dpo_tiny.yaml", fixed | {k.replace("__", "."): v for k, v in overrides.items()})
-
-
-def metric(result, name):
-    return [m[name] for m in result.metrics]
+config, run = partial(small_config, "dpo"), partial(run_loop, dpo, rows=ROWS)
 
 
 MODES = {
@@ -53,20 +38,15 @@ MODES = {
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_first_step_is_ln_2_and_then_the_margin_grows(tmp_path, llama, mode):
-    result = dpo.train(
-        config(tmp_path, llama, training__epochs=4, training__learning_rate=5e-3, **MODES[mode]), rows=ROWS
-    )
+    result = run(llama, tmp_path, training__epochs=4, training__learning_rate=5e-3, **MODES[mode])
     assert metric(result, "dpo_loss")[0] == pytest.approx(LN2, abs=1e-5)
     assert metric(result, "margin")[0] == pytest.approx(0, abs=1e-5) and metric(result, "margin")[-1] > 0.2
 
 
 def test_every_reference_mode_gives_the_same_run(tmp_path, llama):
-    runs = [dpo.train(config(tmp_path, llama, **MODES[m]), rows=ROWS) for m in ("copy", "precomputed")]
+    runs = [run(llama, tmp_path, **MODES[m]) for m in ("copy", "precomputed")]
     assert metric(runs[0], "loss") == pytest.approx(metric(runs[1], "loss"), abs=1e-6)
-    runs = [
-        dpo.train(config(tmp_path, llama, **MODES[m]), rows=ROWS)
-        for m in ("adapter off", "copy beside an adapter", "precomputed, adapter")
-    ]
+    runs = [run(llama, tmp_path, **MODES[m]) for m in ("adapter off", "copy beside an adapter", "precomputed, adapter")]
     for other in runs[1:]:
         assert metric(other, "loss") == pytest.approx(metric(runs[0], "loss"), abs=1e-6)
 
@@ -74,7 +54,7 @@ def test_every_reference_mode_gives_the_same_run(tmp_path, llama):
 def test_dropout_in_the_models_config_does_not_move_the_first_step(tmp_path):
     """GPT-2 and OPT whose configs say dropout 0.1."""
     for kind in ("gpt2", "opt"):
-        result = dpo.train(config(tmp_path, folder(tmp_path / kind, kind)), rows=ROWS)
+        result = run(tiny_folder(tmp_path / kind, kind), tmp_path)
         assert metric(result, "dpo_loss")[0] == pytest.approx(LN2, abs=1e-5)
     assert models.load(str(tmp_path / "run" / "model"))[0].config.dropout == 0.1  # the saved config keeps its own
 
@@ -90,7 +70,7 @@ def test_preflight_refuses_a_reference_that_is_not_the_starting_policy(tmp_path,
 
     monkeypatch.setattr(dpo, "frozen_reference", torch.no_grad()(moved))
     with pytest.raises(UserError, match=r"preflight: the DPO term of the first step is .* not ln 2"):
-        dpo.train(config(tmp_path, llama), rows=ROWS)
+        run(llama, tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -122,9 +102,7 @@ def test_after_an_sft_adapter_the_reference_is_the_sft_model(tmp_path, sft_adapt
 
     monkeypatch.setattr(dpo, "frozen_reference", spy)
     name = str(sft_adapter.folder / "model")
-    result = dpo.train(
-        config(tmp_path, name, training__max_steps=10, training__learning_rate=5e-3, **MODES[mode]), rows=ROWS
-    )
+    result = run(name, tmp_path, training__max_steps=10, training__learning_rate=5e-3, **MODES[mode])
     assert metric(result, "dpo_loss")[0] == pytest.approx(LN2, abs=1e-5)
 
     tokenizer = result.tokenizer
@@ -158,16 +136,14 @@ def test_a_frozen_copy_is_bit_identical_after_ten_steps(tmp_path, llama, monkeyp
         return kept["reference"]
 
     monkeypatch.setattr(dpo, "frozen_reference", spy)
-    dpo.train(config(tmp_path, llama, training__max_steps=10), rows=ROWS)
+    run(llama, tmp_path, training__max_steps=10)
     assert all(torch.equal(v, kept["before"][k]) for k, v in kept["reference"].state_dict().items())
 
 
 def test_lora_trains_the_adapter_only_and_reloads_in_a_fresh_process(tmp_path, llama):
     """Every trainable tensor moves, every frozen one is bit-identical; the saved adapter gives the same logits."""
     base = dict(models.load(llama)[0].named_parameters())
-    result = dpo.train(
-        config(tmp_path, llama, model__adapter="lora", training__max_steps=3, training__learning_rate=1e-2), rows=ROWS
-    )
+    result = run(llama, tmp_path, model__adapter="lora", training__max_steps=3, training__learning_rate=1e-2)
     for name, p in result.model.named_parameters():
         if "lora_" in name:
             assert p.requires_grad and p.abs().sum() > 0
@@ -194,9 +170,7 @@ def test_lora_trains_the_adapter_only_and_reloads_in_a_fresh_process(tmp_path, l
 def test_an_adapter_on_an_adapter_is_saved_with_its_start(tmp_path, sft_adapter):
     from peft import AutoPeftModelForCausalLM
 
-    result = dpo.train(
-        config(tmp_path, str(sft_adapter.folder / "model"), model__adapter="lora", training__max_steps=2), rows=ROWS
-    )
+    result = run(str(sft_adapter.folder / "model"), tmp_path, model__adapter="lora", training__max_steps=2)
     saved = AutoPeftModelForCausalLM.from_pretrained(result.folder / "model").eval()
     ids = torch.arange(20, 40)[None]
     torch.testing.assert_close(saved(ids).logits, result.model.eval()(ids).logits, atol=1e-5, rtol=0)
@@ -204,51 +178,50 @@ def test_an_adapter_on_an_adapter_is_saved_with_its_start(tmp_path, sft_adapter)
 
 @pytest.mark.parametrize("sft_weight", [0.0, 1.0])
 def test_step_equivalence(tmp_path, llama, sft_weight):
-    runs = [
-        dpo.train(config(tmp_path, llama, training__micro_batch_size=m, dpo__sft_weight=sft_weight), rows=ROWS)
-        for m in (4, 2, 1)
-    ]
+    runs = [run(llama, tmp_path, training__micro_batch_size=m, dpo__sft_weight=sft_weight) for m in (4, 2, 1)]
     for other in runs[1:]:
         for name in ("loss", "grad_norm", "chosen_logps_per_token"):
             assert metric(other, name)[0] == pytest.approx(metric(runs[0], name)[0], abs=2e-6)
 
 
 def test_the_nll_term_is_the_token_mean_over_the_chosen_completions(tmp_path, llama):
-    result = dpo.train(config(tmp_path, llama, dpo__sft_weight=0.5), rows=ROWS)
+    result = run(llama, tmp_path, dpo__sft_weight=0.5)
     first = result.metrics[0]
     assert first["loss"] == pytest.approx(LN2 - 0.5 * first["chosen_logps_per_token"], abs=1e-5)
 
 
 def test_another_model_as_the_reference(tmp_path, llama):
-    other = folder(tmp_path / "other", seed=5)
-    result = dpo.train(config(tmp_path, llama, model__reference=other), rows=ROWS)
+    other = tiny_folder(tmp_path / "other", seed=5)
+    result = run(llama, tmp_path, model__reference=other)
     assert metric(result, "dpo_loss")[0] != pytest.approx(LN2, abs=1e-3)
 
 
+@pytest.mark.draws
 def test_validation(tmp_path, llama):
-    result = dpo.train(config(tmp_path, llama, data__validation_split=0.4, training__eval_every=1), rows=ROWS)
+    result = run(llama, tmp_path, data__validation_split=0.4, training__eval_every=1)
     assert 0 <= metric(result, "validation_accuracy")[-1] <= 1 and metric(result, "validation_loss")[-1] > 0
+    assert (tmp_path / "run/curves.png").stat().st_size > 10_000
 
 
 def test_bf16(tmp_path, llama):
     for more in ({}, {"model__adapter": "lora"}):
-        result = dpo.train(config(tmp_path, llama, model__dtype="bfloat16", output__samples=2, **more), rows=ROWS)
+        result = run(llama, tmp_path, model__dtype="bfloat16", output__samples=2, **more)
         assert metric(result, "dpo_loss")[0] == pytest.approx(LN2, abs=1e-5)  # not merely within bf16's rounding
 
 
 def test_a_run_does_not_overwrite_the_model_it_starts_from(tmp_path, llama):
-    first = dpo.train(config(tmp_path, llama, training__max_steps=1), rows=ROWS)
+    first = run(llama, tmp_path, training__max_steps=1)
     with pytest.raises(UserError, match="lies in the run folder"):
-        dpo.train(config(tmp_path, str(first.folder / "model"), training__max_steps=1), rows=ROWS)
+        run(str(first.folder / "model"), tmp_path, training__max_steps=1)
     with pytest.raises(UserError, match="cannot be loaded"):
-        dpo.train(config(tmp_path, "no/such-model"), rows=ROWS)
+        run("no/such-model", tmp_path)
     assert (first.folder / "model" / "config.json").exists()  # a failed start has not cost the older run
 
 
 def test_a_short_context_is_not_overrun_by_the_samples(tmp_path):
-    name = folder(tmp_path / "gpt2", "gpt2", n_positions=64)
+    name = tiny_folder(tmp_path / "gpt2", "gpt2", n_positions=64)
     rows = [*ROWS, {"prompt": "long " * 200, "chosen": "a", "rejected": "b"}]
-    result = dpo.train(config(tmp_path, name, output__samples=6, training__max_steps=1), rows=rows)
+    result = run(name, tmp_path, rows=rows, output__samples=6, training__max_steps=1)
     assert (result.folder / "samples.md").read_text().count("before:") == 5  # the row that does not fit is not shown
 
 
@@ -259,21 +232,7 @@ def test_a_stream_of_pairs(tmp_path, llama):
         "training__max_steps": 4,
         "training__epochs": 1,
     }
-    result = dpo.train(config(tmp_path, llama, **stream))
+    result = run(llama, tmp_path, rows=None, **stream)
     assert len(result.metrics) == 4 and metric(result, "dpo_loss")[0] == pytest.approx(LN2, abs=1e-5)
     with pytest.raises(UserError, match=r"dpo.precompute goes through all rows beforehand"):
-        config(tmp_path, llama, dpo__precompute=True, **stream)
-
-
-def test_truncating_keeps_the_prompt_ids_of_both_sides_the_same(llama):
-    tokenizer = models.load(llama)[1]
-    row = {"prompt": "word " * 40 + "why?", "chosen": "Because of this and that and more.", "rejected": "No."}
-    data = load(ROOT / "configs/dpo_tiny.yaml", {"data.overlong": "truncate_prompt"}).data
-    (pair,) = pairs(load_rows(data, "dpo", [row]), tokenizer, 60, data).items
-    prompts = [
-        [t for t, m in zip(side.input_ids, side.completion_mask, strict=True) if not m]
-        for side in (pair.chosen, pair.rejected)
-    ]
-    assert prompts[0] == prompts[1] and 55 <= len(pair.chosen) <= 60 and len(pair.rejected) < len(pair.chosen)
-    text = tokenizer.decode(prompts[0])
-    assert text.startswith("<|im_start|>user\nword word") and text.endswith("why?<|im_end|>\n<|im_start|>assistant\n")
+        config(llama, tmp_path, dpo__precompute=True, **stream)

@@ -5,12 +5,11 @@ import math
 
 import pytest
 import torch
-from small import FAMILIES, family
+from kit import FAMILIES, tiny_family, yaml_config
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from loops import dpo, grpo, sft
 from posttrain import ROOT
-from posttrain.config import load
 from posttrain.models import quantize
 from posttrain.tokens import template
 
@@ -23,7 +22,7 @@ HOW = {"none": {}, "lora": {"model.adapter": "lora"}} | {
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     path = tmp_path_factory.mktemp("families")
-    return {kind: family(path / kind, kind) for kind in FAMILIES}
+    return {kind: tiny_family(path / kind, kind) for kind in FAMILIES}
 
 
 def run(loop, kind, folders, tmp_path, **overrides):
@@ -37,7 +36,7 @@ def run(loop, kind, folders, tmp_path, **overrides):
         "output.dir": str(tmp_path / "run"), "output.overwrite": True, "training.max_steps": 2, "training.learning_rate": 1e-3,
         "training.warmup_steps": 0, "training.device": "cpu",
     }  # fmt: skip
-    config = load(ROOT / f"configs/{loop}.yaml", fixed | small | overrides)
+    config = yaml_config(loop, **fixed | small | overrides)  # the configs of hub models, not the tiny ones
     return {"sft": sft, "dpo": dpo, "grpo": grpo}[loop].train(config, **reward)
 
 

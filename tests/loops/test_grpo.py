@@ -1,44 +1,21 @@
+from functools import partial
+
 import pytest
-from small import folder
+from kit import even_tokens, metric, run_loop, small_config, tiny_folder
 
 from loops import grpo
 from posttrain import ROOT
-from posttrain.config import load
 from posttrain.errors import UserError
 from posttrain.rollouts import sampling
 
 ROWS = [{"prompt": f"Question {i}?" + " Hm." * (i % 3), "answer": str(i)} for i in range(1, 8)]
-
-
-def even_tokens(completion_ids):
-    return [sum(t % 2 == 0 for t in ids) / len(ids) for ids in completion_ids]
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory):
-    return folder(tmp_path_factory.mktemp("llama"))
-
-
-def config(tmp_path, name, **overrides):
-    fixed = {
-        "model.name": name, "output.dir": str(tmp_path / "run"), "output.overwrite": True, "training.max_steps": 3, "output.samples": 0,
-        "training.learning_rate": 1e-3, "training.warmup_steps": 0, "grpo.prompts_per_step": 2, "grpo.group_size": 4, "grpo.max_new_tokens": 8,
-    }  # fmt: skip
-    return load(ROOT / "configs/grpo_tiny.yaml", fixed | {k.replace("__", "."): v for k, v in overrides.items()})
-
-
-def run(tmp_path, llama, reward=even_tokens, **overrides):
-    return grpo.train(config(tmp_path, llama, **overrides), rows=ROWS, reward=reward)
-
-
-def metric(result, name):
-    return [m[name] for m in result.metrics]
+config, run = partial(small_config, "grpo"), partial(run_loop, grpo, rows=ROWS, reward=even_tokens)
 
 
 def test_the_reward_rises(tmp_path, llama):
     result = run(
-        tmp_path,
         llama,
+        tmp_path,
         training__max_steps=40,
         training__learning_rate=5e-3,
         training__schedule="constant",
@@ -49,7 +26,7 @@ def test_the_reward_rises(tmp_path, llama):
 
 
 def test_on_policy_numbers_of_the_first_step(tmp_path, llama):
-    first = run(tmp_path, llama).metrics[0]
+    first = run(llama, tmp_path).metrics[0]
     assert first["ratio"] == pytest.approx(1, abs=1e-6) and first["clip_fraction"] == 0
     assert first["kl"] == pytest.approx(0, abs=1e-6) and first["kl_k1"] == pytest.approx(0, abs=1e-6)
     for name in ("dead_groups", "finished", "completion_length", "entropy", "grad_norm"):
@@ -59,7 +36,7 @@ def test_on_policy_numbers_of_the_first_step(tmp_path, llama):
 @pytest.mark.parametrize("how", ["token", "sequence", "constant"])
 def test_step_equivalence(tmp_path, llama, how):
     runs = [
-        run(tmp_path, llama, training__micro_batch_size=m, grpo__length_weighting=how, training__max_steps=1)
+        run(llama, tmp_path, training__micro_batch_size=m, grpo__length_weighting=how, training__max_steps=1)
         for m in (8, 3, 1)
     ]
     for other in runs[1:]:
@@ -70,7 +47,7 @@ def test_step_equivalence(tmp_path, llama, how):
 def test_steps_minibatches_and_inner_epochs(tmp_path, llama):
     """max_steps counts optimiser steps; every rollout gives minibatches × inner_epochs of them, on the same rewards."""
     result = run(
-        tmp_path, llama, training__max_steps=5, grpo__minibatches=2, grpo__inner_epochs=2, training__learning_rate=1e-2
+        llama, tmp_path, training__max_steps=5, grpo__minibatches=2, grpo__inner_epochs=2, training__learning_rate=1e-2
     )
     rewards = metric(result, "reward")
     assert len(rewards) == 5 and len(set(rewards[:4])) == 1 and rewards[4] != rewards[0]
@@ -82,7 +59,7 @@ def test_steps_minibatches_and_inner_epochs(tmp_path, llama):
 
 
 def test_epochs_count_passes_over_the_prompts(tmp_path, llama):
-    result = run(tmp_path, llama, training__max_steps=None, training__epochs=2)
+    result = run(llama, tmp_path, training__max_steps=None, training__epochs=2)
     assert len(result.metrics) == 6  # 7 prompts, 2 a rollout: 3 whole rollouts a pass
 
 
@@ -92,7 +69,7 @@ def test_sampled_ids_reach_the_loss_without_being_tokenised_again(tmp_path, llam
     real_sample, real_lay_out = grpo.sample_own, grpo.lay_out
     monkeypatch.setattr(grpo, "sample_own", lambda *a, **k: rollouts.append(real_sample(*a, **k)) or rollouts[-1])
     monkeypatch.setattr(grpo, "lay_out", lambda a, p: trained.extend(a) or real_lay_out(a, p))
-    run(tmp_path, llama, training__max_steps=1, grpo__kl_coef=0.0)
+    run(llama, tmp_path, training__max_steps=1, grpo__kl_coef=0.0)
     (rollout,) = rollouts
     assert isinstance(rollout, sampling.Rollout)
     expected = sorted(p + c for p, c in zip(rollout.prompt_ids, rollout.completion_ids, strict=True))
@@ -108,15 +85,15 @@ def test_preflight_refuses_a_sampler_that_disagrees(tmp_path, llama, monkeypatch
 
     monkeypatch.setattr(sampling, "sample", hot)
     with pytest.raises(UserError, match="preflight: sampler and trainer disagree"):
-        run(tmp_path, llama)
+        run(llama, tmp_path)
 
 
 def test_mask_truncated_takes_rows_out_of_the_loss_but_not_out_of_the_baseline(tmp_path, llama, monkeypatch):
     monkeypatch.setattr(
         grpo.template, "stop_ids", lambda tokenizer: list(range(100, 200))
     )  # a random model ends about a third
-    everything = run(tmp_path, llama, training__max_steps=1, grpo__max_new_tokens=2).metrics[0]
-    masked = run(tmp_path, llama, training__max_steps=1, grpo__max_new_tokens=2, grpo__mask_truncated=True).metrics[0]
+    everything = run(llama, tmp_path, training__max_steps=1, grpo__max_new_tokens=2).metrics[0]
+    masked = run(llama, tmp_path, training__max_steps=1, grpo__max_new_tokens=2, grpo__mask_truncated=True).metrics[0]
     assert 0 < masked["finished"] < 1
     assert everything["reward"] == masked["reward"] and everything["grad_norm"] != pytest.approx(
         masked["grad_norm"], rel=1e-3
@@ -125,7 +102,7 @@ def test_mask_truncated_takes_rows_out_of_the_loss_but_not_out_of_the_baseline(t
 
 def test_all_groups_dead_is_a_warning_that_says_why(tmp_path, llama, capfd):
     result = run(
-        tmp_path, llama, reward=lambda completions: [0.0] * len(completions), training__max_steps=1, grpo__kl_coef=0.0
+        llama, tmp_path, reward=lambda completions: [0.0] * len(completions), training__max_steps=1, grpo__kl_coef=0.0
     )
     assert metric(result, "dead_groups") == [1.0] and metric(result, "grad_norm") == [0.0]
     assert "every group of the first rollout is dead" in capfd.readouterr().err
@@ -138,21 +115,21 @@ def test_rewards_get_their_rows_columns_and_the_parse_failures_are_counted(tmp_p
         seen.append((answer, prompts))
         return [float(i) for i in range(len(completions))]
 
-    run(tmp_path, llama, reward=reward, training__max_steps=1)
+    run(llama, tmp_path, reward=reward, training__max_steps=1)
     answers, prompts = seen[0]
     for i in range(0, 8, 4):  # groups of four share their row
         assert len(set(answers[i : i + 4])) == 1
         assert prompts[i].startswith(f"Question {answers[i]}?")
-    result = grpo.train(config(tmp_path, llama, training__max_steps=1), rows=ROWS)
+    result = run(llama, tmp_path, reward=None, training__max_steps=1)
     assert metric(result, "parse_failures") == [1.0]  # a random model never writes ####
 
 
 def test_variants_of_the_config_change_the_gradient(tmp_path, llama):
-    plain = run(tmp_path, llama, training__max_steps=1)
-    loo = run(tmp_path, llama, grpo__advantage="leave_one_out", grpo__advantage_scale="none", training__max_steps=1)
-    unscaled = run(tmp_path, llama, grpo__advantage_scale="none", grpo__clip_high=0.28, training__max_steps=1)
+    plain = run(llama, tmp_path, training__max_steps=1)
+    loo = run(llama, tmp_path, grpo__advantage="leave_one_out", grpo__advantage_scale="none", training__max_steps=1)
+    unscaled = run(llama, tmp_path, grpo__advantage_scale="none", grpo__clip_high=0.28, training__max_steps=1)
     two = run(
-        tmp_path, llama, reward=[even_tokens, lambda completions: [0.5] * len(completions)], training__max_steps=1
+        llama, tmp_path, reward=[even_tokens, lambda completions: [0.5] * len(completions)], training__max_steps=1
     )
     # on the first step KL is 0, so only the advantages matter: leave-one-out is the unscaled one times G / (G − 1) = 4/3
     assert metric(loo, "grad_norm")[0] == pytest.approx(4 / 3 * metric(unscaled, "grad_norm")[0], rel=1e-4)
@@ -164,14 +141,14 @@ def test_variants_of_the_config_change_the_gradient(tmp_path, llama):
 
 @pytest.mark.parametrize("estimator", ["k3", "k2"])
 def test_kl_estimators_run(tmp_path, llama, estimator):
-    assert len(run(tmp_path, llama, grpo__kl_estimator=estimator).metrics) == 3
+    assert len(run(llama, tmp_path, grpo__kl_estimator=estimator).metrics) == 3
 
 
 @pytest.mark.parametrize("adapter", ["none", "lora"])
 def test_checkpointing_and_lora(tmp_path, llama, adapter):
     """Gradient checkpointing needs train mode, sampling needs the cache: both in one run, with the same numbers."""
     off, on = (
-        run(tmp_path, llama, model__adapter=adapter, model__gradient_checkpointing=c, training__max_steps=2)
+        run(llama, tmp_path, model__adapter=adapter, model__gradient_checkpointing=c, training__max_steps=2)
         for c in (False, True)
     )
     for name in ("loss", "grad_norm", "reward"):
@@ -180,37 +157,39 @@ def test_checkpointing_and_lora(tmp_path, llama, adapter):
 
 
 def test_gpt2_with_dropout_in_its_config(tmp_path):
-    result = run(tmp_path, folder(tmp_path / "gpt2", "gpt2"))
+    result = run(tiny_folder(tmp_path / "gpt2", "gpt2"), tmp_path)
     assert metric(result, "kl")[0] == pytest.approx(0, abs=1e-6)
 
 
 def test_bf16(tmp_path, llama):
     for adapter in ("none", "lora"):
-        result = run(tmp_path, llama, model__dtype="bfloat16", model__adapter=adapter, output__samples=2)
+        result = run(llama, tmp_path, model__dtype="bfloat16", model__adapter=adapter, output__samples=2)
         assert len(result.metrics) == 3
 
 
+@pytest.mark.draws
 def test_held_out_reward(tmp_path, llama):
-    result = run(tmp_path, llama, data__validation_split=0.3, training__eval_every=2)
+    result = run(llama, tmp_path, data__validation_split=0.3, training__eval_every=2)
     assert (
         "reward_held_out" in result.metrics[1]
         and "reward_held_out" in result.metrics[-1]
         and "reward_held_out" not in result.metrics[0]
     )
+    assert (tmp_path / "run/curves.png").stat().st_size > 10_000
 
 
 def test_the_same_seed_gives_the_same_run_and_another_does_not(tmp_path, llama):
-    a, b, c = (run(tmp_path, llama, training__seed=s) for s in (0, 0, 1))
+    a, b, c = (run(llama, tmp_path, training__seed=s) for s in (0, 0, 1))
     assert metric(a, "loss") == metric(b, "loss") and metric(a, "reward") != metric(c, "reward")
 
 
 def test_refusals(tmp_path, llama):
     with pytest.raises(UserError, match="leaves no room for a prompt"):
-        run(tmp_path, llama, grpo__max_new_tokens=256)
+        run(llama, tmp_path, grpo__max_new_tokens=256)
     with pytest.raises(UserError, match="asks for level"):
-        run(tmp_path, llama, reward=lambda completions, level: [])
+        run(llama, tmp_path, reward=lambda completions, level: [])
     with pytest.raises(UserError, match="rows, row 1: the reward 'answer' needs a column `answer`"):
-        grpo.train(config(tmp_path, llama), rows=[{"prompt": "x"}])
+        run(llama, tmp_path, rows=[{"prompt": "x"}], reward=None)
 
 
 def test_a_reward_written_for_trl_gets_what_trl_gives(tmp_path, llama):
@@ -222,7 +201,7 @@ def test_a_reward_written_for_trl_gets_what_trl_gives(tmp_path, llama):
         return [0.0 if len(c[0]["content"]) % 2 else 1.0 for c in completions]
 
     rows = [{"prompt": [{"role": "user", "content": f"Question {i}?"}], "answer": str(i), "level": i} for i in range(4)]
-    grpo.train(config(tmp_path, llama, training__max_steps=1), rows=rows, reward=conversational)
+    run(llama, tmp_path, rows=rows, reward=conversational, training__max_steps=1)
     prompts, completions, answer, columns = seen[0]
     assert all(set(c[0]) == {"role", "content"} and c[0]["role"] == "assistant" for c in completions)
     assert prompts[0] == [{"role": "user", "content": f"Question {answer[0]}?"}] and columns["level"][0] == int(
@@ -231,12 +210,14 @@ def test_a_reward_written_for_trl_gets_what_trl_gives(tmp_path, llama):
     assert len(columns["completion_ids"]) == len(completions)
 
     strings = []
-    grpo.train(
-        config(tmp_path, llama, training__max_steps=1),
+    run(
+        llama,
+        tmp_path,
         rows=[{"prompt": f"Question {i}?"} for i in range(4)],
         reward=lambda prompts, completions: (
             strings.extend([*prompts, *completions]) or [float(i) for i in range(len(completions))]
         ),
+        training__max_steps=1,
     )
     assert all(isinstance(s, str) for s in strings) and strings[0].startswith("Question")
 
@@ -253,8 +234,8 @@ def test_several_rewards_by_import_path_with_weights_and_abstentions(tmp_path, l
         "training__max_steps": 1,
         "grpo__prompts_per_step": 4,
     }
-    plain = grpo.train(config(tmp_path, llama, **both | {"grpo__reward": "my_rewards:length"}), rows=rows)
-    weighted = grpo.train(config(tmp_path, llama, grpo__reward_weights=[1.0, 4.0], **both), rows=rows)
+    plain = run(llama, tmp_path, rows=rows, reward=None, **both | {"grpo__reward": "my_rewards:length"})
+    weighted = run(llama, tmp_path, rows=rows, reward=None, grpo__reward_weights=[1.0, 4.0], **both)
     # half of the rows get 4 × 1, the others nothing: 2 more on average
     assert metric(weighted, "reward")[0] == pytest.approx(metric(plain, "reward")[0] + 2.0, abs=1e-5)
     assert (
@@ -262,7 +243,7 @@ def test_several_rewards_by_import_path_with_weights_and_abstentions(tmp_path, l
         and metric(weighted, "reward/shy")[0] == 1.0
     )
     with pytest.raises(UserError, match="every reward function returned None"):
-        grpo.train(config(tmp_path, llama, **both | {"grpo__reward": "my_rewards:shy"}), rows=rows)
+        run(llama, tmp_path, rows=rows, reward=None, **both | {"grpo__reward": "my_rewards:shy"})
 
 
 def test_a_stream_of_prompts(tmp_path, llama):
@@ -271,10 +252,10 @@ def test_a_stream_of_prompts(tmp_path, llama):
         "data__streaming": True,
         "training__max_steps": 7,
     }
-    result = grpo.train(config(tmp_path, llama, **stream), reward=even_tokens)
+    result = run(llama, tmp_path, rows=None, **stream)
     assert len(result.metrics) == 7  # 12 prompts, 2 a rollout: over the end of the stream and on
     with pytest.raises(UserError, match=r"fewer prompts than grpo.prompts_per_step = 20"):
-        grpo.train(config(tmp_path, llama, **stream, grpo__prompts_per_step=20), reward=even_tokens)
+        run(llama, tmp_path, rows=None, **stream, grpo__prompts_per_step=20)
 
 
 def test_a_bad_answer_is_named_before_anything_is_sampled(tmp_path, llama):
@@ -282,15 +263,12 @@ def test_a_bad_answer_is_named_before_anything_is_sampled(tmp_path, llama):
         {"prompt": "Question?", "answer": True}
     ]
     with pytest.raises(UserError, match="rows, row 6: reward 'answer': the column `answer` must hold a number"):
-        grpo.train(config(tmp_path, llama), rows=rows)
+        run(llama, tmp_path, rows=rows, reward=None)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_question_that_is_the_prompt_is_still_a_column(tmp_path, llama):
     asked = []
     rows = [{"question": f"Question {i}?"} for i in range(4)]
-    grpo.train(
-        config(tmp_path, llama, training__max_steps=1), rows=rows,
-        reward=lambda completions, question: asked.extend(question) or [float(i) for i in range(len(completions))],
-    )  # fmt: skip
+    run(llama, tmp_path, rows=rows, reward=lambda completions, question: asked.extend(question) or [float(i) for i in range(len(completions))], training__max_steps=1)  # fmt: skip
     assert asked[0].startswith("Question")

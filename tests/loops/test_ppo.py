@@ -1,56 +1,30 @@
 """PPO: masks and endings, the whole step's statistics, refusals; and that it learns."""
 
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
-from small import bytelevel_tokenizer, folder, sentencepiece_tokenizer
+from kit import bytelevel_tokenizer, even_tokens, metric, run_loop, sentencepiece_tokenizer, small_config, tiny_folder
 
 from loops import ppo, reward
 from posttrain import ROOT, models
 from posttrain.config import load
 from posttrain.errors import UserError
-from posttrain.models import scalar
-from posttrain.models.scalar import ActorCritic
 from posttrain.rollouts import sampling
 from posttrain.rollouts.answers import Answer
-from posttrain.tokens.batch import Example, collate
+from posttrain.tokens.batch import Example
 
 ROWS = [{"prompt": f"Question {i}?" + " Hm." * (i % 3), "answer": str(i)} for i in range(8)]
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory):
-    return folder(tmp_path_factory.mktemp("llama"))
-
-
-def even_tokens(completion_ids):
-    return [sum(t % 2 == 0 for t in ids) / len(ids) for ids in completion_ids]
-
-
-def config(tmp_path, name, **overrides):
-    fixed = {
-        "model.name": name, "output.dir": str(tmp_path / "run"), "output.overwrite": True, "output.samples": 0, "training.max_steps": 4,
-        "training.micro_batch_size": 8, "data.validation_split": 0, "training.eval_every": None, "training.learning_rate": 1e-3, "training.warmup_steps": 0, "ppo.prompts_per_step": 8,
-        "ppo.minibatches": 2, "ppo.inner_epochs": 2, "ppo.max_new_tokens": 6, "ppo.kl_coef": 0.05,
-    }  # fmt: skip
-    return load(ROOT / "configs/ppo_tiny.yaml", fixed | {k.replace("__", "."): v for k, v in overrides.items()})
-
-
-def run(tmp_path, name, reward=even_tokens, **overrides):
-    return ppo.train(config(tmp_path, name, **overrides), rows=ROWS, reward=reward)
-
-
-def metric(result, name):
-    return [m[name] for m in result.metrics]
+config, run = partial(small_config, "ppo"), partial(run_loop, ppo, rows=ROWS, reward=even_tokens)
 
 
 @pytest.mark.parametrize("critic", ["separate", "shared"])
 @pytest.mark.parametrize("adapter", ["none", "lora"])
 def test_it_runs_and_every_trainable_tensor_moves(tmp_path, llama, critic, adapter):
     before = dict(models.load(llama)[0].named_parameters())
-    result = run(tmp_path, llama, ppo__critic=critic, model__adapter=adapter)
+    result = run(llama, tmp_path, ppo__critic=critic, model__adapter=adapter)
     first, last = result.metrics[0], result.metrics[-1]
     assert first["kl"] == pytest.approx(0, abs=1e-6) and last["kl"] > 1e-6
     assert first["ratio"] == pytest.approx(1, abs=1e-5) and first["value"] == 0.0  # the head starts at 0
@@ -68,29 +42,13 @@ def test_it_runs_and_every_trainable_tensor_moves(tmp_path, llama, critic, adapt
 def test_step_equivalence(tmp_path, llama, critic):
     """Micro-batches of 8, 3 and 1: the same losses, gradients and values; advantages are whitened over the whole rollout."""
     runs = [
-        run(tmp_path, llama, ppo__critic=critic, training__micro_batch_size=m, training__max_steps=1) for m in (8, 3, 1)
+        run(llama, tmp_path, ppo__critic=critic, training__micro_batch_size=m, training__max_steps=1) for m in (8, 3, 1)
     ]
     for other in runs[1:]:
         for name in ("loss", "policy_loss", "value_loss", "grad_norm", "kl", "explained_variance", "return"):
             assert metric(other, name) == pytest.approx(metric(runs[0], name), abs=3e-6), name
     parts = runs[2].metrics[0]
     assert parts["loss"] == pytest.approx(parts["policy_loss"] + 0.5 * parts["value_loss"], abs=1e-6)
-
-
-def test_an_ending_counts_once():
-    made = load(ROOT / "configs/ppo_tiny.yaml").ppo
-    scores, finished = [1.0, 0.5], [True, False]
-    # the score, and nothing follows
-    assert ppo.end_once(scores, finished, made)[0].tolist() == [1.0, 0.5] and ppo.end_once(scores, finished, made)[
-        1
-    ] == [False, False]
-    penalty = made.model_copy(update={"truncation_penalty": -2.0})
-    assert ppo.end_once(scores, finished, penalty)[0].tolist() == [1.0, -2.0]
-    # or no score, and the value of the last state
-    bootstrap = made.model_copy(update={"truncated": "bootstrap"})
-    assert ppo.end_once(scores, finished, bootstrap)[0].tolist() == [1.0, 0.0] and ppo.end_once(
-        scores, finished, bootstrap
-    )[1] == [False, True]
 
 
 def one_process(**changes):
@@ -132,8 +90,8 @@ def test_kl_is_paid_in_the_reward_token_by_token():
 
 
 def test_kl_in_the_loss_instead(tmp_path, llama):
-    result = run(tmp_path, llama, ppo__kl_coef=0.0, ppo__kl_loss_coef=0.1)
-    free = run(tmp_path, llama, ppo__kl_coef=0.0)
+    result = run(llama, tmp_path, ppo__kl_coef=0.0, ppo__kl_loss_coef=0.1)
+    free = run(llama, tmp_path, ppo__kl_coef=0.0)
     assert "kl" in result.metrics[0] and "kl" not in free.metrics[0]  # without a coefficient no reference is kept
     assert metric(result, "grad_norm")[0] == pytest.approx(
         metric(free, "grad_norm")[0], abs=1e-6
@@ -142,13 +100,14 @@ def test_kl_in_the_loss_instead(tmp_path, llama):
 
 
 def test_the_coefficient_follows_its_target(tmp_path, llama):
-    low = run(tmp_path, llama, ppo__kl_target=1e-9, training__max_steps=12, training__learning_rate=1e-2)
-    high = run(tmp_path, llama, ppo__kl_target=100.0, training__max_steps=12, training__learning_rate=1e-2)
+    low = run(llama, tmp_path, ppo__kl_target=1e-9, training__max_steps=12, training__learning_rate=1e-2)
+    high = run(llama, tmp_path, ppo__kl_target=100.0, training__max_steps=12, training__learning_rate=1e-2)
     # at most 2 % a rollout: three rollouts of four steps, changed after the first (KL 0 is below any target) and the second
     assert metric(high, "kl_coef")[0] == 0.05 and metric(high, "kl_coef")[-1] == pytest.approx(0.05 * 0.98**2)
     assert metric(low, "kl_coef")[-1] == pytest.approx(0.05 * 0.98 * 1.02)
 
 
+@pytest.mark.draws
 def test_a_reward_model_scores_what_was_sampled(tmp_path, llama):
     made = load(ROOT / "configs/reward_tiny.yaml", {
         "model.name": llama, "output.dir": str(tmp_path / "rm"), "data.validation_split": 0, "training.eval_every": None, "output.samples": 0,
@@ -161,27 +120,16 @@ def test_a_reward_model_scores_what_was_sampled(tmp_path, llama):
         "ppo__watch": "answer",
         "training__max_steps": 1,
     }
-    result = ppo.train(config(tmp_path, llama, **keys), rows=ROWS)
+    result = run(llama, tmp_path, reward=None, **keys)
     assert result.metrics[0]["watched/answer"] == 0.0 and abs(result.metrics[0]["reward"]) > 1e-4
-    held_out = ppo.train(
-        config(tmp_path, llama, **keys, data__validation_split=0.25, training__eval_every=1), rows=[*ROWS, *ROWS]
+    assert (tmp_path / "run/curves.png").stat().st_size > 10_000
+    held_out = run(
+        llama, tmp_path, rows=[*ROWS, *ROWS], reward=None, **keys, data__validation_split=0.25, training__eval_every=1
     )
     assert {"reward_held_out", "watched/answer_held_out"} <= set(held_out.metrics[0])
-    other = folder(tmp_path / "other", tokenizer=sentencepiece_tokenizer())
+    other = tiny_folder(tmp_path / "other", tokenizer=sentencepiece_tokenizer())
     with pytest.raises(UserError, match="has another vocabulary than the policy"):
-        ppo.train(config(tmp_path, other, **keys), rows=ROWS)
-
-
-def test_values_stand_before_their_tokens(llama):
-    """values[:, t] has read tokens 0 … t: changing a later token does not change it."""
-    causal = models.load(llama)[0]
-    critic = scalar.CompletionScores(scalar.as_scorer(models.load(llama)[0]).eval())
-    torch.nn.init.normal_(critic.head.weight, generator=torch.Generator().manual_seed(0))
-    both = ActorCritic(models.CompletionLogps(causal.eval()), critic)
-    a, b = (both(collate([Example.of([20, 21], [30, x])], 0))[2] for x in (31, 32))
-    assert torch.equal(a[:, :3], b[:, :3]) and not torch.equal(a[:, 3], b[:, 3]) and a.shape == (1, 4)
-    padded = both(collate([Example.of([20, 21], [30, 31]), Example.of([20], [30] * 9)], 0))[2]
-    torch.testing.assert_close(padded[:1, :4], a, atol=1e-5, rtol=0)
+        run(other, tmp_path, reward=None, **keys)
 
 
 def test_it_learns_what_is_rewarded(tmp_path, llama):
@@ -193,7 +141,7 @@ def test_it_learns_what_is_rewarded(tmp_path, llama):
         "ppo__kl_coef": 0.0,
         "ppo__prompts_per_step": 32,
     }
-    result = ppo.train(config(tmp_path, llama, **keys), rows=ROWS * 4, reward=even_tokens)
+    result = run(llama, tmp_path, rows=ROWS * 4, **keys)
     rewards = metric(result, "reward")
     assert sum(rewards[-10:]) / 10 > sum(rewards[:6]) / 6 + 0.2
 
@@ -202,33 +150,13 @@ def test_preflight_refuses_a_sampler_that_disagrees(tmp_path, llama, monkeypatch
     real = sampling.sample
     monkeypatch.setattr(sampling, "sample", lambda *a, **k: real(*a, **(k | {"temperature": 1.5})))
     with pytest.raises(UserError, match="preflight: sampler and trainer disagree"):
-        run(tmp_path, llama)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"ppo__kl_coef": 0.1, "ppo__kl_loss_coef": 0.1}, "the KL would be paid twice"),
-        ({"ppo__reward": None}, "give either reward .* not neither"),
-        ({"ppo__reward_model": "x"}, "give either reward .* not both"),
-        ({"ppo__truncated": "bootstrap", "ppo__truncation_penalty": -1.0}, "would count the ending twice"),
-        ({"ppo__kl_coef": 0.0, "ppo__kl_target": 0.1}, "kl_target needs a kl_coef"),
-        ({"model__adapter": "lora", "model__adapter_path": "x"}, "critic: separate starts from model.name"),
-        ({"ppo__prompts_per_step": 7}, "does not divide the 7 answers"),
-        ({"training__batch_size": 5}, "= 4 per optimiser step"),
-        ({"ppo__top_p": 0.9}, "top_p.*is refused in RL"),
-    ],
-)
-def test_keys_that_cannot_be(tmp_path, llama, changes, message):
-    with pytest.raises(UserError, match=message):
-        config(tmp_path, llama, **changes)
+        run(llama, tmp_path)
 
 
 def test_the_critic_does_not_throttle_the_policy(tmp_path, llama):
     """Rewards a hundred times as large: whitened advantages are the same, so the policy's update must be, too."""
     first = [
-        run(tmp_path, llama, reward=lambda completion_ids, scale=scale: [scale * x for x in even_tokens(completion_ids)],
-            training__max_steps=1, ppo__kl_coef=0.0, ppo__minibatches=1)
+        run(llama, tmp_path, reward=lambda completion_ids, scale=scale: [scale * x for x in even_tokens(completion_ids)], training__max_steps=1, ppo__kl_coef=0.0, ppo__minibatches=1)
         for scale in (1, 100)
     ]  # fmt: skip
     small, large = (r.metrics[0] for r in first)
@@ -242,11 +170,11 @@ def test_the_reward_model_is_not_overwritten(tmp_path, llama):
     (tmp_path / "run" / "model").mkdir(parents=True)
     keys = {"ppo__reward": None, "ppo__reward_model": str(tmp_path / "run" / "model")}
     with pytest.raises(UserError, match=r"ppo.reward_model .* lies in the run folder"):
-        ppo.train(config(tmp_path, llama, **keys), rows=ROWS)
+        run(llama, tmp_path, reward=None, **keys)
 
 
 def test_a_tokenizer_with_one_special_token_and_a_projected_head(tmp_path):
     tokenizer = bytelevel_tokenizer(None, pad=None, eos="<|endoftext|>")
-    name = folder(tmp_path / "m", "opt", tokenizer, word_embed_proj_dim=16)
+    name = tiny_folder(tmp_path / "m", "opt", tokenizer, word_embed_proj_dim=16)
     for critic in ("separate", "shared"):
-        assert len(run(tmp_path, name, ppo__critic=critic, training__max_steps=1).metrics) == 1
+        assert len(run(name, tmp_path, ppo__critic=critic, training__max_steps=1).metrics) == 1

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import folder
+from kit import environment, tiny_folder
 
 from posttrain import ROOT
 
@@ -29,17 +29,16 @@ def run(out, processes, *arguments):
             str(processes),
             SCRIPT,
         ]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     method, model, adapter = arguments
     done = subprocess.run(
-        [*start, method, model, str(out), adapter], env=environment, capture_output=True, text=True, timeout=240
+        [*start, method, model, str(out), adapter], env=environment(), capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((out / "metrics.json").read_text()), torch.load(out / "weights.pt")
 
 
 def assert_same(tmp_path, method, adapter):
-    model = folder(tmp_path / "m")
+    model = tiny_folder(tmp_path / "m")
     one, two = (run(tmp_path / str(n), n, method, model, adapter) for n in (1, 2))
     assert len(one[0]) == len(two[0]) == 4
     for a, b in zip(one[0], two[0], strict=True):
@@ -68,57 +67,17 @@ def test_all_loops(tmp_path, method, adapter):
 
 def test_a_world_size_that_disagrees_is_refused(tmp_path):
     out = subprocess.run(
-        [sys.executable, "-m", "loops.sft", "--config", "configs/sft_tiny.yaml", "--model.name", folder(tmp_path / "m"), "--output.dir", str(tmp_path / "run")],
+        [sys.executable, "-m", "loops.sft", "--config", "configs/sft_tiny.yaml", "--model.name", tiny_folder(tmp_path / "m"), "--output.dir", str(tmp_path / "run")],
         cwd=ROOT, env=os.environ | {"WORLD_SIZE": "2"}, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert out.returncode == 1 and "Traceback" not in out.stderr
     assert "WORLD_SIZE=2" in out.stderr
 
 
-def test_processes_that_do_not_see_each_other_are_refused(tmp_path, monkeypatch):
-    """Two trainings that each believe to be alone would overwrite each other's folder."""
-    from posttrain.config import load
-    from posttrain.errors import UserError
-    from posttrain.run import launch, training
-
-    real = launch.Accelerator
-
-    def alone(cpu, mixed_precision, kwargs_handlers):
-        monkeypatch.delenv("WORLD_SIZE")
-        made = real(cpu=cpu, mixed_precision=mixed_precision)
-        monkeypatch.setenv("WORLD_SIZE", "2")
-        return made
-
-    monkeypatch.setattr(launch, "Accelerator", alone)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    launch.AcceleratorState._reset_state(reset_partial_state=True)
-    with pytest.raises(UserError, match="WORLD_SIZE is 2, but Accelerate sees 1 process"):
-        training.Run(load(ROOT / "configs/sft_tiny.yaml", {"output.dir": str(tmp_path / "run")}))
-
-
-@pytest.mark.parametrize(
-    ("environment", "message"),
-    [
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "use FSDP2"),
-        ({"ACCELERATE_USE_FSDP": "true"}, "on a CPU Accelerate trains with DDP instead"),
-        ({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}, "starts one and says nothing: use torchrun"),
-    ],
-)
-def test_launchers_that_would_do_something_else_are_refused(tmp_path, monkeypatch, environment, message):
-    from posttrain.config import load
-    from posttrain.errors import UserError
-    from posttrain.run.training import Run
-
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=message):
-        Run(load(ROOT / "configs/sft_tiny.yaml", {"output.dir": str(tmp_path / "run")}))
-
-
-def launch(*arguments, start=("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"), **environment):
+def launch(*arguments, start=("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")):
     return subprocess.run(
         [sys.executable, *start, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=240,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CI": "1"} | environment,
+        env=environment(),
     )  # fmt: skip
 
 
@@ -133,7 +92,7 @@ def test_accelerate_launch_on_a_cpu_is_refused(tmp_path):
 @pytest.mark.long
 def test_torchrun_as_the_readme_has_it(tmp_path):
     """7 rows, 2 processes: every row once an epoch; and the main process alone speaks."""
-    model, data = folder(tmp_path / "m"), tmp_path / "rows.jsonl"
+    model, data = tiny_folder(tmp_path / "m"), tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps({"prompt": f"{i}?", "completion": "Yes." * (i + 1)}) + "\n" for i in range(7)))
     more = ["--model.name", model, "--data.name", data, "--training.batch_size", "4", "--training.micro_batch_size", "1",
             "--training.epochs", "2"]  # fmt: skip
@@ -159,7 +118,7 @@ def test_a_process_that_dies_ends_the_run(tmp_path, how):
     script.write_text(
         f"""
 import os, signal, sys
-sys.path[:0] = {[str(ROOT), str(Path(__file__).parent)]!r}
+sys.path.insert(0, {str(Path(__file__).parent)!r})
 from posttrain.run.training import Run
 log = Run.log
 def dying(self, extra):
@@ -169,7 +128,7 @@ def dying(self, extra):
     return row
 Run.log = dying
 import two_processes
-two_processes.main("sft", {folder(tmp_path / "m")!r}, {str(tmp_path)!r}, "none")
+two_processes.main("sft", {tiny_folder(tmp_path / "m")!r}, {str(tmp_path)!r}, "none")
 """
     )
     started = time.perf_counter()
@@ -180,11 +139,3 @@ two_processes.main("sft", {folder(tmp_path / "m")!r}, {str(tmp_path)!r}, "none")
         not (tmp_path / "run" / "model").exists()
         and len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 2
     )
-
-
-def test_the_accelerate_configs_are_what_accelerate_reads():
-    from accelerate.commands.config.config_args import load_config_from_file
-
-    ddp, fsdp = (load_config_from_file(str(ROOT / f"configs/accelerate/{name}.yaml")) for name in ("ddp", "fsdp2"))
-    assert str(ddp.distributed_type).endswith("MULTI_GPU") and str(fsdp.distributed_type).endswith("FSDP")
-    assert fsdp.fsdp_config["fsdp_version"] == 2 and ddp.num_processes == fsdp.num_processes == 2

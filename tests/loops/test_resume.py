@@ -1,44 +1,60 @@
 """A run that is killed by SIGKILL and resumed equals one that was not, bit for bit (weights, optimiser, every metric)."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from small import family, folder
-
-from posttrain import ROOT
+from kit import environment, tiny_family, tiny_folder
 
 SCRIPT = Path(__file__).with_name("killed.py")
 ALL = ["sft", "sft-lora", "sft-8bit-optimizer", "sft-packed", "sft-stream", "sft-best", "dpo", "dpo-lora", "reward", "reward-lora", "grpo", "ppo", "ppo-shared"]  # fmt: skip
 LOOPS = ["sft", "dpo", "reward", "grpo", "ppo"]
 
 
-def trial(tmp_path, case, *kills):
-    model = family(tmp_path / "m", "gpt2") if case == "sft" else folder(tmp_path / "m")  # gpt2: dropout 0.1 everywhere
+def trials(folder, wanted):
+    """{case: {kill: what became of it}} of {case: kills}, in one process."""
+    made = {}
+    for case, kills in wanted.items():  # gpt2: dropout 0.1 everywhere
+        made[case] = (
+            (tiny_family if case == "sft" else tiny_folder)(
+                folder / f"model-{case}", "gpt2" if case == "sft" else "llama"
+            ),
+            kills,
+        )
     done = subprocess.run(
-        [sys.executable, SCRIPT, case, model, tmp_path / "runs", *kills],
-        env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", "CI": "1"},
-        capture_output=True,
-        text=True,
-        timeout=550,
-    )
+        [sys.executable, SCRIPT, folder / "runs", json.dumps(made)], env=environment(), capture_output=True, text=True, timeout=550,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    report = json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1]), done.stderr
+
+
+def checked(report, kills, said):
+    """Every trial of a case was resumed to its end, and differs in nothing from the run that was not killed."""
+    assert isinstance(report, dict), report  # else the traceback of what went wrong
     assert list(report) == list(kills)
     for how, found in report.items():
-        assert found["exit"] == 0, (how, done.stderr[-3000:])
+        assert found["exit"] == 0, (how, said[-3000:])
         assert found["differences"] == [], (how, found)
     return report
 
 
+def trial(tmp_path, case, *kills):
+    reports, said = trials(tmp_path, {case: kills})
+    return checked(reports[case], kills, said)
+
+
+@pytest.fixture(scope="module")
+def killed_at_step_5(tmp_path_factory):
+    return trials(tmp_path_factory.mktemp("killed"), {case: ["step:5"] for case in LOOPS})
+
+
 @pytest.mark.parametrize("case", LOOPS)
-def test_ten_steps_are_five_killed_and_resumed(tmp_path, case):
+def test_ten_steps_are_five_killed_and_resumed(killed_at_step_5, case):
     """save_every 3: killed when step 5 was logged, so steps 4 and 5 are computed again, in the middle of an epoch or rollout."""
-    report = trial(tmp_path, case, "step:5")
-    assert report["step:5"]["checkpoints"] == [3]
+    reports, said = killed_at_step_5
+    assert checked(reports[case], ["step:5"], said)["step:5"]["checkpoints"] == [3]
 
 
 @pytest.mark.long

@@ -1,10 +1,11 @@
 """The reward loop: scores by length, the same in the plain library, learned from pairs and from right and wrong."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
-from small import CHATML, FAMILIES, bytelevel_tokenizer, family, folder
+from kit import CHATML, FAMILIES, bytelevel_tokenizer, run_loop, small_config, tiny_family, tiny_folder
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from loops import reward
@@ -14,7 +15,7 @@ from posttrain.data.rows import load_rows
 from posttrain.errors import UserError
 from posttrain.models import scalar
 from posttrain.tokens import template
-from posttrain.tokens.batch import Batch, Example, collate
+from posttrain.tokens.batch import collate
 from posttrain.tokens.examples import pairs
 
 ROWS = [
@@ -30,19 +31,7 @@ LABELS = [
     for i in range(1, 8)
 ]
 LN2 = 0.693147
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory):
-    return folder(tmp_path_factory.mktemp("llama"))
-
-
-def config(tmp_path, name, **overrides):
-    fixed = {
-        "model.name": name, "output.dir": str(tmp_path / "run"), "output.overwrite": True, "training.batch_size": 4, "data.validation_split": 0,
-        "training.learning_rate": 1e-3, "training.epochs": 1, "training.warmup_steps": 0, "training.eval_every": None, "output.samples": 0,
-    }  # fmt: skip
-    return load(ROOT / "configs/reward_tiny.yaml", fixed | {k.replace("__", "."): v for k, v in overrides.items()})
+config, run = partial(small_config, "reward"), partial(run_loop, reward, rows=ROWS)
 
 
 def batch_of(tokenizer, rows=ROWS):
@@ -65,8 +54,8 @@ def test_every_architecture_and_the_plain_librarys_own_forward(tmp_path, kind, h
     wide = {} if how != "4bit" else {"gpt2": {"n_embd": 64}, "opt": {"hidden_size": 64, "ffn_dim": 128, "word_embed_proj_dim": 64}}.get(
         kind, {"hidden_size": 64, "intermediate_size": 128}
     )  # fmt: skip
-    name = family(tmp_path / "m", kind, **wide)
-    result = reward.train(config(tmp_path, name, training__epochs=2, **HOW[how]), rows=ROWS)
+    name = tiny_family(tmp_path / "m", kind, **wide)
+    result = run(name, tmp_path, training__epochs=2, **HOW[how])
     assert result.metrics[0]["loss"] == pytest.approx(LN2, abs=1e-4) and result.metrics[-1]["loss"] != pytest.approx(
         LN2, abs=1e-4
     )
@@ -96,39 +85,13 @@ def test_every_architecture_and_the_plain_librarys_own_forward(tmp_path, kind, h
     torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-4)
 
 
-def test_a_score_does_not_depend_on_padding_nor_on_pad_equal_to_eos(llama):
-    from posttrain import models
-
-    causal, tokenizer, _ = models.load(llama)
-    made = scalar.as_scorer(causal)
-    torch.nn.init.normal_(made.score.weight, generator=torch.Generator().manual_seed(0))
-    scores = scalar.CompletionScores(made.eval())
-    end = tokenizer.eos_token_id
-    example = Example.of([20, 21, 22], [30, 31, end])
-    alone = scores(collate([example], end))
-    for pad in (end, 0, 31):
-        wide = Example.of([20] * 9, [30] * 4)
-        torch.testing.assert_close(scores(collate([example, wide], pad))[:1], alone, atol=1e-5, rtol=0)
-        mask = torch.tensor([[False] * 7 + [True] * 6])
-        ids = torch.tensor([[pad] * 7 + example.input_ids])
-        left = Batch(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0), mask)
-        torch.testing.assert_close(scores(left), alone, atol=1e-5, rtol=0)
-
-
 def test_where_pad_is_eos_another_special_token_is_saved_as_pad(tmp_path):
     tokenizer = bytelevel_tokenizer(CHATML, pad="<|im_end|>")
-    result = reward.train(config(tmp_path, folder(tmp_path / "m", tokenizer=tokenizer)), rows=ROWS)
+    result = run(tiny_folder(tmp_path / "m", tokenizer=tokenizer), tmp_path)
     saved = AutoTokenizer.from_pretrained(result.folder / "model")
     assert saved.pad_token_id not in template.stop_ids(saved)
     plain = AutoModelForSequenceClassification.from_pretrained(result.folder / "model")
     assert plain.config.pad_token_id == saved.pad_token_id
-
-
-def test_without_another_special_token_it_is_refused(monkeypatch):
-    tokenizer = bytelevel_tokenizer(CHATML, pad="<|im_end|>")
-    monkeypatch.setattr(scalar.template, "special_ids", lambda tokenizer: {tokenizer.eos_token_id})
-    with pytest.raises(UserError, match="would read the score at the wrong place; add a pad token"):
-        scalar.use_a_pad_that_ends_nothing(tokenizer)
 
 
 @pytest.mark.parametrize("loss", ["preference", "outcome"])
@@ -136,7 +99,7 @@ def test_step_equivalence(tmp_path, llama, loss):
     """One batch of 4, two of 2, four of 1: the same loss and gradient norm; 5 (7) rows: a short last window."""
     data = {"preference": ROWS, "outcome": LABELS}[loss]
     more = {"reward__loss": loss, "reward__center_coef": 0.0 if loss == "outcome" else 0.01}
-    runs = [reward.train(config(tmp_path, llama, training__micro_batch_size=m, **more), rows=data) for m in (4, 2, 1)]
+    runs = [run(llama, tmp_path, rows=data, training__micro_batch_size=m, **more) for m in (4, 2, 1)]
     assert len(runs[0].metrics) == 2
     for other in runs[1:]:
         for name in ("loss", "grad_norm", "accuracy"):
@@ -145,32 +108,30 @@ def test_step_equivalence(tmp_path, llama, loss):
 
 def test_what_can_be_told_apart_is_learned(tmp_path, llama):
     more = {"training__epochs": 20, "training__learning_rate": 3e-3}
-    assert reward.train(config(tmp_path, llama, **more), rows=ROWS).metrics[-1]["accuracy"] == 1.0
-    orm = reward.train(config(tmp_path, llama, reward__loss="outcome", reward__center_coef=0.0, **more), rows=LABELS)
+    assert run(llama, tmp_path, **more).metrics[-1]["accuracy"] == 1.0
+    orm = run(llama, tmp_path, rows=LABELS, reward__loss="outcome", reward__center_coef=0.0, **more)
     assert orm.metrics[0]["loss"] == pytest.approx(LN2, abs=1e-4) and orm.metrics[-1]["accuracy"] == 1.0
 
 
 def test_margin_and_centring(tmp_path, llama):
-    first = reward.train(config(tmp_path, llama, reward__margin=1.0), rows=ROWS).metrics[0]
+    first = run(llama, tmp_path, reward__margin=1.0).metrics[0]
     assert first["loss"] == pytest.approx(math.log(1 + math.e), abs=1e-4)  # −log σ(−1) = 1.313262
     both = [
-        reward.train(
-            config(tmp_path, llama, reward__center_coef=c, training__epochs=10, training__learning_rate=3e-3), rows=ROWS
-        ).metrics[-1]
+        run(llama, tmp_path, reward__center_coef=c, training__epochs=10, training__learning_rate=3e-3).metrics[-1]
         for c in (0.0, 1.0)
     ]
     middle = [abs(m["rewards_chosen"] + m["rewards_rejected"]) for m in both]
     assert middle[1] < 0.5 * middle[0] or middle[1] < 0.05
 
 
+@pytest.mark.draws
 def test_validation_has_its_interval_and_samples_their_scores(tmp_path, llama, capfd):
-    result = reward.train(
-        config(tmp_path, llama, data__validation_split=0.4, training__eval_every=1, output__samples=2), rows=ROWS
-    )
+    result = run(llama, tmp_path, data__validation_split=0.4, training__eval_every=1, output__samples=2)
     assert 0 <= result.metrics[-1]["validation_accuracy"] <= 1
     assert "held-out accuracy" in (err := capfd.readouterr().err) and "n=2" in err
     samples = (result.folder / "samples.md").read_text()
     assert samples.count("before: `+0.00, +0.00`") == 2 and "chosen: " in samples
+    assert (tmp_path / "run/curves.png").stat().st_size > 10_000
 
 
 def test_preflight_refuses_a_head_that_does_not_start_at_0(tmp_path, llama, monkeypatch):
@@ -183,48 +144,15 @@ def test_preflight_refuses_a_head_that_does_not_start_at_0(tmp_path, llama, monk
 
     monkeypatch.setattr(scalar, "as_scorer", warm)
     with pytest.raises(UserError, match=r"preflight: the loss of the first step is .* not ln 2 = 0.693147"):
-        reward.train(config(tmp_path, llama), rows=ROWS)
+        run(llama, tmp_path)
 
 
 def test_refusals(tmp_path, llama):
     with pytest.raises(UserError, match=r"belong to loss: preference"):
-        config(tmp_path, llama, reward__loss="outcome", reward__margin=1.0)
+        config(llama, tmp_path, reward__loss="outcome", reward__margin=1.0)
     with pytest.raises(UserError, match="rows, row 2: 'label' must be true or false"):
-        reward.train(
-            config(tmp_path, llama, reward__loss="outcome", reward__center_coef=0),
-            rows=[LABELS[0], LABELS[1] | {"label": 3}],
-        )
-    with pytest.raises(UserError, match="expected the columns prompt, completion and label"):
-        reward.train(config(tmp_path, llama, reward__loss="outcome", reward__center_coef=0), rows=ROWS)
+        run(llama, tmp_path, rows=[LABELS[0], LABELS[1] | {"label": 3}], reward__loss="outcome", reward__center_coef=0)
+    with pytest.raises(UserError, match=r"expected the columns prompt \+ completion \+ label or messages \+ label"):
+        run(llama, tmp_path, reward__loss="outcome", reward__center_coef=0)
     with pytest.raises(UserError, match=r"cannot be loaded as a reward model"):
         scalar.load_reward_model(str(tmp_path), device="cpu", key="ppo.reward_model")
-
-
-def test_all_answers_to_a_prompt_are_held_out_together():
-    from small import bytelevel_tokenizer as tokenizer
-
-    from posttrain.tokens.examples import hold_out, labelled
-
-    rows = [row | {"completion": f"{row['completion']} {k}"} for row in LABELS for k in range(4)]
-    data = load(ROOT / "configs/reward_tiny.yaml").data
-    training, validation = hold_out(labelled(load_rows(data, "outcome", rows), tokenizer(), 200, data), 0.3, 0)
-    prompts = [
-        {tuple(t for t, m in zip(x.example.input_ids, x.example.completion_mask, strict=True) if not m) for x in side}
-        for side in (training, validation)
-    ]
-    assert len(validation) == 8 and not prompts[0] & prompts[1]
-
-
-def test_an_architecture_without_a_classifier_is_a_clear_error(monkeypatch, llama):
-    from posttrain import models
-
-    causal = models.load(llama)[0]
-
-    def none(config):
-        raise ValueError("Unrecognized configuration class")
-
-    import transformers
-
-    monkeypatch.setattr(transformers.AutoModelForSequenceClassification, "from_config", none)
-    with pytest.raises(UserError, match=r"no sequence classifier for llama, .* set ppo.critic: shared"):
-        scalar.as_scorer(causal)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from small import folder
+from kit import tiny_folder
 
 sys.path.insert(0, str(Path(__file__).parent))
 import logging_reward
@@ -23,7 +23,7 @@ NOT_THE_SAME = {"seconds", "tokens_per_second", "memory_gib"}  # of a metrics ro
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
-    return folder(tmp_path_factory.mktemp("llama"))
+    return tiny_folder(tmp_path_factory.mktemp("llama"))
 
 
 def lines(out, name="rollouts.jsonl"):

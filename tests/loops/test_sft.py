@@ -1,37 +1,23 @@
 import json
 import math
-import re
+from functools import partial
 
 import pytest
 import torch
-from small import CHATML, bytelevel_tokenizer, folder
+from kit import CHATML, bytelevel_tokenizer, run_loop, small_config, tiny_folder
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from loops import sft
 from posttrain import ROOT
 from posttrain.config import load
-from posttrain.data.rows import load_rows
 from posttrain.errors import NonFiniteError, UserError
 from posttrain.models import load as load_model
-from posttrain.tokens.examples import sft_examples
 
 ROWS = [
     {"prompt": f"What is {i} + {i}?", "completion": f"It is {2 * i}." + " Yes, it is." * (i % 3)} for i in range(1, 6)
 ]
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory):
-    return folder(tmp_path_factory.mktemp("llama"))
-
-
-def config(tmp_path, name, **overrides):
-    fixed = {
-        "model.name": name, "output.dir": str(tmp_path / "run"), "output.overwrite": True, "training.batch_size": 4,
-        "training.learning_rate": 1e-3, "training.epochs": 1, "output.samples": 0,
-    }  # fmt: skip
-    return load(ROOT / "configs/sft_tiny.yaml", fixed | {k.replace("__", "."): v for k, v in overrides.items()})
+config, run = partial(small_config, "sft"), partial(run_loop, sft, rows=ROWS)
 
 
 def gradients_of_each_step():
@@ -44,10 +30,10 @@ def gradients_of_each_step():
     return seen, register_optimizer_step_pre_hook(hook)
 
 
-def run_with_gradients(config):
+def run_with_gradients(model, place, **changes):
     seen, handle = gradients_of_each_step()
     try:
-        return sft.train(config, rows=ROWS), seen
+        return run(model, place, **changes), seen
     finally:
         handle.remove()
 
@@ -56,9 +42,7 @@ def run_with_gradients(config):
 def test_step_equivalence(tmp_path, llama, length_weighting):
     """One batch of 4, two of 2, four of 1: the same loss and the same gradients to 1e-6."""
     runs = [
-        run_with_gradients(
-            config(tmp_path, llama, training__micro_batch_size=m, sft__length_weighting=length_weighting)
-        )
+        run_with_gradients(llama, tmp_path, training__micro_batch_size=m, sft__length_weighting=length_weighting)
         for m in (4, 2, 1)
     ]
     (whole, grads) = runs[0]
@@ -71,14 +55,12 @@ def test_step_equivalence(tmp_path, llama, length_weighting):
 
 def test_five_micro_batches_accumulation_two_are_three_steps(tmp_path, llama):
     result, seen = run_with_gradients(
-        config(
-            tmp_path,
-            llama,
-            training__batch_size=2,
-            training__micro_batch_size=1,
-            training__schedule="linear",
-            training__learning_rate=0.3e-3,
-        )
+        llama,
+        tmp_path,
+        training__batch_size=2,
+        training__micro_batch_size=1,
+        training__schedule="linear",
+        training__learning_rate=0.3e-3,
     )
     assert len(seen) == len(result.metrics) == 3
     # linear over 3 steps: lr · (3 − k) / 3
@@ -87,19 +69,19 @@ def test_five_micro_batches_accumulation_two_are_three_steps(tmp_path, llama):
 
 def test_a_short_last_window_is_divided_by_its_own_tokens(tmp_path, llama):
     """The loss of every step is the mean NLL of its own tokens, also where the window is short."""
-    result = sft.train(config(tmp_path, llama, training__batch_size=2, training__micro_batch_size=1), rows=ROWS)
+    result = run(llama, tmp_path, training__batch_size=2, training__micro_batch_size=1)
     assert [m["loss"] for m in result.metrics] == pytest.approx([m["nll"] for m in result.metrics], abs=1e-5)
 
 
 def test_rows_that_do_not_fit_are_dropped_and_counted(tmp_path, llama, capfd):
     rows = [*ROWS, {"prompt": "word " * 100, "completion": "x"}]
-    sft.train(config(tmp_path, llama, data__max_length=80), rows=rows)
+    run(llama, tmp_path, rows=rows, data__max_length=80)
     assert "dropped 1 (16.7%): longer than data.max_length = 80 tokens" in capfd.readouterr().err
 
 
 def test_nothing_left_to_train_on_is_refused(tmp_path, llama):
     with pytest.raises(UserError, match="nothing is left to train on"):
-        sft.train(config(tmp_path, llama, data__max_length=2), rows=ROWS)
+        run(llama, tmp_path, data__max_length=2)
 
 
 def test_a_template_that_shows_no_reply_names_the_row(tmp_path):
@@ -107,7 +89,7 @@ def test_a_template_that_shows_no_reply_names_the_row(tmp_path):
         "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}{% endfor %}"
     )
     with pytest.raises(UserError, match="rows, row 1: the chat template does not show"):
-        sft.train(config(tmp_path, folder(tmp_path / "blind", tokenizer=blind)), rows=ROWS)
+        run(tiny_folder(tmp_path / "blind", tokenizer=blind), tmp_path)
 
 
 def test_a_nan_stops_the_run_with_the_weights_untouched(tmp_path, llama, monkeypatch):
@@ -127,7 +109,7 @@ def test_a_nan_stops_the_run_with_the_weights_untouched(tmp_path, llama, monkeyp
     monkeypatch.setattr(sft, "completion_cross_entropy", poisoned)
     monkeypatch.setattr(sft.Run, "prepare", remember)
     with pytest.raises(NonFiniteError, match="step 1: the loss is nan"):
-        sft.train(config(tmp_path, llama), rows=ROWS)
+        run(llama, tmp_path)
     after = torch.cat([p.detach().flatten() for p in seen["policy"].parameters()])
     assert torch.equal(before, after)
     assert not (tmp_path / "run" / "model").exists()
@@ -136,13 +118,16 @@ def test_a_nan_stops_the_run_with_the_weights_untouched(tmp_path, llama, monkeyp
 def test_stopping_is_learned_with_pad_equal_to_eos(tmp_path):
     """8 rows of two lengths overfitted; greedy output stops by itself 8 times out of 8, the saved model knows how."""
     tokenizer = bytelevel_tokenizer(CHATML, pad="<|im_end|>")
-    name = folder(tmp_path / "m", tokenizer=tokenizer)
+    name = tiny_folder(tmp_path / "m", tokenizer=tokenizer)
     rows = [{"prompt": f"Say {i}.", "completion": f"{i}" + " and more" * (i % 2)} for i in range(8)]
-    result = sft.train(
-        config(
-            tmp_path, name, training__batch_size=8, training__epochs=60, training__learning_rate=5e-3, output__samples=8
-        ),
+    result = run(
+        name,
+        tmp_path,
         rows=rows,
+        training__batch_size=8,
+        training__epochs=60,
+        training__learning_rate=5e-3,
+        output__samples=8,
     )
     saved = result.folder / "model"
     assert tokenizer.eos_token_id in GenerationConfig.from_pretrained(saved).eos_token_id
@@ -162,7 +147,7 @@ def test_stopping_is_learned_with_pad_equal_to_eos(tmp_path):
 
 def test_every_trainable_tensor_moves_and_the_saved_model_gives_the_same_logits(tmp_path, llama):
     before = dict(load_model(llama)[0].named_parameters())
-    result = sft.train(config(tmp_path, llama, training__max_steps=2), rows=ROWS)
+    result = run(llama, tmp_path, training__max_steps=2)
     for name, p in result.model.named_parameters():
         assert not torch.equal(p, before[name]), name
     saved = AutoModelForCausalLM.from_pretrained(result.folder / "model")
@@ -174,10 +159,10 @@ def test_every_trainable_tensor_moves_and_the_saved_model_gives_the_same_logits(
 @pytest.mark.parametrize("adapter", ["none", "lora"])
 def test_checkpointing_gives_the_same_gradients(tmp_path, kind, adapter):
     """GPT-2 with its dropout left on in SFT (the random state is restored for the second forward)."""
-    name = folder(tmp_path / kind, kind)
+    name = tiny_folder(tmp_path / kind, kind)
     off, on = (
         run_with_gradients(
-            config(tmp_path, name, model__adapter=adapter, model__gradient_checkpointing=c, training__max_steps=1)
+            name, tmp_path, model__adapter=adapter, model__gradient_checkpointing=c, training__max_steps=1
         )[1][0]
         for c in (False, True)
     )
@@ -187,18 +172,13 @@ def test_checkpointing_gives_the_same_gradients(tmp_path, kind, adapter):
 
 @pytest.mark.parametrize("micro", [1, 4])
 def test_packing_changes_the_layout_and_nothing_else(tmp_path, llama, micro):
-    apart, grads = run_with_gradients(config(tmp_path, llama))
+    apart, grads = run_with_gradients(llama, tmp_path)
     packed, packed_grads = run_with_gradients(
-        config(tmp_path, llama, training__packing=True, data__max_length=120, training__micro_batch_size=micro)
+        llama, tmp_path, training__packing=True, data__max_length=120, training__micro_batch_size=micro
     )
     assert [m["loss"] for m in packed.metrics] == pytest.approx([m["loss"] for m in apart.metrics], abs=1e-5)
     for a, b in zip(grads[0], packed_grads[0], strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
-
-
-def test_packed_rows_are_not_rows(tmp_path, llama):
-    with pytest.raises(UserError, match=r"sft.length_weighting: sequence needs them apart"):
-        config(tmp_path, llama, training__packing=True, sft__length_weighting="sequence")
 
 
 # ---------------------------------------------------------------- rows that are too long
@@ -212,23 +192,14 @@ def test_more_than_a_few_long_rows_are_an_error_and_nothing_is_written(tmp_path,
     with pytest.raises(
         UserError, match=r"2 of 7 rows \(28.6%\) are longer than data.max_length = 80 tokens: raise it, or set"
     ):
-        sft.train(config(tmp_path, llama, data__max_length=80), rows=rows)
+        run(llama, tmp_path, rows=rows, data__max_length=80)
     assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match=r"rows, row 6: longer than data.max_length = 80 tokens \(\d+\): raise it"):
-        sft.train(config(tmp_path, llama, data__max_length=80, data__overlong="error"), rows=rows)
+        run(llama, tmp_path, rows=rows, data__max_length=80, data__overlong="error")
 
 
-def test_truncating_the_prompt_keeps_the_answer_and_the_template(tmp_path, llama, capfd):
-    tokenizer = bytelevel_tokenizer()
-    data = load_rows(config(tmp_path, llama).data, "sft", [LONG])
-    encoder = config(tmp_path, llama, data__overlong="truncate_prompt").data
-    (whole,), (cut,) = (sft_examples(data, tokenizer, n, encoder).items for n in (500, 50))
-    assert 45 <= len(cut) <= 50 < len(whole) and cut.num_active == whole.num_active
-    text = tokenizer.decode(cut.input_ids)  # a whole turn, of fewer words
-    assert re.fullmatch(r"<\|im_start\|>user\n(word )+<\|im_end\|>\n<\|im_start\|>assistant\nyes<\|im_end\|>", text)
-    with pytest.raises(UserError, match="nothing is left to train on"):  # no room for a prompt beside the answer
-        sft_examples(data, tokenizer, whole.num_active, encoder)
-    sft.train(config(tmp_path, llama, data__max_length=80, data__overlong="truncate_prompt"), rows=[*ROWS, LONG, LONG])
+def test_long_prompts_may_be_cut_instead(tmp_path, llama, capfd):
+    run(llama, tmp_path, rows=[*ROWS, LONG, LONG], data__max_length=80, data__overlong="truncate_prompt")
     assert "cut the beginning of 2 prompts of rows longer than data.max_length = 80" in capfd.readouterr().err
 
 
@@ -241,10 +212,10 @@ def test_only_the_last_answer(tmp_path, llama):
         for r, c in zip(["user", "assistant"] * 2, ["Hello.", "A1", "Name?", "A2"], strict=True)
     ]
     every, last = (
-        sft.train(config(tmp_path, llama, data__train_on=on), rows=[{"messages": chat}] * 4).metrics[0]["loss"]
+        run(llama, tmp_path, rows=[{"messages": chat}] * 4, data__train_on=on).metrics[0]["loss"]
         for on in ("all", "last")
     )
-    alone = sft.train(config(tmp_path, llama), rows=[{"prompt": chat[:3], "completion": "A2"}] * 4).metrics[0]["loss"]
+    alone = run(llama, tmp_path, rows=[{"prompt": chat[:3], "completion": "A2"}] * 4).metrics[0]["loss"]
     assert last == pytest.approx(alone, abs=1e-6) and every != pytest.approx(last, abs=1e-3)
 
 
@@ -254,18 +225,18 @@ def test_a_stream_trains_and_needs_to_know_when_to_stop(tmp_path, llama):
         "data__streaming": True,
         "data__overlong": "truncate_prompt",
     }
-    result = sft.train(config(tmp_path, llama, training__max_steps=5, output__samples=2, **data))
+    result = run(llama, tmp_path, rows=None, training__max_steps=5, output__samples=2, **data)
     assert len(result.metrics) == 5  # 10 rows, 4 a step: 2½ passes
     assert "What is a" in (result.folder / "samples.md").read_text()
-    again = sft.train(config(tmp_path, llama, training__max_steps=5, **data))
+    again = run(llama, tmp_path, rows=None, training__max_steps=5, **data)
     assert [m["loss"] for m in again.metrics] == [m["loss"] for m in result.metrics]
     with pytest.raises(UserError, match=r"data.streaming needs training.max_steps"):
-        config(tmp_path, llama, **data)
+        config(llama, tmp_path, **data)
 
 
 def test_a_mix_of_sources_says_what_it_read(tmp_path, llama, capfd):
     names = [str(ROOT / "tests/data" / n) for n in ("chats.jsonl", "sharegpt.json", "alpaca.jsonl")]
-    sft.train(config(tmp_path, llama, data__name=names, data__weights=[2, 1, 1], training__max_steps=1))
+    run(llama, tmp_path, rows=None, data__name=names, data__weights=[2, 1, 1], training__max_steps=1)
     err = capfd.readouterr().err
     # 10 chats are the 2 of 2 : 1 : 1, so 5 each of the others
     assert all(
@@ -280,32 +251,27 @@ def test_a_mix_of_sources_says_what_it_read(tmp_path, llama, capfd):
 def test_new_tokens_get_rows_in_full_fine_tuning_and_are_refused_under_lora(tmp_path, capfd):
     for kind, tied in (("llama", False), ("gpt2", True)):
         tokenizer = bytelevel_tokenizer()
-        name = folder(tmp_path / kind, kind, tokenizer)
+        name = tiny_folder(tmp_path / kind, kind, tokenizer)
         tokenizer.add_special_tokens({"additional_special_tokens": ["<|new|>", "<|newer|>"]})
         tokenizer.save_pretrained(name)
-        result = sft.train(config(tmp_path, name), rows=ROWS)
+        result = run(name, tmp_path)
         assert "2 tokens of the tokenizer had no embedding" in capfd.readouterr().err
         saved = AutoModelForCausalLM.from_pretrained(result.folder / "model")
         assert saved.get_input_embeddings().weight.shape[0] == len(tokenizer)
         with pytest.raises(UserError, match="LoRA freezes the embeddings") as error:
-            sft.train(config(tmp_path, name, model__adapter="lora"), rows=ROWS)
+            run(name, tmp_path, model__adapter="lora")
         assert ("tied to the output head" in str(error.value)) == tied
 
 
 def test_validation_loss_is_a_mean_over_tokens(tmp_path, llama):
-    result = sft.train(
-        config(tmp_path, llama, data__validation_split=0.4, training__eval_every=1, training__micro_batch_size=1),
-        rows=ROWS,
-    )
-    whole = sft.train(
-        config(tmp_path, llama, data__validation_split=0.4, training__eval_every=1, training__micro_batch_size=8),
-        rows=ROWS,
-    )
+    result = run(llama, tmp_path, data__validation_split=0.4, training__eval_every=1, training__micro_batch_size=1)
+    whole = run(llama, tmp_path, data__validation_split=0.4, training__eval_every=1, training__micro_batch_size=8)
     assert result.metrics[-1]["validation_loss"] == pytest.approx(whole.metrics[-1]["validation_loss"], abs=1e-5)
 
 
+@pytest.mark.draws
 def test_the_run_folder_and_that_a_finished_run_is_not_overwritten(tmp_path, llama):
-    result = sft.train(config(tmp_path, llama), rows=ROWS)
+    result = run(llama, tmp_path)
     assert {p.name for p in result.folder.iterdir()} == {
         "config.yaml",
         "metrics.jsonl",
@@ -315,14 +281,15 @@ def test_the_run_folder_and_that_a_finished_run_is_not_overwritten(tmp_path, lla
     } - (set() if (result.folder / "samples.md").exists() else {"samples.md"})
     lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
     assert lines == result.metrics and lines[-1]["step"] == 2
+    assert (tmp_path / "run/curves.png").stat().st_size > 10_000
     assert load(result.folder / "config.yaml").training.batch_size == 4
     with pytest.raises(UserError, match="holds a finished run"):
-        sft.train(config(tmp_path, llama, output__overwrite=False), rows=ROWS)
+        run(llama, tmp_path, output__overwrite=False)
 
 
 def test_bf16_autocast_keeps_float32_weights(tmp_path, llama):
-    result = sft.train(config(tmp_path, llama, model__dtype="bfloat16"), rows=ROWS)
-    reference = sft.train(config(tmp_path, llama), rows=ROWS)
+    result = run(llama, tmp_path, model__dtype="bfloat16")
+    reference = run(llama, tmp_path)
     assert {p.dtype for p in result.model.parameters()} == {torch.float32}
     assert result.metrics[0]["loss"] == pytest.approx(reference.metrics[0]["loss"], abs=0.05)
     assert result.metrics[0]["loss"] != reference.metrics[0]["loss"]
@@ -331,32 +298,32 @@ def test_bf16_autocast_keeps_float32_weights(tmp_path, llama):
 def test_a_generation_config_that_the_library_refuses_to_save_does_not_cost_the_model(tmp_path):
     """Llama-2's shipped one had temperature and top_p beside do_sample=False."""
     path = tmp_path / "m"
-    name = folder(path)
+    name = tiny_folder(path)
     shipped = json.loads((path / "generation_config.json").read_text()) | {
         "temperature": 0.6,
         "top_p": 0.9,
         "do_sample": False,
     }
     (path / "generation_config.json").write_text(json.dumps(shipped))
-    result = sft.train(config(tmp_path, name), rows=ROWS)
+    result = run(name, tmp_path)
     saved = GenerationConfig.from_pretrained(result.folder / "model")
     assert saved.temperature == 0.6 and saved.do_sample and saved.eos_token_id
 
 
 def test_plain_text_and_a_tokenizer_without_template(tmp_path, capfd):
-    name = folder(tmp_path / "bare", tokenizer=bytelevel_tokenizer(None, pad=None, eos="</s>"))
-    sft.train(config(tmp_path, name), rows=[{"text": "the quick brown fox"}, {"text": "jumps over the lazy dog"}])
+    name = tiny_folder(tmp_path / "bare", tokenizer=bytelevel_tokenizer(None, pad=None, eos="</s>"))
+    run(name, tmp_path, rows=[{"text": "the quick brown fox"}, {"text": "jumps over the lazy dog"}])
     err = capfd.readouterr().err
     assert "plain text, trained whole" in err and "no pad token" in err
-    sft.train(config(tmp_path, name), rows=ROWS)
+    run(name, tmp_path)
     assert "using ChatML" in capfd.readouterr().err
 
 
 def test_eight_bit_adamw(tmp_path, llama):
-    result = sft.train(config(tmp_path, llama, training__optimizer="adamw_8bit"), rows=ROWS)
+    result = run(llama, tmp_path, training__optimizer="adamw_8bit")
     assert math.isfinite(result.metrics[-1]["loss"])
 
 
 def test_a_model_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match=r"model.name 'no/such-model': cannot be loaded"):
-        sft.train(config(tmp_path, "no/such-model"), rows=ROWS)
+        run("no/such-model", tmp_path)

@@ -1,7 +1,6 @@
 """A model whose parameters are spread over two processes (FSDP2) trains, clips, samples, saves and resumes as a whole one."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -9,10 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from kit import environment, tiny_folder
 from safetensors.torch import load_file
-from small import folder
-
-from posttrain import ROOT
 
 SCRIPT = Path(__file__).with_name("sharded.py")
 
@@ -21,7 +18,7 @@ def run(processes, *arguments):
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), SCRIPT]
     done = subprocess.run(
         [*start, *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CI": "1"},
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=240,
@@ -49,7 +46,7 @@ def assert_same(a, b):
 @pytest.mark.long
 @pytest.mark.parametrize("method", ["sft", "sft-lora", "dpo-copy", "grpo"])
 def test_sharded_equals_whole_and_resumes(tmp_path, method):
-    model = folder(tmp_path / "m")
+    model = tiny_folder(tmp_path / "m")
     run(1, method, model, tmp_path / "one", "plain")
     run(2, method, model, tmp_path / "two", "sharded")
     assert all(row["grad_norm"] > 0.05 for row in metrics(tmp_path / "one"))  # every step was clipped

@@ -4,31 +4,20 @@ import math
 
 import pytest
 import torch
-from small import folder
+from kit import sentencepiece_tokenizer, small_config, tiny_folder
 
 from loops import dpo, grpo, sft
 from posttrain import ROOT, inspect_batch
-from posttrain.config import load
 
 SFT = [{"prompt": f"What is {i}?", "completion": "It is " + "so " * i + "."} for i in range(6)]
 PAIRS = [{"prompt": f"Q{i}?", "chosen": f"Yes {i}.", "rejected": "No." * (i + 1)} for i in range(6)]
 PROMPTS = [{"prompt": f"Question {i}?", "answer": "3"} for i in range(4)]
 
 
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory):
-    return folder(tmp_path_factory.mktemp("llama"))
-
-
-def config(tmp_path, model, method, **changes):
-    shared = {"model.name": model, "output.dir": str(tmp_path / "run"), "output.samples": 0, "training.max_steps": 1}
-    return load(ROOT / f"configs/{method}_tiny.yaml", shared | {k.replace("__", "."): v for k, v in changes.items()})
-
-
 @pytest.mark.parametrize("packing", [False, True])
 def test_sft_sums_to_the_loss_of_the_first_step(tmp_path, llama, packing):
     """Σ w · (−log π) over the batch is the loss that the run logs at step 1."""
-    c = config(tmp_path, llama, "sft", training__packing=packing)
+    c = small_config("sft", llama, tmp_path, training__packing=packing)
     seen = inspect_batch.inspect(c, SFT)
     loss = -(seen.weights * seen.logps).sum().item()
     assert loss == pytest.approx(sft.train(c, rows=SFT).metrics[0]["loss"], abs=1e-5)
@@ -40,7 +29,7 @@ def test_sft_sums_to_the_loss_of_the_first_step(tmp_path, llama, packing):
 
 
 def test_dpo_is_the_first_window_and_policy_equals_reference(tmp_path, llama):
-    c = config(tmp_path, llama, "dpo", training__batch_size=4, training__micro_batch_size=4)
+    c = small_config("dpo", llama, tmp_path, model__adapter="lora", dpo__sft_weight=1.0)
     seen = inspect_batch.inspect(c, PAIRS)
     torch.testing.assert_close(seen.logps, seen.ref_logps)
     assert seen.names == [f"{side} {i}" for side in ("chosen", "rejected") for i in (1, 2, 3, 4)]
@@ -55,14 +44,12 @@ def test_dpo_is_the_first_window_and_policy_equals_reference(tmp_path, llama):
 
 
 def test_reward_shows_scores_that_start_at_0(tmp_path, llama):
-    seen = inspect_batch.inspect(
-        config(tmp_path, llama, "reward", data__validation_split=0.0, training__eval_every=None), PAIRS
-    )
+    seen = inspect_batch.inspect(small_config("reward", llama, tmp_path, training__batch_size=6), PAIRS)
     assert seen.logps is None and seen.scores == [0.0] * 12
 
 
 def test_grpo_samples_the_rollout_that_the_loop_will_sample(tmp_path, llama):
-    c = config(tmp_path, llama, "grpo", grpo__prompts_per_step=2, grpo__group_size=4, grpo__max_new_tokens=5)
+    c = small_config("grpo", llama, tmp_path, grpo__max_new_tokens=5)
     seen = inspect_batch.inspect(c, PROMPTS)
     metrics = grpo.train(c, rows=PROMPTS).metrics[0]
     lengths = seen.batch.completion_mask.sum(1)
@@ -97,9 +84,7 @@ def test_what_is_shown(tmp_path, llama, capsys):
 
 def test_tokens_that_look_like_markup_are_shown_as_they_are(tmp_path, capsys):
     """'[/INST]' would be a closing tag to rich, and '[i]' would vanish."""
-    from small import sentencepiece_tokenizer
-
-    mistral = folder(tmp_path / "m", tokenizer=with_tokens(sentencepiece_tokenizer(), ["[i]", "[/b]"]))
+    mistral = tiny_folder(tmp_path / "m", tokenizer=with_tokens(sentencepiece_tokenizer(), ["[i]", "[/b]"]))
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "Hello.", "completion": "a [i] b [/b] c"}\n')
     inspect_batch.main(
@@ -115,8 +100,8 @@ def with_tokens(tokenizer, tokens):
 
 
 def test_ppo_says_what_counts_for_an_answer_that_was_cut_off(tmp_path, llama):
-    c = config(tmp_path, llama, "ppo", ppo__prompts_per_step=4, ppo__max_new_tokens=4, ppo__minibatches=1, ppo__truncation_penalty=-1.0,
-               data__validation_split=0.0, training__eval_every=None)  # fmt: skip
+    cut = {"ppo__prompts_per_step": 4, "ppo__max_new_tokens": 4, "ppo__minibatches": 1, "ppo__truncation_penalty": -1.0}
+    c = small_config("ppo", llama, tmp_path, **cut)
     seen = inspect_batch.inspect(c, PROMPTS)
     assert any(name.endswith("cut off (-1 counts instead of it)") for name in seen.names)
 

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from small import CHATML, LLAMA3, bytelevel_tokenizer, folder
+from kit import CHATML, LLAMA3, bytelevel_tokenizer, run_loop, tiny_folder
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loops import sft
-from posttrain import ROOT, models
-from posttrain.config import load
+from posttrain import models
 from posttrain.errors import UserError
 from posttrain.merge import main, merge
 from posttrain.models import lora
@@ -15,19 +14,20 @@ from posttrain.models import lora
 IDS = torch.arange(20, 60)[None]
 
 
+def trained(base, place, **changes):
+    """An adapter after four steps of SFT."""
+    rows = [{"prompt": "Who?", "completion": "Me."}] * 16
+    return run_loop(sft, base, place, rows=rows, model__adapter="lora", training__learning_rate=1e-2, **changes)
+
+
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory):
     """{quantization: folder of an adapter that SFT has trained}"""
     path = tmp_path_factory.mktemp("merge")
-    base = folder(path / "base", hidden_size=64, intermediate_size=128)
+    base = tiny_folder(path / "base", hidden_size=64, intermediate_size=128)
     out = {}
     for bits in ("none", "4bit", "8bit"):
-        fixed = {
-            "model.name": base, "model.adapter": "lora", "model.quantization": bits, "training.learning_rate": 1e-2, "output.samples": 0,
-            "output.dir": str(path / bits), "training.max_steps": 4,
-        }  # fmt: skip
-        sft.train(load(ROOT / "configs/sft_tiny.yaml", fixed), rows=[{"prompt": "Who?", "completion": "Me."}] * 16)
-        out[bits] = str(path / bits / "model")
+        out[bits] = str(trained(base, path / bits, model__quantization=bits).folder / "model")
     return out
 
 
@@ -83,18 +83,13 @@ def make(tmp_path):
     """An adapter trained on a model of this kind; extra model keys as given."""
 
     def made(kind="llama", tokenizer=None, **keys):
-        base = folder(
+        base = tiny_folder(
             tmp_path / "base",
             kind,
             tokenizer,
             **{"llama": {"hidden_size": 64, "intermediate_size": 128}, "gpt2": {"n_embd": 64}}[kind],
         )
-        fixed = {
-            "model.name": base, "model.adapter": "lora", "training.learning_rate": 1e-2, "output.samples": 0, "output.overwrite": True,
-            "output.dir": str(tmp_path / "run"), "training.max_steps": 4,
-        }  # fmt: skip
-        config = load(ROOT / "configs/sft_tiny.yaml", fixed | {k.replace("__", "."): v for k, v in keys.items()})
-        return sft.train(config, rows=[{"prompt": "Who?", "completion": "Me."}] * 16)
+        return trained(base, tmp_path, **keys)
 
     return made
 
@@ -151,25 +146,3 @@ def test_a_nan_is_not_below_any_threshold(tmp_path, adapters, monkeypatch):
 def test_an_adapter_on_a_tied_head_is_refused(tmp_path, make):
     with pytest.raises(UserError, match="the output head is tied to the embeddings"):
         make("gpt2", model__lora__targets=["c_attn", "lm_head"])
-
-
-def test_other_kinds_of_adapters_are_refused(tmp_path, adapters):
-    import json
-    import shutil
-
-    shutil.copytree(adapters["none"], tmp_path / "other")
-    config = json.loads((tmp_path / "other" / "adapter_config.json").read_text()) | {"peft_type": "IA3"}
-    (tmp_path / "other" / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="an adapter of type IA3; only LoRA is supported"):
-        models.load(str(tmp_path / "other"))
-
-
-def test_a_hub_id_that_is_an_adapter_is_found_out(monkeypatch, adapters):
-    """transformers would put the adapter in by itself, and a fresh one would then silently take its place."""
-    import huggingface_hub
-    import transformers.utils
-
-    monkeypatch.setattr(transformers.utils, "cached_file", lambda name, file, **more: f"{name}/{file}")
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, revision: adapters["none"])
-    ours = models.load("somebody/adapter")[0]
-    torch.testing.assert_close(ours(IDS).logits, adapter_logits(adapters["none"]), atol=1e-5, rtol=0)

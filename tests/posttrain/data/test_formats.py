@@ -3,20 +3,15 @@
 import json
 
 import pytest
+from kit import rows_for
 
 from posttrain import ROOT
-from posttrain.config.supervised import SftData as Data
-from posttrain.data.rows import load_rows
 from posttrain.errors import UserError
 
 DATA = ROOT / "tests/data"
 SYSTEM = {"role": "system", "content": "Be kind."}
 USER, REPLY = {"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}
 MORE, AGAIN = {"role": "user", "content": "And you?"}, {"role": "assistant", "content": "I am fine."}
-
-
-def load(method, rows, **data):
-    return load_rows(Data(**data), method, rows)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +35,7 @@ def load(method, rows, **data):
     ],
 )  # fmt: skip
 def test_sft(row, messages, called):
-    got = load("sft", [row])
+    got = rows_for("sft", [row])
     assert got.rows[0]["messages"] == messages and got.read == [f"1 rows as {called} from rows"]
 
 
@@ -58,37 +53,31 @@ def test_sft(row, messages, called):
     ],
 )  # fmt: skip
 def test_nothing_that_the_model_would_have_seen_is_thrown_away(method, row, prompt):
-    (got,) = load(method, [row]).rows
+    (got,) = rows_for(method, [row]).rows
     assert got.get("messages", got.get("prompt")) == prompt
     if "system" in row:  # the row's own system message comes before the config's
-        (again,) = load(method, [row], system_prompt="Config.").rows
+        (again,) = rows_for(method, [row], system_prompt="Config.").rows
         assert again.get("messages", again.get("prompt")) == prompt
 
 
 def test_calculator_marks_go_and_code_stays():
     code = "std::cout << 1; std::cin >> a; kernel<<<g, b>>>(x); a <<= 2\n#### 3"
-    (row,) = load("sft", [{"question": "?", "answer": code}]).rows
+    (row,) = rows_for("sft", [{"question": "?", "answer": code}]).rows
     assert row["messages"][1]["content"] == code
-    (row,) = load("sft", [{"question": "?", "answer": "48/2 = <<48/2=24>>24"}]).rows
+    (row,) = rows_for("sft", [{"question": "?", "answer": "48/2 = <<48/2=24>>24"}]).rows
     assert "<<" in row["messages"][1]["content"]  # without #### it is not GSM8K
 
 
-def test_the_format_is_that_of_the_first_row_with_something_in_it():
-    rows = [{"prompt": "a", "completion": None}] + [{"prompt": "a", "completion": "b"}] * 39
-    got = load("sft", rows)
-    assert len(got) == 39 and got.bad == ["rows, row 1: 'completion' is empty: an empty answer teaches nothing"]
-    with pytest.raises(UserError, match=r"found prompt, completion \(empty\)"):
-        load("sft", rows[:1])
-
-
 def test_plain_text():
-    assert load("sft", [{"text": "abc"}]).rows == [{"text": "abc"}]
+    assert rows_for("sft", [{"text": "abc"}]).rows == [{"text": "abc"}]
 
 
 def test_only_the_completion_is_learned_from_a_prompt_that_holds_answers():
-    (row,) = load("sft", [{"prompt": [USER, REPLY, MORE], "completion": [AGAIN]}]).rows
+    (row,) = rows_for("sft", [{"prompt": [USER, REPLY, MORE], "completion": [AGAIN]}]).rows
     assert row == {"messages": [USER, REPLY, MORE, AGAIN], "learn_from": 3}
-    (row,) = load("sft", [{"prompt": [USER, REPLY, MORE], "completion": "I am fine."}], system_prompt="Be kind.").rows
+    (row,) = rows_for(
+        "sft", [{"prompt": [USER, REPLY, MORE], "completion": "I am fine."}], system_prompt="Be kind."
+    ).rows
     assert row == {"messages": [SYSTEM, USER, REPLY, MORE, AGAIN], "learn_from": 4}
 
 
@@ -112,31 +101,26 @@ def test_only_the_completion_is_learned_from_a_prompt_that_holds_answers():
     ],
 )  # fmt: skip
 def test_preferences(row, prompt):
-    assert load("dpo", [row]).rows == [{"prompt": prompt, "chosen": "Hello.", "rejected": "Go away."}]
+    assert rows_for("dpo", [row]).rows == [{"prompt": prompt, "chosen": "Hello.", "rejected": "Go away."}]
 
 
 def test_hh_with_several_turns_and_a_speaker_who_speaks_twice():
     before = "\n\nHuman: Hi.\n\nAssistant: Hello.\n\nHuman: And you?\n\nHuman: Well?\n\nAssistant:"
-    (row,) = load("dpo", [{"chosen": f"{before} I am fine.", "rejected": f"{before} None of your business."}]).rows
+    (row,) = rows_for("dpo", [{"chosen": f"{before} I am fine.", "rejected": f"{before} None of your business."}]).rows
     assert row["prompt"] == [USER, REPLY, {"role": "user", "content": "And you?\n\nWell?"}]
     assert (row["chosen"], row["rejected"]) == ("I am fine.", "None of your business.")
 
 
 def test_rl_prompts_keep_their_form_for_the_reward_function():
-    (row,) = load("grpo", [{"prompt": "Hi.", "answer": 3, "level": "easy"}]).rows
+    (row,) = rows_for("grpo", [{"prompt": "Hi.", "answer": 3, "level": "easy"}]).rows
     assert row == {"prompt": [USER], "asked": "Hi.", "columns": {"answer": 3, "level": "easy"}}
-    (row,) = load("grpo", [{"prompt": [USER], "answer": 3}], system_prompt="Be kind.").rows
+    (row,) = rows_for("grpo", [{"prompt": [USER], "answer": 3}], system_prompt="Be kind.").rows
     assert row == {"prompt": [SYSTEM, USER], "asked": [USER], "columns": {"answer": 3}}
-    (row,) = load("grpo", [{"question": "How many?", "answer": "…\n#### 1,234"}]).rows
+    (row,) = rows_for("grpo", [{"question": "How many?", "answer": "…\n#### 1,234"}]).rows
     assert row["prompt"][0]["content"] == "How many?" and row["columns"] == {
         "question": "How many?",
         "answer": "…\n#### 1,234",
     }
-
-
-def test_system_prompt_is_added_where_there_is_none():
-    got = load("sft", [{"messages": [USER, REPLY]}, {"messages": [SYSTEM, USER, REPLY]}], system_prompt="New.")
-    assert [r["messages"][0]["content"] for r in got.rows] == ["New.", "Be kind."]
 
 
 @pytest.mark.parametrize(
@@ -152,7 +136,7 @@ def test_system_prompt_is_added_where_there_is_none():
     ],
 )
 def test_the_files_beside_this_test(name, method, called, turns):
-    got = load(method, None, name=str(DATA / name))
+    got = rows_for(method, name=str(DATA / name))
     unused = " (columns not used: id)" if name == "sharegpt.json" else ""
     assert got.read == [f"{len(got)} rows as {called} from {DATA / name}{unused}"] and len(got) >= 9
     assert len(got.rows[0].get("messages") or got.rows[0]["prompt"]) == turns
@@ -200,7 +184,7 @@ def test_a_bad_row_is_named(method, row, message):
         "grpo": {"prompt": "x"},
     }[method]
     with pytest.raises(UserError) as error:
-        load(method, [good, row])
+        rows_for(method, [good, row])
     assert "rows, row 2" in str(error.value) and message in str(error.value) and "\n" not in str(error.value)
 
 
@@ -217,7 +201,7 @@ def test_a_bad_row_is_named(method, row, message):
 )  # fmt: skip
 def test_a_first_row_that_is_no_known_format(method, row, message):
     with pytest.raises(UserError) as error:
-        load(method, [row])
+        rows_for(method, [row])
     assert message in str(error.value) and "row 1" in str(error.value)
 
 
@@ -228,6 +212,6 @@ def test_text_in_arrow_is_the_same(tmp_path):
 
     rows = [{"messages": [SYSTEM, USER, REPLY | {"name": "x"}]}, {"messages": [USER, REPLY]}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
-    got = load("sft", None, name=str(tmp_path / "rows.parquet"))
+    got = rows_for("sft", name=str(tmp_path / "rows.parquet"))
     assert [r["messages"] for r in got.rows] == [[SYSTEM, USER, REPLY | {"name": "x"}], [USER, REPLY]]
     assert json.dumps(got.rows)  # plain Python values

@@ -3,10 +3,8 @@
 import json
 
 import pytest
+from kit import rows_for
 
-from posttrain.config.supervised import SftData as Data
-from posttrain.data.files import read_file
-from posttrain.data.rows import load_rows
 from posttrain.data.sources import iterate, local_files, read
 from posttrain.errors import UserError
 
@@ -28,16 +26,12 @@ def write(path, rows=ROWS):
     return str(path)
 
 
-def load(name, **data):
-    return load_rows(Data(name=str(name), **data), "sft")
-
-
 @pytest.mark.parametrize("kind", ["json", "jsonl", "csv", "parquet"])
 def test_files_whole_and_one_by_one(tmp_path, kind):
     name = write(tmp_path / f"rows.{kind}")
     assert list(read(name)) == [row for row, _ in iterate(name)] == ROWS
     assert [place for _, place in iterate(name)] == [(name, 1), (name, 2)]
-    assert len(load(name, max_samples=1)) == 1
+    assert len(rows_for("sft", name=name, max_samples=1)) == 1
 
 
 def test_folders(tmp_path):
@@ -87,74 +81,25 @@ def test_folders_that_the_datasets_library_saved(tmp_path):
     assert list(read(str(tmp_path / "splits"), split="test")) == ROWS[:1]
     with pytest.raises(UserError, match="has the splits train, test, got 'dev'"):
         read(str(tmp_path / "splits"), split="dev")
-    assert len(load(tmp_path / "plain")) == 2 == len(list(load(tmp_path / "plain", streaming=True).epoch(0)))
-
-
-def test_a_csv_cell_is_text_whatever_it_looks_like(tmp_path):
-    (tmp_path / "rows.csv").write_bytes(
-        '\ufeffquestion,answer\r\n"2+2, or?",007\r\nnull,True\r\n"two\nlines",\r\n'.encode()
+    assert (
+        len(rows_for("sft", name=str(tmp_path / "plain")))
+        == 2
+        == len(list(rows_for("sft", name=str(tmp_path / "plain"), streaming=True).epoch(0)))
     )
-    assert list(read_file(tmp_path / "rows.csv")) == [
-        {"question": "2+2, or?", "answer": "007"}, {"question": "null", "answer": "True"}, {"question": "two\nlines", "answer": None},
-    ]  # fmt: skip
-
-
-def test_what_other_tools_write(tmp_path):
-    (tmp_path / "bom.jsonl").write_bytes('\ufeff{"text": "a"}\r\n{"text": "b"}\r\n'.encode())
-    (tmp_path / "lines.json").write_text('{"text": "a"}\n{"text": "b"}\n')
-    for name in ("bom.jsonl", "lines.json"):
-        assert list(read_file(tmp_path / name)) == [{"text": "a"}, {"text": "b"}]
-        assert [row for row, _ in iterate(str(tmp_path / name))] == [{"text": "a"}, {"text": "b"}]
-
-
-def test_u2028_inside_a_json_string(tmp_path):
-    (tmp_path / "rows.jsonl").write_text(
-        '{"prompt": "a\u2028b", "completion": "c"}\n\n{"prompt": "d", "completion": "e"}\n', encoding="utf-8"
-    )
-    assert len(read_file(tmp_path / "rows.jsonl")) == 2
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("missing.jsonl", None, "missing.jsonl: no such data file"),
-        ("latin.jsonl", '{"text": "é"}'.encode("latin-1"), "latin.jsonl: not UTF-8 text"),
-        ("broken.jsonl", b'{"prompt": "a", "completion": "b"}\n{"prompt": \n', "broken.jsonl, line 2: not valid JSON"),
-        ("bad.json", b'[\n{"a": 1},\n{"b" 2}]', "bad.json, line 3: not valid JSON"),
-        ("one.json", b'{"a": 1}', "expected a list of rows, found one dict"),
-        ("ragged.csv", b"prompt,completion\na,b,c\n", "ragged.csv, line 2: expected 2 cells as in the first line"),
-        ("short.csv", b"prompt,completion\na,b\nc\n", "short.csv, line 3: expected 2 cells"),
-        ("huge.jsonl", b'{"text": ' + b"1" * 5000 + b"}", "huge.jsonl, line 1: not JSON that can be read"),
-        ("deep.jsonl", b"[" * 100_000, "deep.jsonl, line 1: not"),
-        ("list.jsonl", b'{"text": "a"}\n3', "row 2: expected an object with named columns, found int"),
-        ("bad.parquet", b"no parquet", "bad.parquet: cannot be read as parquet"),
-        ("rows.txt", b"text", "rows.txt: expected a .jsonl, .json, .csv, .parquet file"),
-        ("empty.jsonl", b"", "empty.jsonl: no rows"),
-    ],
-)
-@pytest.mark.parametrize("streaming", [False, True])
-def test_bad_files(tmp_path, name, content, message, streaming):
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError) as error:
-        rows = load(tmp_path / name, streaming=streaming)
-        if streaming:
-            list(rows.epoch(0))
-    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_bad_names(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no .jsonl, .json, .csv, .parquet file in this folder"):
-        load(tmp_path / "empty")
+        rows_for("sft", name=str(tmp_path / "empty"))
     with pytest.raises(UserError, match="a file has no split 'test'"):
-        load(write(tmp_path / "rows.jsonl"), split="test")
+        rows_for("sft", name=write(tmp_path / "rows.jsonl"), split="test")
     with pytest.raises(UserError, match="splits train and test"):
-        load("tiny-sft", split="validation")
+        rows_for("sft", name="tiny-sft", split="validation")
     for streaming in (False, True):
         with pytest.raises(
             UserError, match=r"data.name 'nobody/nothing': no such file, not an embedded set.*the hub says"
         ):
-            load("nobody/nothing", streaming=streaming)
+            rows_for("sft", name="nobody/nothing", streaming=streaming)
     with pytest.raises(UserError, match=r"data.name is missing"):
-        load_rows(Data(), "sft")
+        rows_for("sft")

@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
+from kit import bytelevel_tokenizer, tiny_folder
 from safetensors.torch import load_file, save_file
-from small import bytelevel_tokenizer, folder
 from transformers import AutoModelForCausalLM, BertConfig, BertLMHeadModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -41,7 +41,7 @@ def without(path, *names):
 
 
 def test_a_missing_weight_is_refused_with_its_name(tmp_path):
-    path = folder(tmp_path / "llama")
+    path = tiny_folder(tmp_path / "llama")
     without(tmp_path / "llama", "model.layers.1.mlp.up_proj.weight")
     with pytest.raises(
         UserError, match=r"lacks model.layers.1.mlp.up_proj.weight, which would be random numbers: is it whole"
@@ -50,7 +50,7 @@ def test_a_missing_weight_is_refused_with_its_name(tmp_path):
 
 
 def test_weights_of_another_architecture_are_refused(tmp_path):
-    path = folder(tmp_path / "llama")
+    path = tiny_folder(tmp_path / "llama")
     config = json.loads((tmp_path / "llama/config.json").read_text())
     config |= {"model_type": "gpt_neox", "architectures": ["GPTNeoXForCausalLM"]}
     (tmp_path / "llama/config.json").write_text(json.dumps(config))
@@ -61,17 +61,17 @@ def test_weights_of_another_architecture_are_refused(tmp_path):
 
 
 def test_a_reward_model_is_no_language_model(tmp_path):
-    path = folder(tmp_path / "llama", tie_word_embeddings=False)
+    path = tiny_folder(tmp_path / "llama", tie_word_embeddings=False)
     without(tmp_path / "llama", "lm_head.weight")
     with pytest.raises(UserError, match=r"the checkpoint lacks lm_head.weight, which would be random numbers"):
         models.load(path)
-    tied = folder(tmp_path / "tied", tie_word_embeddings=True)  # where none is missing: the head is the embeddings
+    tied = tiny_folder(tmp_path / "tied", tie_word_embeddings=True)  # where none is missing: the head is the embeddings
     assert "lm_head.weight" not in load_file(tmp_path / "tied/model.safetensors")
     models.load(tied)
 
 
 def test_what_is_left_over_is_said(tmp_path):
-    path = folder(tmp_path / "llama")
+    path = tiny_folder(tmp_path / "llama")
     weights = load_file(tmp_path / "llama/model.safetensors")
     save_file(
         weights | {"score.weight": torch.ones(1, 32)}, tmp_path / "llama/model.safetensors", metadata={"format": "pt"}

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from small import folder, model
+from kit import tiny_folder, tiny_model
 
 from posttrain import models
 from posttrain.config.keys import Lora
@@ -17,7 +17,7 @@ WIDE = dict(hidden_size=64, intermediate_size=128)  # the 4-bit blocks hold 64 w
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
-    return folder(tmp_path_factory.mktemp("llama"), **WIDE)
+    return tiny_folder(tmp_path_factory.mktemp("llama"), **WIDE)
 
 
 def policy(name, bits, guarded=True, monkeypatch=None):
@@ -91,7 +91,7 @@ def test_four_bits_are_what_they_say(llama):
 
 def test_the_head_and_the_embeddings_stay_as_they_are(llama):
     loaded = models.load(llama, quantization="4bit")[0]
-    original = model(vocab_size=loaded.config.vocab_size, **WIDE)
+    original = tiny_model(vocab_size=loaded.config.vocab_size, **WIDE)
     assert torch.equal(loaded.get_output_embeddings().weight, original.get_output_embeddings().weight)
     assert torch.equal(loaded.get_input_embeddings().weight, original.get_input_embeddings().weight)
 

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from small import model
+from kit import tiny_model
 
 from posttrain.models import CompletionLogps, no_dropout
 from posttrain.rollouts.sampling import _inverse_transform, draw_uniforms, sample
@@ -22,7 +22,7 @@ def roll(m, prompts=PROMPTS, group_size=3, max_new_tokens=12, temperature=0.8, s
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_sampler_and_trainer_agree(kind, temperature):
     """The real sampler: mixed prompt lengths (left-padded there, right-padded here), to 1e-4."""
-    m = model(kind)
+    m = tiny_model(kind)
     no_dropout(m)
     policy = CompletionLogps(m.train())
     rollout = roll(m, temperature=temperature)
@@ -37,7 +37,7 @@ def test_sampler_and_trainer_agree(kind, temperature):
 
 def test_masks_and_the_sampled_end_token():
     """The stop token that was sampled has mask 1, nothing comes after it, truncated rows are flagged."""
-    rollout = roll(model())
+    rollout = roll(tiny_model())
     stops = {STOP, 3, 4, *range(20, 60)}
     assert True in rollout.finished and False in rollout.finished
     for ids, logps, done, example in zip(
@@ -50,12 +50,12 @@ def test_masks_and_the_sampled_end_token():
 
 
 def test_groups_stand_together():
-    rollout = roll(model())
+    rollout = roll(tiny_model())
     assert rollout.prompt_ids == [p for p in PROMPTS for _ in range(3)]
 
 
 def test_a_rollout_does_not_depend_on_how_it_is_batched():
-    m, whole = model(), roll(model())
+    m, whole = tiny_model(), roll(tiny_model())
     uniforms = draw_uniforms(12, 12, seed=0, step=0)
     for i, prompt in enumerate(PROMPTS):
         alone = sample(
@@ -66,7 +66,7 @@ def test_a_rollout_does_not_depend_on_how_it_is_batched():
 
 
 def test_greedy_equals_generate_and_does_not_depend_on_the_batch():
-    m = model().eval()
+    m = tiny_model().eval()
     ours = sample(m, PROMPTS, max_new_tokens=8, temperature=0, stop_ids=[STOP], pad_id=0)
     for prompt, ids in zip(PROMPTS, ours.completion_ids, strict=True):
         theirs = m.generate(
@@ -77,7 +77,7 @@ def test_greedy_equals_generate_and_does_not_depend_on_the_batch():
 
 
 def test_sampling_leaves_flags_and_random_state_as_they_were():
-    m = model().train()
+    m = tiny_model().train()
     m.config.use_cache = False
     before = torch.get_rng_state()
     roll(m)
@@ -113,4 +113,4 @@ def test_sampled_frequencies_are_the_probabilities():
 
 def test_refusals():
     with pytest.raises(ValueError, match="uniforms"):
-        sample(model(), PROMPTS, max_new_tokens=2, stop_ids=[2], pad_id=0, temperature=1.0)
+        sample(tiny_model(), PROMPTS, max_new_tokens=2, stop_ids=[2], pad_id=0, temperature=1.0)

@@ -3,38 +3,45 @@
 import json
 import math
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from kit import run_loop, small_config, tiny_folder
 from safetensors.torch import load_file
-from small import folder
-from torch import nn
 
 from loops import dpo, grpo, sft
-from posttrain import ROOT
 from posttrain.config import load
 from posttrain.errors import UserError
-from posttrain.run import checkpoint_files, checkpoints, fingerprints
-from posttrain.run import folder as run_folder
-from posttrain.tokens.batch import Example
-from posttrain.tokens.examples import Pair, Prompt
+from posttrain.run import checkpoint_files, checkpoints
 
 ROWS = [{"prompt": f"Is {i} even?", "completion": "Yes." if i % 2 == 0 else "No."} for i in range(10)]
 PAIRS = [{"prompt": f"Q{i}?", "chosen": f"Yes {i}.", "rejected": "No."} for i in range(8)]
 
 
+SAVING = {
+    "training__max_steps": 6,
+    "training__save_every": 2,
+    "training__learning_rate": 1e-2,
+    "output__overwrite": False,
+}
+LOOPS = {"sft": (sft, ROWS), "dpo": (dpo, PAIRS), "grpo": (grpo, None)}
+
+
 @pytest.fixture
-def llama(tmp_path):
-    return folder(tmp_path / "llama")
+def own(tmp_path):
+    """A model folder for a test that changes it."""
+    return tiny_folder(tmp_path / "llama")
 
 
-def config(tmp_path, model, method="sft", **changes):
-    shared = {"model.name": model, "output.dir": str(tmp_path / "run"), "output.samples": 0, "training.max_steps": 6, "training.batch_size": 4,
-              "training.save_every": 2, "training.learning_rate": 1e-2}  # fmt: skip
-    return load(ROOT / f"configs/{method}_tiny.yaml", shared | {k.replace("__", "."): v for k, v in changes.items()})
+def config(model, tmp_path, method="sft", **changes):
+    return small_config(method, model, tmp_path, **SAVING | changes)
+
+
+def run(model, tmp_path, method="sft", **changes):
+    """Six steps of a loop, with a checkpoint after every second."""
+    loop, rows = LOOPS[method]
+    return run_loop(loop, model, tmp_path, **{"rows": rows} | SAVING | changes)
 
 
 def steps(tmp_path):
@@ -42,7 +49,7 @@ def steps(tmp_path):
 
 
 def test_the_newest_stay_and_load_with_the_plain_library(tmp_path, llama):
-    result = sft.train(config(tmp_path, llama), rows=ROWS)
+    result = run(llama, tmp_path)
     assert steps(tmp_path) == [4, 6]
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -51,15 +58,15 @@ def test_the_newest_stay_and_load_with_the_plain_library(tmp_path, llama):
     with torch.no_grad():
         torch.testing.assert_close(loaded(ids).logits, result.model.eval()(ids).logits)
     assert AutoTokenizer.from_pretrained(last).eos_token == "<|im_end|>"
-    sft.train(config(tmp_path, llama, training__keep_checkpoints=1, output__overwrite=True), rows=ROWS)
+    run(llama, tmp_path, training__keep_checkpoints=1, output__overwrite=True)
     assert steps(tmp_path) == [6]
 
 
 def test_full_weights_are_written_once_and_an_adapter_without_its_base(tmp_path, llama):
-    sft.train(config(tmp_path, llama), rows=ROWS)
+    run(llama, tmp_path)
     at = tmp_path / "run/checkpoints/step_6"
     assert checkpoint_files.read(at / "weights.pt")["tensors"] == {}  # all of them are in model/
-    sft.train(config(tmp_path, llama, model__adapter="lora", output__overwrite=True), rows=ROWS)
+    run(llama, tmp_path, model__adapter="lora", output__overwrite=True)
     held = checkpoint_files.read(at / "weights.pt")["tensors"]
     assert held and all("lora_" in name for name in held)
     assert all("lora_" in name for name in load_file(at / "model/adapter_model.safetensors"))
@@ -70,7 +77,7 @@ def test_the_best_is_kept(tmp_path, llama, monkeypatch, capsys):
     measured = iter([3.0, 1.0, 2.0])
     monkeypatch.setattr(sft, "evaluate", lambda *_: next(measured))
     held_out = {"data.validation_split": 0.2, "training.eval_every": 2, "training.best_metric": "validation_loss"}
-    sft.train(config(tmp_path, llama, training__keep_checkpoints=1, **held_out), rows=ROWS)
+    run(llama, tmp_path, training__keep_checkpoints=1, **held_out)
     assert steps(tmp_path) == [4, 6]
     assert json.loads((tmp_path / "run/checkpoints/step_6/run.json").read_text())["bests"] == {
         "validation_loss": {"step": 4, "value": 1.0}
@@ -79,37 +86,25 @@ def test_the_best_is_kept(tmp_path, llama, monkeypatch, capsys):
     measured = iter([0.1, 0.4, 0.3])  # more is better for everything that is no loss
     monkeypatch.setattr(dpo, "evaluate", lambda *_: {"validation_accuracy": next(measured), "validation_loss": 0.0})
     held_out |= {"training.best_metric": "validation_accuracy", "training.save_every": None, "output.overwrite": True}
-    dpo.train(config(tmp_path, llama, "dpo", model__adapter="none", **held_out), rows=PAIRS)
+    run(llama, tmp_path, "dpo", **held_out)
     assert steps(tmp_path) == [2, 4]  # written when better, and only then
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"training.best_metric": "validation_loss"}, "best_metric needs training.eval_every"),
-        ({"training.best_metric": "accuracy", "data.validation_split": 0.2, "training.eval_every": 2}, "accuracy is not a validation metric of loops.sft: it has validation_loss"),
-    ],
-)  # fmt: skip
-def test_a_best_metric_that_is_never_measured(tmp_path, llama, changes, message):
-    with pytest.raises(UserError, match=message):
-        config(tmp_path, llama, **changes)
 
 
 def test_nothing_begun_or_finished_is_overwritten_unasked(tmp_path, llama, capsys):
     with pytest.raises(ValueError, match="stop here"), pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoints.Checkpoints, "due", stops_after(3))
-        sft.train(config(tmp_path, llama), rows=ROWS)
+        run(llama, tmp_path)
     with pytest.raises(UserError, match=r"holds a run that has come to step 2: give --resume to go on with it"):
-        sft.train(config(tmp_path, llama), rows=ROWS)
+        run(llama, tmp_path)
     with pytest.raises(UserError, match="give one of the two"):
-        sft.train(config(tmp_path, llama, resume=True, output__overwrite=True), rows=ROWS)
-    result = sft.train(config(tmp_path, llama, resume=True), rows=ROWS)
+        run(llama, tmp_path, resume=True, output__overwrite=True)
+    result = run(llama, tmp_path, resume=True)
     assert [row["step"] for row in result.metrics] == [1, 2, 3, 4, 5, 6]
     assert "step_2: 2 of 6 steps are done" in capsys.readouterr().err
     with pytest.raises(UserError, match="holds a finished run"):
-        sft.train(config(tmp_path, llama), rows=ROWS)
+        run(llama, tmp_path)
     before = (tmp_path / "run/model/model.safetensors").read_bytes()
-    sft.train(config(tmp_path, llama, resume=True), rows=ROWS)  # nothing left to do: the same model again
+    run(llama, tmp_path, resume=True)  # nothing left to do: the same model again
     assert (tmp_path / "run/model/model.safetensors").read_bytes() == before
 
 
@@ -125,96 +120,76 @@ def stops_after(step):
 
 
 def test_resume_without_a_checkpoint_says_so_and_starts(tmp_path, llama, capsys):
-    result = sft.train(config(tmp_path, llama, resume=True), rows=ROWS)
+    result = run(llama, tmp_path, resume=True)
     assert len(result.metrics) == 6 and "no checkpoint in" in capsys.readouterr().err
     without = {"training.save_every": None, "output.dir": str(tmp_path / "other")}
-    sft.train(config(tmp_path, llama, **without), rows=ROWS)
+    run(llama, tmp_path, **without)
     with pytest.raises(UserError, match="a finished run and no checkpoint to go on from"):
-        sft.train(config(tmp_path, llama, resume=True, **without), rows=ROWS)
+        run(llama, tmp_path, resume=True, **without)
 
 
-def interrupted(tmp_path, llama, rows, method="sft", **changes):
-    loop = {"sft": sft, "dpo": dpo}[method]
+def interrupted(model, tmp_path, method="sft", **changes):
+    """Stopped after step 5: the last checkpoint is that of step 4."""
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="stop here"):
         patch.setattr(checkpoints.Checkpoints, "due", stops_after(5))
-        loop.train(config(tmp_path, llama, method, **changes), rows=rows)
+        run(model, tmp_path, method, **changes)
     assert steps(tmp_path)[-1] == 4
 
 
 def test_another_config_is_refused_with_its_keys(tmp_path, llama, capsys):
-    interrupted(tmp_path, llama, ROWS)
+    interrupted(llama, tmp_path)
     with pytest.raises(UserError) as refused:
-        sft.train(config(tmp_path, llama, resume=True, training__learning_rate=0.02, training__seed=1, sft__length_weighting="sequence"), rows=ROWS)  # fmt: skip
+        run(llama, tmp_path, resume=True, training__learning_rate=0.02, training__seed=1, sft__length_weighting="sequence")  # fmt: skip
     for part in ("training.learning_rate 0.01 -> 0.02", "training.seed 0 -> 1", "sft.length_weighting token -> sequence", "put the keys back"):  # fmt: skip
         assert part in str(refused.value)
     with pytest.raises(UserError, match=r"training.max_steps 6 -> 8"):  # another schedule
-        sft.train(config(tmp_path, llama, resume=True, training__max_steps=8), rows=ROWS)
+        run(llama, tmp_path, resume=True, training__max_steps=8)
     harmless = {"output.samples": 1, "training.keep_checkpoints": 9, "preflight.rows": False, "training.save_every": 3}
-    sft.train(config(tmp_path, llama, resume=True, training__micro_batch_size=2, **harmless), rows=ROWS)
+    run(llama, tmp_path, resume=True, training__micro_batch_size=2, **harmless)
     assert "training.micro_batch_size 16 -> 2: the same steps, rounded otherwise" in capsys.readouterr().err
 
 
 def test_a_run_with_a_constant_rate_may_be_made_longer(tmp_path, llama):
     constant = {"training.schedule": "constant"}
-    sft.train(config(tmp_path, llama, **constant), rows=ROWS)
-    longer = sft.train(config(tmp_path, llama, resume=True, training__max_steps=9, **constant), rows=ROWS)
-    whole = sft.train(
-        config(tmp_path, llama, training__max_steps=9, output__dir=str(tmp_path / "whole"), **constant), rows=ROWS
-    )
+    run(llama, tmp_path, **constant)
+    longer = run(llama, tmp_path, resume=True, training__max_steps=9, **constant)
+    whole = run(llama, tmp_path, training__max_steps=9, output__dir=str(tmp_path / "whole"), **constant)
     assert [row["loss"] for row in longer.metrics] == [row["loss"] for row in whole.metrics]
 
 
-def test_other_rows_another_model_and_another_reference_are_refused(tmp_path, llama):
-    interrupted(tmp_path, llama, PAIRS, "dpo", model__adapter="none", model__reference=folder(tmp_path / "ref", seed=3))
-    again = {"resume": True, "model.adapter": "none", "model.reference": str(tmp_path / "ref")}
+def test_other_rows_another_model_and_another_reference_are_refused(tmp_path, own):
+    interrupted(own, tmp_path, "dpo", model__reference=tiny_folder(tmp_path / "ref", seed=3))
+    again = {"resume": True, "model.reference": str(tmp_path / "ref")}
     with pytest.raises(UserError, match="the training data: not what it was when"):
-        dpo.train(config(tmp_path, llama, "dpo", **again), rows=[*PAIRS[:7], PAIRS[7] | {"rejected": "Nope."}])
-    folder(tmp_path / "ref", seed=4)
+        run(own, tmp_path, "dpo", rows=[*PAIRS[:7], PAIRS[7] | {"rejected": "Nope."}], **again)
+    tiny_folder(tmp_path / "ref", seed=4)
     with pytest.raises(
         UserError,
         match=r"the reference: not what it was when .*step_4 was written \(fingerprint \w{16} then, \w{16} now\)",
     ):
-        dpo.train(config(tmp_path, llama, "dpo", **again), rows=PAIRS)
-    folder(tmp_path / "ref", seed=3)
-    folder(tmp_path / "llama", seed=5)
+        run(own, tmp_path, "dpo", **again)
+    tiny_folder(tmp_path / "ref", seed=3)
+    tiny_folder(tmp_path / "llama", seed=5)
     with pytest.raises(UserError, match="the model: not what it was"):
-        dpo.train(config(tmp_path, llama, "dpo", **again), rows=PAIRS)
-    folder(tmp_path / "llama")
-    assert len(dpo.train(config(tmp_path, llama, "dpo", **again), rows=PAIRS).metrics) == 6
+        run(own, tmp_path, "dpo", **again)
+    tiny_folder(tmp_path / "llama")
+    assert len(run(own, tmp_path, "dpo", **again).metrics) == 6
 
 
 def test_precomputed_log_probs_are_not_computed_again(tmp_path, llama, monkeypatch):
-    interrupted(tmp_path, llama, PAIRS, "dpo", model__adapter="none", dpo__precompute=True)
+    interrupted(llama, tmp_path, "dpo", dpo__precompute=True)
     monkeypatch.setattr(dpo, "precompute", None)  # a call would fail
-    result = dpo.train(
-        config(tmp_path, llama, "dpo", model__adapter="none", dpo__precompute=True, resume=True), rows=PAIRS
-    )
+    result = run(llama, tmp_path, "dpo", dpo__precompute=True, resume=True)
     assert len(result.metrics) == 6
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path, llama):
-    interrupted(tmp_path, llama, ROWS)
+    interrupted(llama, tmp_path)
     (tmp_path / "run/checkpoints/step_4/optimizer.pt").write_bytes(b"half")
     with pytest.raises(
         UserError, match=r"step_4/optimizer.pt is damaged: delete .* to go on from the checkpoint before it"
     ):
-        sft.train(config(tmp_path, llama, resume=True), rows=ROWS)
-
-
-def test_fingerprints():
-    """Bit patterns times their places, added up: 1.0 is 0x3F800000 = 1065353216, 2.0 is 0x40000000 = 1073741824."""
-    module = nn.Linear(2, 1, bias=False)
-    module.weight.data = torch.tensor([[1.0, 2.0]])
-    expected = fingerprints.hashlib.blake2b(f"weight (1, 2) [{1065353216 + 2 * 1073741824}]\n".encode(), digest_size=8)
-    assert fingerprints.fingerprint(module) == expected.hexdigest()
-    module.weight.data[0, 1] = 2.0000002384185791  # the next number float32 has
-    assert fingerprints.fingerprint(module) != expected.hexdigest()
-    module.weight.data = torch.tensor([[2.0, 1.0]])  # the same numbers in other places
-    assert fingerprints.fingerprint(module) != expected.hexdigest()
-    a, b = Example([1, 2, 3], [False, True, True]), Example([1, 2, 3], [False, False, True])
-    of = fingerprints.fingerprint_of_rows
-    assert of([a, a]) == of([a, Example([1, 2, 3], [False, True, True])])
-    assert len({of([a]), of([b]), of([a, b]), of([b, a]), of([Pair(a, b)]), of([Prompt([1], {"answer": "2"})]), of([Prompt([1], {"answer": "3"})])}) == 7  # fmt: skip
+        run(llama, tmp_path, resume=True)
 
 
 def test_a_stream_that_has_changed_is_refused(tmp_path, llama):
@@ -223,20 +198,20 @@ def test_a_stream_that_has_changed_is_refused(tmp_path, llama):
     lines = [json.dumps(row) for row in ROWS]
     data.write_text("\n".join(lines))
     stream = {"data.name": str(data), "data.streaming": True}
-    interrupted(tmp_path, llama, None, **stream)
+    interrupted(llama, tmp_path, rows=None, **stream)
     data.write_text("\n".join(reversed(lines)))
     with pytest.raises(UserError, match="the stream: not what it was when"):
-        sft.train(config(tmp_path, llama, resume=True, **stream))
+        run(llama, tmp_path, rows=None, resume=True, **stream)
     data.write_text("\n".join(lines))
-    assert len(sft.train(config(tmp_path, llama, resume=True, **stream)).metrics) == 6
+    assert len(run(llama, tmp_path, rows=None, resume=True, **stream).metrics) == 6
 
 
-def test_a_model_config_that_has_changed_is_refused(tmp_path, llama):
-    interrupted(tmp_path, llama, ROWS)
-    file = Path(llama) / "config.json"
+def test_a_model_config_that_has_changed_is_refused(tmp_path, own):
+    interrupted(own, tmp_path)
+    file = Path(own) / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"rms_norm_eps": 0.5}))
     with pytest.raises(UserError, match="the model: not what it was"):
-        sft.train(config(tmp_path, llama, resume=True), rows=ROWS)
+        run(own, tmp_path, resume=True)
 
 
 def test_another_reward_function_is_refused(tmp_path, llama):
@@ -246,22 +221,22 @@ def test_another_reward_function_is_refused(tmp_path, llama):
     def long(completion_ids):
         return [len(ids) for ids in completion_ids]
 
-    rl = {"training.batch_size": None, "grpo.prompts_per_step": 2, "grpo.group_size": 2, "grpo.max_new_tokens": 4}
+    rl = {"grpo.group_size": 2, "grpo.max_new_tokens": 4}
     rows = [
         {"prompt": f"Q{i}?", "odd": {1: {2, 3}, "x": object()}} for i in range(4)
     ]  # no row is too odd to be compared
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="stop here"):
         patch.setattr(checkpoints.Checkpoints, "due", stops_after(5))
-        grpo.train(config(tmp_path, llama, "grpo", **rl), rows=rows, reward=short)
+        run(llama, tmp_path, "grpo", rows=rows, reward=short, **rl)
     with pytest.raises(UserError, match="the reward: not what it was"):
-        grpo.train(config(tmp_path, llama, "grpo", resume=True, **rl), rows=rows, reward=long)
-    assert len(grpo.train(config(tmp_path, llama, "grpo", resume=True, **rl), rows=rows, reward=short).metrics) == 6
+        run(llama, tmp_path, "grpo", rows=rows, reward=long, resume=True, **rl)
+    assert len(run(llama, tmp_path, "grpo", rows=rows, reward=short, resume=True, **rl).metrics) == 6
 
 
 def test_lost_metrics_come_from_the_checkpoint(tmp_path, llama):
-    interrupted(tmp_path, llama, ROWS)
+    interrupted(llama, tmp_path)
     (tmp_path / "run/metrics.jsonl").write_text("")
-    sft.train(config(tmp_path, llama, resume=True), rows=ROWS)
+    run(llama, tmp_path, resume=True)
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
 
@@ -278,30 +253,30 @@ def test_the_best_stays_when_nobody_asks_for_it_any_more_and_nan_is_never_best(t
     best = {"training.best_metric": "validation_loss"}
     with pytest.raises(ValueError, match="stop here"), pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoints.Checkpoints, "due", stops_after(3))
-        sft.train(config(tmp_path, llama, **held_out, **best), rows=ROWS)
+        run(llama, tmp_path, **held_out, **best)
     assert steps(tmp_path) == [2]
     monkeypatch.setattr(sft, "evaluate", lambda *_: 5.0)
-    sft.train(config(tmp_path, llama, resume=True, **held_out), rows=ROWS)
+    run(llama, tmp_path, resume=True, **held_out)
     assert steps(tmp_path) == [2, 6]
 
 
 def test_fewer_steps_than_are_done(tmp_path, llama):
     constant = {"training.schedule": "constant"}
-    interrupted(tmp_path, llama, ROWS, **constant)
+    interrupted(llama, tmp_path, **constant)
     with pytest.raises(UserError, match=r"4 steps are done, more than training.max_steps = 3"):
-        sft.train(config(tmp_path, llama, resume=True, training__max_steps=3, **constant), rows=ROWS)
+        run(llama, tmp_path, resume=True, training__max_steps=3, **constant)
 
 
 @pytest.mark.parametrize("file", ["run.json", "loop.pt", "weights.pt", "model/model.safetensors"])
 def test_any_damaged_file_is_named(tmp_path, llama, file):
-    interrupted(tmp_path, llama, ROWS)
+    interrupted(llama, tmp_path)
     path = tmp_path / "run/checkpoints/step_4" / file
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(UserError, match=f"{file} is damaged: delete .*step_4 to go on from the checkpoint before it"):
-        sft.train(config(tmp_path, llama, resume=True), rows=ROWS)
+        run(llama, tmp_path, resume=True)
     path.unlink()
     with pytest.raises(UserError, match=r"missing: delete .*step_4 to go on from the checkpoint before it"):
-        sft.train(config(tmp_path, llama, resume=True), rows=ROWS)
+        run(llama, tmp_path, resume=True)
 
 
 def test_a_save_that_fails_leaves_the_one_before(tmp_path, llama, monkeypatch):
@@ -316,53 +291,15 @@ def test_a_save_that_fails_leaves_the_one_before(tmp_path, llama, monkeypatch):
     with pytest.raises(
         UserError, match=r"step_4: the checkpoint cannot be written \(No space left on device\). Make room"
     ):
-        sft.train(config(tmp_path, llama), rows=ROWS)
+        run(llama, tmp_path)
     assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["step_2"]
 
 
-def test_clearing_takes_the_checkpoints_first_and_all_at_once(tmp_path, llama, monkeypatch):
-    """Killed anywhere in there, no half of an old checkpoint is left to be resumed."""
-    interrupted(tmp_path, llama, ROWS)
-
-    def killed(path, **_):
-        if Path(path).exists():
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_folder.shutil, "rmtree", killed)
-        sft.train(config(tmp_path, llama, output__overwrite=True), rows=ROWS)
-    assert steps(tmp_path) == [] and (tmp_path / "run/checkpoints.old").exists()
-    assert len(sft.train(config(tmp_path, llama), rows=ROWS).metrics) == 6
-    assert not (tmp_path / "run/checkpoints.old").exists()
-
-
-def test_two_runs_in_one_folder(tmp_path, llama):
-    code = f"import sys, time; from filelock import FileLock; lock = FileLock({str(run_folder.lock_path(tmp_path / 'run'))!r}); lock.acquire(); print('held', flush=True); time.sleep(60)"
-    (tmp_path / "run").mkdir()
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match="another run is writing here"):
-            sft.train(config(tmp_path, llama), rows=ROWS)
-        other.kill()
-    assert len(sft.train(config(tmp_path, llama), rows=ROWS).metrics) == 6
-
-
-@pytest.mark.parametrize(
-    ("where", "message"),
-    [("llama", r"is not the folder of a run \(it holds config.json\)"), ("", r"is not the folder of a run \(it holds llama\)"),
-     ("llama/config.json", "is a file"), ("llama/config.json/below", "is a file")],
-)  # fmt: skip
-def test_a_folder_that_is_no_run(tmp_path, llama, where, message):
-    with pytest.raises(UserError, match=message):
-        sft.train(config(tmp_path, llama, output__dir=str(tmp_path / where), output__overwrite=True), rows=ROWS)
-    assert (Path(llama) / "model.safetensors").exists()
-
-
-def test_the_config_of_another_loop_and_the_same_path_written_otherwise(tmp_path, llama, monkeypatch):
-    interrupted(tmp_path, llama, ROWS)
+def test_the_config_of_another_loop_and_the_same_path_written_otherwise(tmp_path, own, monkeypatch):
+    interrupted(own, tmp_path)
     with pytest.raises(UserError, match=r"step_4 is of a run of loops.sft, not of loops.dpo"):
-        dpo.train(config(tmp_path, llama, "dpo", resume=True), rows=PAIRS)
+        run(own, tmp_path, "dpo", resume=True)
     monkeypatch.chdir(tmp_path)
-    assert len(sft.train(config(tmp_path, "llama", resume=True), rows=ROWS).metrics) == 6
+    assert len(run("llama", tmp_path, resume=True).metrics) == 6
     again = load(tmp_path / "run/config.yaml", {"resume": True})  # what a run writes can be resumed as it is
     assert again.output.overwrite is False and again.resume is True

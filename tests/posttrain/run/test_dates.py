@@ -4,11 +4,9 @@ import shutil
 from datetime import datetime
 
 import pytest
-from small import CHATML, bytelevel_tokenizer, folder
+from kit import CHATML, bytelevel_tokenizer, run_loop, tiny_folder
 
 from loops import sft
-from posttrain import ROOT
-from posttrain.config import load
 from posttrain.run import training
 from posttrain.tokens.rendering import render
 
@@ -30,24 +28,21 @@ def today(monkeypatch):
 
 
 def test_a_run_that_is_killed_before_midnight_goes_on_after_it(tmp_path, today, capfd):
-    model = folder(tmp_path / "llama", tokenizer=bytelevel_tokenizer(DATED))
+    model = tiny_folder(tmp_path / "llama", tokenizer=bytelevel_tokenizer(DATED))
 
-    def config(name, **changes):
-        return load(
-            ROOT / "configs/sft_tiny.yaml",
-            {"model.name": model, "output.dir": str(tmp_path / name), "output.samples": 0, "training.max_steps": 6,
-             "training.batch_size": 4, "training.save_every": 2, **changes},
-        )  # fmt: skip
+    def run(name, **changes):
+        saving = {"training__max_steps": 6, "training__save_every": 2, "output__overwrite": False}
+        return run_loop(sft, model, tmp_path / name, rows=ROWS, **saving, **changes)
 
     losses = {}
     for day in (1, 2):
         today(day)
-        losses[day] = [row["loss"] for row in sft.train(config(f"day{day}"), rows=ROWS).metrics]
+        losses[day] = [row["loss"] for row in run(f"day{day}").metrics]
     assert losses[1] != losses[2]  # the date is part of what is learned from …
     assert "writes today's date: it stays that of the run's start" in capfd.readouterr().err
-    shutil.rmtree(tmp_path / "day1/model")
-    shutil.rmtree(tmp_path / "day1/checkpoints/step_6")
-    again = sft.train(config("day1", resume=True), rows=ROWS)
+    shutil.rmtree(tmp_path / "day1/run/model")
+    shutil.rmtree(tmp_path / "day1/run/checkpoints/step_6")
+    again = run("day1", resume=True)
     assert [row["loss"] for row in again.metrics] == losses[1]  # … and a resumed run has its own
     here = render(again.tokenizer, [{"role": "user", "content": "a"}], generate=True).text
     assert here.startswith(datetime.now().strftime("%d %B %Y"))  # outside of a loop it is today again

@@ -1,8 +1,91 @@
+"""Starting: the compute type, a device that is not there, and ways to start that do something else than they say."""
+
+from types import SimpleNamespace
+
+import pytest
 import torch
 
+from posttrain import ROOT
+from posttrain.config.keys import Training
+from posttrain.errors import UserError
+from posttrain.run import launch
 from posttrain.run.launch import compute_dtype
 
 
-def test_compute_dtype():
+def test_compute_dtype(monkeypatch):
     assert compute_dtype("auto", on_cpu=True) == torch.float32
     assert compute_dtype("bfloat16", on_cpu=True) == torch.bfloat16
+    assert compute_dtype("float32", on_cpu=False) == torch.float32
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for native, expected in ((True, torch.bfloat16), (False, torch.float32)):  # a GPU, with bf16 and without
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, native=native: native)
+        assert compute_dtype("auto", on_cpu=False) == expected and compute_dtype("auto", on_cpu=True) == torch.float32
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_a_device_that_is_not_there(monkeypatch, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(UserError, match=rf"training.device is {device}, but torch finds none here: use auto or cpu"):
+        launch.start(Training(device=device), "auto")
+
+
+@pytest.mark.parametrize(
+    ("device", "there", "on_cpu"),
+    [("cpu", True, True), ("cpu", False, True), ("auto", False, True), ("auto", True, False), ("cuda", True, False)],
+)
+def test_where_it_runs(monkeypatch, device, there, on_cpu):
+    told = {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(launch, "Accelerator", lambda **given: told.update(given) or SimpleNamespace(num_processes=1))
+    _, compute = launch.start(Training(device=device), "auto")
+    assert told["cpu"] is on_cpu and compute == (torch.float32 if on_cpu else torch.bfloat16)
+    assert told["mixed_precision"] == ("no" if on_cpu else "bf16") and not told["kwargs_handlers"][0].broadcast_buffers
+
+
+def test_the_next_run_may_want_another_precision(monkeypatch):
+    """Accelerate keeps one state per Python process; a notebook starts one run after the other."""
+    for dtype, precision in (("bfloat16", "bf16"), ("auto", "no")):
+        accelerator, compute = launch.start(Training(device="cpu"), dtype)
+        assert accelerator.mixed_precision == precision and compute == compute_dtype(dtype, on_cpu=True)
+
+
+def test_processes_that_do_not_see_each_other_are_refused(monkeypatch):
+    """Two trainings that each believe to be alone would overwrite each other's folder."""
+    real = launch.Accelerator
+
+    def alone(cpu, mixed_precision, kwargs_handlers):
+        monkeypatch.delenv("WORLD_SIZE")
+        made = real(cpu=cpu, mixed_precision=mixed_precision)
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        return made
+
+    monkeypatch.setattr(launch, "Accelerator", alone)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    launch.AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(UserError, match="WORLD_SIZE is 2, but Accelerate sees 1 process"):
+        launch.start(Training(device="cpu"), "auto")
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "use FSDP2"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "on a CPU Accelerate trains with DDP instead"),
+        ({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}, "starts one and says nothing: use torchrun"),
+    ],
+)
+def test_launchers_that_would_do_something_else_are_refused(monkeypatch, variables, message):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=message):
+        launch.start(Training(device="cpu"), "auto")
+
+
+def test_the_accelerate_configs_are_what_accelerate_reads():
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    ddp, fsdp = (load_config_from_file(str(ROOT / f"configs/accelerate/{name}.yaml")) for name in ("ddp", "fsdp2"))
+    assert str(ddp.distributed_type).endswith("MULTI_GPU") and str(fsdp.distributed_type).endswith("FSDP")
+    assert fsdp.fsdp_config["fsdp_version"] == 2 and ddp.num_processes == fsdp.num_processes == 2

@@ -4,11 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small import folder
+from kit import run_loop
 
 from loops import dpo, grpo, ppo, sft
-from posttrain import ROOT, models
-from posttrain.config import load
+from posttrain import models
 from posttrain.errors import UserError
 from posttrain.rollouts import sampling
 from posttrain.run import preflight
@@ -17,25 +16,26 @@ from posttrain.tokens.batch import collate
 
 ROWS = [{"prompt": f"Is {i} even?", "completion": "Yes." if i % 2 == 0 else "No."} for i in range(8)]
 PROMPTS = [{"prompt": f"Question {i}?"} for i in range(4)]
+PAIRS = [{"prompt": "Q?", "chosen": f"Yes {i}.", "rejected": "No."} for i in range(4)]
+LOOPS = {"sft": (sft, ROWS), "dpo": (dpo, PAIRS), "grpo": (grpo, PROMPTS), "ppo": (ppo, PROMPTS)}
 
 
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory):
-    return folder(tmp_path_factory.mktemp("llama"))
-
-
-def config(tmp_path, model, method="sft", **changes):
-    rl = {f"{method}.prompts_per_step": 2, f"{method}.max_new_tokens": 6} if method in ("grpo", "ppo") else {}
-    shared = {"model.name": model, "output.dir": str(tmp_path / "run"), "output.samples": 0, "training.max_steps": 2}
+def run(model, tmp_path, method="sft", **changes):
+    """Two steps of a loop, on its rows and on rewards that differ."""
+    loop, rows = LOOPS[method]
+    rl = {}
+    if method in ("grpo", "ppo"):
+        rl = {
+            "reward": lambda completion_ids: [len(set(ids)) for ids in completion_ids],
+            f"{method}__max_new_tokens": 6,
+        }
     if method == "ppo":
-        rl |= {"ppo.minibatches": 1, "data.validation_split": 0.0, "training.eval_every": None}
-    return load(
-        ROOT / f"configs/{method}_tiny.yaml", shared | rl | {k.replace("__", "."): v for k, v in changes.items()}
-    )
+        rl |= {"ppo__prompts_per_step": 2, "ppo__minibatches": 1}
+    return run_loop(loop, model, tmp_path, **{"rows": rows, "training__max_steps": 2} | rl | changes)
 
 
 def test_what_passed_is_told_once(tmp_path, llama, capsys):
-    sft.train(config(tmp_path, llama, preflight__gradients=False), rows=ROWS)
+    run(llama, tmp_path, preflight__gradients=False)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("preflight")]
     assert lines == [
         "preflight passed: 8 rows, each with a supervised token (0 left out, 0.0%); answers end with <|im_end|>",
@@ -46,8 +46,8 @@ def test_what_passed_is_told_once(tmp_path, llama, capsys):
 def test_a_row_without_a_supervised_token(tmp_path, llama, monkeypatch):
     real = examples._encode
 
-    def masked(rows, encoder, tokenizer):
-        made = real(rows, encoder, tokenizer)
+    def masked(*given):
+        made = real(*given)
         made.items[2] = made.items[2].muted()
         return made
 
@@ -55,8 +55,8 @@ def test_a_row_without_a_supervised_token(tmp_path, llama, monkeypatch):
     with pytest.raises(
         UserError, match=r"preflight: 1 of 8 rows have no supervised token, first rows, row 3: .*--preflight.rows false"
     ):
-        sft.train(config(tmp_path, llama), rows=ROWS)
-    assert len(sft.train(config(tmp_path, llama, preflight__rows=False), rows=ROWS).metrics) == 2
+        run(llama, tmp_path)
+    assert len(run(llama, tmp_path, preflight__rows=False).metrics) == 2
 
 
 def test_a_stop_token_that_is_never_taught(tmp_path, llama, monkeypatch):
@@ -71,8 +71,8 @@ def test_a_stop_token_that_is_never_taught(tmp_path, llama, monkeypatch):
     end = AutoTokenizer.from_pretrained(llama).eos_token_id
     monkeypatch.setattr(sft, "collate", careless)
     with pytest.raises(UserError, match=r"preflight: no row of the first step teaches a stop token \(<\|im_end\|>\)"):
-        sft.train(config(tmp_path, llama), rows=ROWS)
-    off = sft.train(config(tmp_path, llama, preflight__stop_token=False), rows=ROWS)
+        run(llama, tmp_path)
+    off = run(llama, tmp_path, preflight__stop_token=False)
     assert "p_stop" not in off.metrics[0]
 
 
@@ -86,38 +86,25 @@ def test_a_tensor_without_a_gradient(tmp_path, llama, monkeypatch, method):
         return model, *rest
 
     monkeypatch.setattr(models, "load_policy", with_an_idle_weight)
-    loop, rows = {"sft": (sft, ROWS), "dpo": (dpo, None), "grpo": (grpo, PROMPTS), "ppo": (ppo, PROMPTS)}[method]
-    rows = rows or [{"prompt": "Q?", "chosen": f"Yes {i}.", "rejected": "No."} for i in range(4)]
-    given = (
-        {"reward": lambda completion_ids: [len(set(ids)) for ids in completion_ids]}
-        if method in ("grpo", "ppo")
-        else {}
-    )
-    changes = {"model__adapter": "none"} if method == "dpo" else {}
     with pytest.raises(UserError, match=r"preflight: 1 trainable tensors got no finite gradient, first .*idle"):
-        loop.train(config(tmp_path, llama, method, **changes), rows=rows, **given)
-    off = loop.train(config(tmp_path, llama, method, preflight__gradients=False, **changes), rows=rows, **given)
+        run(llama, tmp_path, method)
+    off = run(llama, tmp_path, method, preflight__gradients=False)
     assert len(off.metrics) == 2
 
 
 @pytest.mark.parametrize("method", ["grpo", "ppo"])
 def test_a_sampler_that_disagrees(tmp_path, llama, monkeypatch, method):
-    loop = {"grpo": grpo, "ppo": ppo}[method]
     real = sampling.sample
 
     def hotter(*arguments, temperature, **named):
         return real(*arguments, temperature=temperature * 1.1, **named)
 
     monkeypatch.setattr(sampling, "sample", hotter)
-
-    def reward(completion_ids):
-        return [len(set(ids)) for ids in completion_ids]
-
     with pytest.raises(
         UserError, match=r"preflight: sampler and trainer disagree by up to .*--preflight.sampler false"
     ):
-        loop.train(config(tmp_path, llama, method), rows=PROMPTS, reward=reward)
-    off = loop.train(config(tmp_path, llama, method, preflight__sampler=False), rows=PROMPTS, reward=reward)
+        run(llama, tmp_path, method)
+    off = run(llama, tmp_path, method, preflight__sampler=False)
     assert len(off.metrics) == 2
 
 
@@ -129,20 +116,16 @@ def test_a_sampler_that_disagrees(tmp_path, llama, monkeypatch, method):
     ],
 )
 def test_dead_groups_are_told_with_the_reason(tmp_path, llama, capsys, reward, reason):
-    grpo.train(config(tmp_path, llama, "grpo"), rows=PROMPTS, reward=reward)
+    run(llama, tmp_path, "grpo", reward=reward)
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: every group")]
     assert len(told) == 1 and reason in told[0]
-    grpo.train(
-        config(tmp_path, llama, "grpo", preflight__dead_groups=False, output__overwrite=True),
-        rows=PROMPTS,
-        reward=reward,
-    )
+    run(llama, tmp_path, "grpo", reward=reward, preflight__dead_groups=False)
     assert "every group of the first" not in capsys.readouterr().err
 
 
 def test_dead_groups_because_nothing_can_be_read(tmp_path, llama, capsys):
     rows = [row | {"answer": "7"} for row in PROMPTS]
-    grpo.train(config(tmp_path, llama, "grpo"), rows=rows)
+    run(llama, tmp_path, "grpo", rows=rows, reward=None)
     assert (
         "100% of the answers hold no number that the reward can read: teach the format first" in capsys.readouterr().err
     )

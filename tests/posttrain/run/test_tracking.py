@@ -4,38 +4,26 @@ import importlib.util
 import sqlite3
 
 import pytest
-from small import folder
+from kit import run_loop
 
 from loops import sft
-from posttrain import ROOT
-from posttrain.config import load, trackers
 from posttrain.errors import UserError
 from posttrain.run import tracking, training
 
 ROWS = [{"prompt": f"Is {i} even?", "completion": "Yes." if i % 2 == 0 else "No."} for i in range(8)]
 
 
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory):
-    return folder(tmp_path_factory.mktemp("llama"))
+def run(model, tmp_path, to):
+    told = {"tracking__to": to, "tracking__project": "a project", "data__name": ["a.jsonl", "b.jsonl"]}
+    return run_loop(sft, model, tmp_path, rows=ROWS, training__epochs=2, training__max_steps=3, **told)
 
 
-def config(tmp_path, model, to):
-    return load(
-        ROOT / "configs/sft_tiny.yaml",
-        {"model.name": model, "output.dir": str(tmp_path / "run"), "training.max_steps": 3, "training.batch_size": 4, "tracking.to": to,
-         "tracking.project": "a project", "output.samples": 0, "data.name": ["a.jsonl", "b.jsonl"]},
-    )  # fmt: skip
-
-
-def test_a_missing_package_is_one_line(tmp_path, llama, monkeypatch):
+def test_a_missing_package_stops_the_run_before_anything_is_loaded_or_removed(tmp_path, llama, monkeypatch):
     real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in ("mlflow", "wandb") else real(name))
-    with pytest.raises(UserError, match=r"^tracking.to: mlflow and wandb missing here: pip install mlflow wandb$"):
-        trackers.refuse_missing(["mlflow", "wandb"])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "wandb" else real(name))
     with pytest.raises(UserError, match=r"pip install wandb"):
-        sft.train(config(tmp_path, llama, ["wandb"]), rows=ROWS)
-    assert not (tmp_path / "run").exists()  # said before anything was loaded or removed
+        run(llama, tmp_path, ["wandb"])
+    assert not (tmp_path / "run").exists()
 
 
 class Fake:
@@ -63,7 +51,7 @@ def test_one_that_fails_is_reported_once_and_left_out(tmp_path, llama, monkeypat
     fake = Fake()
     monkeypatch.setattr(training, "refuse_missing", lambda names: None)
     monkeypatch.setattr(tracking.Trackers, "_make", lambda self, name, config: fake)
-    result = sft.train(config(tmp_path, llama, ["mlflow"]), rows=ROWS)
+    result = run(llama, tmp_path, ["mlflow"])
     assert [step for step, _ in fake.told] == [1, 2] and len(result.metrics) == 3
     assert fake.told[0][1] == {k: v for k, v in result.metrics[0].items() if k != "step"}
     assert fake.config["training.max_steps"] == 3 and fake.config["data.name"] == "['a.jsonl', 'b.jsonl']"
@@ -78,7 +66,7 @@ def test_one_that_cannot_start_stops_nothing(tmp_path, llama, monkeypatch, capsy
 
     monkeypatch.setattr(training, "refuse_missing", lambda names: None)
     monkeypatch.setattr(tracking.Trackers, "_make", broken)
-    assert len(sft.train(config(tmp_path, llama, ["wandb"]), rows=ROWS).metrics) == 3
+    assert len(run(llama, tmp_path, ["wandb"]).metrics) == 3
     assert "wandb failed and is left out from here on (OSError: no such server)" in capsys.readouterr().err
 
 
@@ -89,7 +77,7 @@ def test_the_real_ones(tmp_path, llama, monkeypatch, capfd):
     for name in ("WANDB_API_KEY", "WANDB_MODE", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    result = sft.train(config(tmp_path, llama, ["tensorboard", "mlflow", "wandb"]), rows=ROWS)
+    result = run(llama, tmp_path, ["tensorboard", "mlflow", "wandb"])
     assert "is left out" not in capfd.readouterr().err
 
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -1,10 +1,8 @@
-import pytest
 import torch
-from small import model
 
-from losses.logprobs import token_logps
-from posttrain.models import CompletionLogps, no_dropout
-from posttrain.tokens.batch import Batch, Example, collate, pad_values
+from posttrain.tokens.batch import Example, Packed, block_mask, collate, collate_packed, pack, pad_values
+
+A, B, C = (Example.of([0] * 3, [1] * (n - 3)) for n in (9, 14, 6))
 
 
 def test_collate():
@@ -30,40 +28,25 @@ def test_pad_values_lays_numbers_under_their_tokens():
     assert out.tolist() == [[0.0, -1.0], [-2.0, -3.0]]
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "opt", "qwen2"])
-def test_padding_changes_no_log_prob(kind):
-    """Alone, padded on the left by 7 and on the right by 7: the same to 1e-5, on absolute and rotary positions."""
-    m = model(kind)
-    no_dropout(m)
-    policy = CompletionLogps(m.train())
-    ids = torch.randint(0, 400, (12,), generator=torch.Generator().manual_seed(1)).tolist()
-    example = Example.of(ids[:4], ids[4:])
-    alone = policy(collate([example], 0))[0][0, 3:]
-    longer = Example.of(ids[:4], ids[4:] + ids[:7])
-    right = policy(collate([example, longer], 0))[0][0, 3:11]
-    mask = torch.tensor([[False] * 7 + [True] * 12])
-    left = Batch(
-        torch.tensor([[0] * 7 + ids]),
-        mask,
-        (mask.cumsum(-1) - 1).clamp(min=0),
-        torch.tensor([[False] * 11 + [True] * 8]),
+def test_collate_packed():
+    batch = collate_packed(
+        [Packed((Example.of([5, 6], [7]), Example([8, 9], [True, True]))), Packed((Example.of([1], [2]),))], pad_id=0
     )
-    torch.testing.assert_close(right, alone, atol=1e-5, rtol=0)
-    torch.testing.assert_close(policy(left)[0][0, 10:], alone, atol=1e-5, rtol=0)
+    assert batch.input_ids.tolist() == [[5, 6, 7, 8, 9], [1, 2, 0, 0, 0]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1], [0, 1, 0, 1, 2]]
+    # 8 begins a text that is trained whole: nothing predicts it, alone or packed
+    assert batch.completion_mask.tolist() == [[False, False, True, False, True], [False, True, False, False, False]]
+    assert batch.attention_mask is None
 
 
-def test_a_soft_cap_is_found_out_while_the_logits_are_small():
-    assert not CompletionLogps(model("gemma2", final_logit_softcapping=30.0, initializer_range=0.001)).chunked
+def test_block_mask_by_hand():
+    # positions 0 1 | 0 1: token 2 sees itself, token 3 sees 2 and 3
+    may_look = block_mask(torch.tensor([[0, 1, 0, 1]]), torch.float32)[0, 0] == 0
+    assert may_look.tolist() == [[True, False, False, False], [True, True, False, False],
+                                 [False, False, True, False], [False, False, True, True]]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2", "opt", "gemma2"])
-def test_the_module_gives_the_models_own_log_probs(kind):
-    m = model(kind).eval()
-    policy = CompletionLogps(m)
-    assert policy.chunked == (kind != "gemma2")  # soft-capped logits take the plain path, found out by the probe
-    ids = torch.randint(0, 400, (2, 9), generator=torch.Generator().manual_seed(1))
-    batch = collate([Example.of(row[:3], row[3:]) for row in ids.tolist()], 0)
-    logps, entropy = policy(batch, 0.7)
-    expected = torch.where(batch.active, token_logps(m(input_ids=ids).logits, ids, temperature=0.7), 0.0)
-    torch.testing.assert_close(logps, expected, atol=1e-5, rtol=0)
-    assert (entropy[batch.active] > 0).all() and (entropy[~batch.active] == 0).all()
+def test_pack_fills_rows_and_splits_nothing():
+    packs = pack([A, B, C, A], 20)  # 14 + 6, then 9 + 9
+    assert [[len(e) for e in p.examples] for p in packs] == [[14, 6], [9, 9]]
+    assert [len(e) for p in pack([B], 5) for e in p.examples] == [14]  # longer than a row: alone

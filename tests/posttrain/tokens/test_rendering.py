@@ -1,7 +1,7 @@
 from datetime import datetime
 
 import pytest
-from small import CHATML, bytelevel_tokenizer
+from kit import CHATML, bytelevel_tokenizer
 
 from posttrain.errors import UserError
 from posttrain.tokens import template

@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from small import CHATML, GEMMA, LLAMA3, bytelevel_tokenizer
+from kit import CHATML, GEMMA, LLAMA3, bytelevel_tokenizer
 
 from posttrain.tokens import template
 

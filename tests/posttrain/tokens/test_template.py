@@ -1,5 +1,5 @@
 import pytest
-from small import CHATML, FAMILIES, FORGETFUL, GEMMA, LLAMA3, SEAM, bytelevel_tokenizer, sentencepiece_tokenizer
+from kit import CHATML, FAMILIES, FORGETFUL, GEMMA, LLAMA3, SEAM, bytelevel_tokenizer, sentencepiece_tokenizer
 
 from posttrain.tokens import template
 

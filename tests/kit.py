@@ -1,11 +1,20 @@
-"""Random models of real architectures and tokenizers of real kinds, small enough to build in a test."""
+"""What tests build from: random models of real architectures, tokenizers of real kinds, and short runs of every loop."""
 
+import json
+import os
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from posttrain import ROOT
+from posttrain.config import load
+from posttrain.config.supervised import SftData
+from posttrain.data.rows import load_rows
 
 TEXT = [
     "Question: Natalia sold 48 clips in April. How many did she sell in May? Answer: 48 / 2 = 24 clips. #### 72",
@@ -96,7 +105,7 @@ SIZES = {
 }  # fmt: skip
 
 
-def model(kind: str = "llama", vocab_size: int = 411, seed: int = 0, **changes):
+def tiny_model(kind: str = "llama", vocab_size: int = 411, seed: int = 0, **changes):
     torch.manual_seed(seed)
     sizes = SIZES[kind] | {
         "vocab_size": vocab_size,
@@ -125,13 +134,91 @@ FAMILIES = {
 }
 
 
-def family(path: Path, kind: str, **changes) -> str:
-    return folder(path, kind, bytelevel_tokenizer(**FAMILIES[kind]), **changes)
+def tiny_family(path: Path, kind: str, **changes) -> str:
+    return tiny_folder(path, kind, bytelevel_tokenizer(**FAMILIES[kind]), **changes)
 
 
-def folder(path: Path, kind: str = "llama", tokenizer=None, **changes) -> str:
+def tiny_folder(path: Path, kind: str = "llama", tokenizer=None, **changes) -> str:
     """A local model folder as a user would bring it: weights, config, tokenizer."""
     tokenizer = tokenizer or bytelevel_tokenizer()
-    model(kind, len(tokenizer), **changes).save_pretrained(path)
+    tiny_model(kind, len(tokenizer), **changes).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return str(path)
+
+
+# ---------------------------------------------------------------- rows
+
+
+def write_jsonl(path: Path, rows: list) -> str:
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def rows_for(method: str, rows: list | None = None, **data: Any) -> Any:
+    """What the loop of `method` reads of `rows`, or of data.name, under these keys of the data group."""
+    return load_rows(SftData(**data), method, rows)
+
+
+# ---------------------------------------------------------------- short runs
+
+# What every short run of a method shares: a few steps of few rows. A test shows what it changes.
+SMALL: dict[str, dict[str, Any]] = {
+    "pretrain": {  # four steps of two rows of 32 tokens
+        "model.shape": dict(SIZES["llama"], max_position_embeddings=64), "data.max_length": 32, "training.max_steps": 4,
+        "training.batch_size": 2, "training.warmup_steps": 0, "pretrain.check": None,
+    },
+    "sft": {"training.batch_size": 4, "training.learning_rate": 1e-3, "training.epochs": 1},
+    "dpo": {
+        "training.batch_size": 4, "training.learning_rate": 1e-3, "training.epochs": 1, "model.adapter": "none",
+        "dpo.sft_weight": 0.0,
+    },
+    "reward": {
+        "training.batch_size": 4, "training.learning_rate": 1e-3, "training.epochs": 1, "training.warmup_steps": 0,
+        "data.validation_split": 0, "training.eval_every": None,
+    },
+    "grpo": {
+        "training.max_steps": 3, "training.learning_rate": 1e-3, "training.warmup_steps": 0, "grpo.prompts_per_step": 2,
+        "grpo.group_size": 4, "grpo.max_new_tokens": 8,
+    },
+    "ppo": {
+        "training.max_steps": 4, "training.learning_rate": 1e-3, "training.warmup_steps": 0,
+        "training.micro_batch_size": 8, "data.validation_split": 0, "training.eval_every": None,
+        "ppo.prompts_per_step": 8, "ppo.minibatches": 2, "ppo.inner_epochs": 2, "ppo.max_new_tokens": 6, "ppo.kl_coef": 0.05,
+    },
+}  # fmt: skip
+
+
+def yaml_config(name: str, **changes: Any) -> Any:
+    """configs/NAME.yaml with training__epochs=2 (or **{"training.epochs": 2}) instead of what it says."""
+    return load(ROOT / f"configs/{name}.yaml", {key.replace("__", "."): value for key, value in changes.items()})
+
+
+def small_config(method: str, model: str | None, place: Path, **changes: Any) -> Any:
+    """A short run of `method` on the model folder `model`, into `place`/run: SMALL, with these changes."""
+    fixed = {"output.dir": str(place / "run"), "output.overwrite": True, "output.samples": 0, **SMALL[method]}
+    if model is not None:
+        fixed["model.name"] = model
+    return yaml_config(f"{method}_tiny", **fixed | {key.replace("__", "."): value for key, value in changes.items()})
+
+
+def run_loop(loop: ModuleType, model: str | None, place: Path, *, rows=None, reward=None, **changes: Any) -> Any:
+    """A short run of loops.sft, loops.dpo …: its Result."""
+    config = small_config(loop.__name__.removeprefix("loops."), model, place, **changes)
+    given = {name: value for name, value in (("rows", rows), ("reward", reward)) if value is not None}
+    return loop.train(config, **given)
+
+
+def environment(**more: str) -> dict[str, str]:
+    """For a process that a test starts: it finds the project and this file, and has one thread."""
+    path = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
+    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CI": "1"} | more
+
+
+def metric(result: Any, name: str) -> list[float]:
+    """One number of every step."""
+    return [row[name] for row in result.metrics]
+
+
+def even_tokens(completion_ids: list[list[int]]) -> list[float]:
+    """A reward that a random model can earn: the share of even token ids."""
+    return [sum(token % 2 == 0 for token in ids) / len(ids) for ids in completion_ids]

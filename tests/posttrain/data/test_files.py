@@ -1,0 +1,61 @@
+"""Files of rows: what other tools write, and every problem told with its line."""
+
+import pytest
+from kit import rows_for
+
+from posttrain.data.files import read_file
+from posttrain.data.sources import iterate
+from posttrain.errors import UserError
+
+
+def test_a_csv_cell_is_text_whatever_it_looks_like(tmp_path):
+    (tmp_path / "rows.csv").write_bytes(
+        '\ufeffquestion,answer\r\n"2+2, or?",007\r\nnull,True\r\n"two\nlines",\r\n'.encode()
+    )
+    assert list(read_file(tmp_path / "rows.csv")) == [
+        {"question": "2+2, or?", "answer": "007"}, {"question": "null", "answer": "True"}, {"question": "two\nlines", "answer": None},
+    ]  # fmt: skip
+
+
+def test_what_other_tools_write(tmp_path):
+    (tmp_path / "bom.jsonl").write_bytes('\ufeff{"text": "a"}\r\n{"text": "b"}\r\n'.encode())
+    (tmp_path / "lines.json").write_text('{"text": "a"}\n{"text": "b"}\n')
+    for name in ("bom.jsonl", "lines.json"):
+        assert list(read_file(tmp_path / name)) == [{"text": "a"}, {"text": "b"}]
+        assert [row for row, _ in iterate(str(tmp_path / name))] == [{"text": "a"}, {"text": "b"}]
+
+
+def test_u2028_inside_a_json_string(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(
+        '{"prompt": "a\u2028b", "completion": "c"}\n\n{"prompt": "d", "completion": "e"}\n', encoding="utf-8"
+    )
+    assert len(read_file(tmp_path / "rows.jsonl")) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("missing.jsonl", None, "missing.jsonl: no such data file"),
+        ("latin.jsonl", '{"text": "é"}'.encode("latin-1"), "latin.jsonl: not UTF-8 text"),
+        ("broken.jsonl", b'{"prompt": "a", "completion": "b"}\n{"prompt": \n', "broken.jsonl, line 2: not valid JSON"),
+        ("bad.json", b'[\n{"a": 1},\n{"b" 2}]', "bad.json, line 3: not valid JSON"),
+        ("one.json", b'{"a": 1}', "expected a list of rows, found one dict"),
+        ("ragged.csv", b"prompt,completion\na,b,c\n", "ragged.csv, line 2: expected 2 cells as in the first line"),
+        ("short.csv", b"prompt,completion\na,b\nc\n", "short.csv, line 3: expected 2 cells"),
+        ("huge.jsonl", b'{"text": ' + b"1" * 5000 + b"}", "huge.jsonl, line 1: not JSON that can be read"),
+        ("deep.jsonl", b"[" * 100_000, "deep.jsonl, line 1: not"),
+        ("list.jsonl", b'{"text": "a"}\n3', "row 2: expected an object with named columns, found int"),
+        ("bad.parquet", b"no parquet", "bad.parquet: cannot be read as parquet"),
+        ("rows.txt", b"text", "rows.txt: expected a .jsonl, .json, .csv, .parquet file"),
+        ("empty.jsonl", b"", "empty.jsonl: no rows"),
+    ],
+)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_bad_files(tmp_path, name, content, message, streaming):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError) as error:
+        rows = rows_for("sft", name=str(tmp_path / name), streaming=streaming)
+        if streaming:
+            list(rows.epoch(0))
+    assert message in str(error.value) and "\n" not in str(error.value)

@@ -1,0 +1,43 @@
+"""curves.png: a panel for every metric, each with what healthy looks like in this loop."""
+
+import matplotlib.figure
+import pytest
+
+from posttrain.run import curves
+
+ROWS = [{"step": i, "seconds": 9.0, "loss": 1 / i, "reward": i, "my_reward": 2 * i} for i in range(1, 4)]
+
+
+def test_one_panel_per_metric_the_known_ones_first(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", lambda figure, path, dpi: drawn.update({path: figure}))
+    rows = [*ROWS, {"step": 4, "loss": 0.2}]  # reward was not measured in every step
+    curves.plot_curves(tmp_path / "curves.png", rows, "grpo")
+    panels = [axis for axis in drawn[tmp_path / "curves.png"].axes if axis.lines]
+    assert [axis.get_title() for axis in panels] == ["loss", "reward", "my reward"]
+    assert [axis.lines[0].get_xdata().tolist() for axis in panels] == [[1, 2, 3, 4], [1, 2, 3], [1, 2, 3]]
+    assert panels[2].lines[0].get_ydata().tolist() == [2, 4, 6]
+    assert panels[0].get_xlabel() == "says nothing about progress: watch the reward"
+
+
+def test_the_file_is_a_picture_and_of_nothing_there_is_none(tmp_path):
+    curves.plot_curves(tmp_path / "curves.png", ROWS, "grpo")
+    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    curves.plot_curves(tmp_path / "none.png", [{"step": 1, "seconds": 2.0}], "grpo")
+    assert not (tmp_path / "none.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "says"),
+    [
+        ("loss", "sft", "falls, then flattens"),
+        ("loss", "dpo", "dpo_loss + sft_weight x NLL: falls"),
+        ("loss", "reward", "starts at ln 2 = 0.693, falls"),
+        ("rewards_rejected", "reward", "below chosen"),
+        ("rewards_rejected", "dpo", "falls below 0"),
+        ("watched/answer", "ppo", "only measured: falling while the reward rises = over-optimised"),
+        ("reward/brevity", "grpo", "one of the reward functions: rises"),
+    ],
+)
+def test_what_healthy_looks_like(name, method, says):
+    assert curves.legend(name, method) == says

@@ -1,0 +1,34 @@
+"""Of a single process, what is told to the others is the identity. (Two: tests/loops/test_processes.py.)"""
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from posttrain.run import processes
+
+
+def test_alone_everything_is_the_identity(monkeypatch):
+    assert not processes.several()
+    assert processes.add_up(2.5, torch.device("cpu")) == 2.5
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 1)  # torchrun with one process
+    assert not processes.several() and processes.gather("x") == ["x"] and processes.merge({1: "a"}) == {1: "a"}
+
+
+def test_two_that_say_different_things(monkeypatch):
+    """The collectives of torch.distributed, as the second of two processes sees them."""
+
+    def all_reduce(tensor):
+        tensor += 10  # what the other one has
+
+    def all_gather_object(parts, mine):
+        parts[:] = [{0: "theirs"}, mine]
+
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    monkeypatch.setattr(dist, "all_gather_object", all_gather_object)
+    assert processes.several()
+    assert processes.add_up(2.5, torch.device("cpu")) == pytest.approx(12.5)
+    assert processes.gather({1: "mine"}) == [{0: "theirs"}, {1: "mine"}]
+    assert processes.merge({1: "mine"}) == {0: "theirs", 1: "mine"}
