@@ -6,8 +6,9 @@
 1. Load the policy and freeze the reference: the policy as it is now, at step 0. Encode each pair behind one prompt.
 2. One optimiser step = a list of micro-batches. Count the pairs (and chosen tokens) of all of them first.
 3. Forward: Σ log π over each completion, for the policy and, without gradient, for the reference.
-4. Loss: − log σ(margin), plus, if asked for, sft_weight × the mean NLL of the chosen tokens. Backward.
-5. Preflight on the first step: policy == reference, so the DPO term must be ln 2. Clip, refuse NaN, update.
+4. Loss: − log σ(margin), plus, if asked for, sft_weight × the mean NLL of the chosen tokens. Backward. Preflight on the
+   first step: policy and reference say the same of every answer, so every margin is 0 and the term ln 2.
+5. Clip, refuse NaN, update.
 6. Log and evaluate: look at the chosen log-prob too. The loss only sees the difference, and both can fall together.
    Keep a checkpoint.
 7. Save the model, the curves, and the same questions answered before and after.
@@ -21,7 +22,6 @@ from posttrain.config import early_check
 # A wrong command line fails here, before torch is imported.
 config = early_check("dpo") if __name__ == "__main__" else None
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -116,6 +116,12 @@ def train(config: DpoConfig, *, rows: list[dict] | None = None) -> Result:
                     nll, _ = completion_cross_entropy(chosen_logps, token_weights(chosen, "token", total=n_chosen))
                     loss = dpo_term + config.dpo.sft_weight * nll
                 accelerator.backward(loss * accelerator.num_processes)  # DDP averages; our weights already sum
+            if run.step == 0 and config.model.reference in (
+                "auto",
+                "copy",
+                "adapter_off",
+            ):  # margin 0: −log σ(0) = ln 2
+                preflight.reference(run, logps.detach(), ref_logps, batch.active, same_rows=not cache)
             metrics |= {
                 "chosen_logps_per_token": (chosen_logps.sum(), chosen.sum()),
                 "rejected_logps_per_token": (token_logps.chunk(2)[1].sum(), rejected.sum()),
@@ -124,12 +130,9 @@ def train(config: DpoConfig, *, rows: list[dict] | None = None) -> Result:
             }
             run.add(loss, metrics, terms={"dpo_loss": dpo_term}, tokens=int(batch.attention_mask.sum()))
 
-        # ---- 5. Preflight, update ---------------------------------------------------------------------------------
+        # ---- 5. Update --------------------------------------------------------------------------------------------
         grad_norm = accelerator.clip_grad_norm_(policy.parameters(), config.training.max_grad_norm)
         run.check_update(grad_norm)
-        if run.step == 0 and config.model.reference in ("auto", "copy", "adapter_off"):  # margin 0: −log σ(0) = ln 2
-            moved = "the reference is not the policy as it was (dropout left on, another adapter, or moved weights)"
-            preflight.start(run, "the DPO term", run.meter.term_of_all("dpo_loss"), math.log(2), moved)
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()

@@ -7,8 +7,8 @@
 2. Reward every answer; advantage = reward minus the group's mean, over the group's standard deviation.
 3. Score the sampled tokens under the old policy and the frozen reference (the policy at step 0), no gradient.
 4. One optimiser step = one minibatch of the rollout, in micro-batches. Count its tokens first, in all of them.
-5. Forward and loss: the clipped surrogate plus β · KL. Backward.
-6. Preflight on the first step (sampler and trainer must agree). Clip, refuse NaN, update.
+5. Forward and loss: the clipped surrogate plus β · KL. Backward. Preflight, once: sampler and trainer agree.
+6. Clip, refuse NaN, update.
 7. Log and evaluate: watch reward, dead groups, KL and length; the loss's value says nothing (losses/grpo.py). Keep a
    checkpoint, which holds the rollout too: a run resumed in the middle of one goes on at 4. Save at the end.
 
@@ -163,7 +163,7 @@ def train(
                     )
                     accelerator.backward(loss * accelerator.num_processes)  # DDP averages; our weights already sum
                 if run.step == 0:
-                    preflight.sampler(run, logps.detach(), batch["sampler_logps"], batch.active)
+                    preflight.sampler(run, logps.detach(), batch["sampler_logps"], entropy, batch.active)
                 metrics |= {
                     "entropy": (entropy.sum(), batch.active.sum()),
                     "p_stop": stop_probability(logps, batch, stops),

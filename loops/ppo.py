@@ -10,8 +10,8 @@ than expected.
 4. Rewards per token: − β · (log π − log π_ref), the score at the last. GAE makes advantages and returns; whiten over
    all.
 5. One optimiser step = one minibatch, in micro-batches; count its tokens first. Clipped policy loss + value loss.
-   Backward.
-6. Preflight at the first rollout (sampler and trainer must agree). Clip, refuse NaN, update.
+   Backward. Preflight on the first step: sampler and trainer agree.
+6. Clip, refuse NaN, update.
 7. Log and evaluate: reward, KL, explained variance, and what is only watched. Adapt β. Keep a checkpoint,
    which holds the rollout too: a run resumed in the middle of one goes on at 5. Save the policy at the end.
 
@@ -125,9 +125,6 @@ def roll_out(
 
     with gathered(actor_critic):
         answers = ask_all(sampled(rollout, values), run, tokenizer.pad_token_id, look)
-    if run.step == 0:
-        batch = lay_out(answers, tokenizer.pad_token_id)
-        preflight.sampler(run, batch["old_logps"], batch["sampler_logps"], batch.active)
 
     # ---- 4. Rewards per token, advantages and returns -------------------------------------------------------------
     answers, explained = credit(answers, scores, goes_on, kl_coef, run)
@@ -208,6 +205,8 @@ def train(
                     )
                     loss = policy_loss + ppo.value_coef * value_loss
                     accelerator.backward(loss * accelerator.num_processes)  # DDP averages; our weights already sum
+                if run.step == 0:
+                    preflight.sampler(run, logps.detach(), batch["sampler_logps"], entropy, batch.active)
                 metrics |= value_metrics | {
                     "entropy": (entropy.sum(), batch.active.sum()),
                     "p_stop": stop_probability(logps, batch, stops),

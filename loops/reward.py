@@ -93,8 +93,7 @@ def train(config: RewardConfig, *, rows: list[dict] | None = None) -> Result:
         run.check_update(grad_norm)
         if run.step == 0:
             expected = math.log1p(math.exp(config.reward.margin))  # every score is 0: −log σ(−margin), ln 2 without one
-            lost = "the head does not start at 0, or rows are lost"
-            preflight.start(run, "the loss", run.meter.term_of_all("loss"), expected, lost)
+            preflight.start(run, run.meter.term_of_all("loss"), expected)
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()

@@ -292,13 +292,15 @@ class SftPreflight(Preflight):
 
 class DpoPreflight(SftPreflight):
     start: bool = Field(
-        True, description="the DPO term of step 0 is ln 2, where the reference is the starting policy (1e-4; bf16 0.05)"
+        True,
+        description="at step 0, where the reference is the starting policy, it says the same of every single answer",
     )
 
 
 class PpoPreflight(Preflight):
     sampler: bool = Field(
-        True, description="sampler and trainer agree on the log-probs of the sampled tokens (1e-4; bf16 0.05)"
+        True,
+        description="sampler and trainer agree on the log-probs of the sampled tokens: on average, to both sides, at one temperature",
     )
     stop_token: bool = Field(True, description="the model has its stop token")
 

@@ -28,7 +28,8 @@ class Preflight:
     def verdict(self, name: str, problem: str | None, passed: str) -> None:
         if problem is not None:
             raise UserError(f"preflight: {problem} (to train all the same: --preflight.{name} false)")
-        self.lines.append(passed)
+        if passed not in self.lines:  # asked of every micro-batch, told once
+            self.lines.append(passed)
 
     def report(self) -> None:
         off = [name for name in type(self.switches).model_fields if not getattr(self.switches, name)]
@@ -77,35 +78,67 @@ def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
-def start(run, what: str, loss: float, expected: float, why: str) -> None:
-    """The loss of the first step is what it must be while nothing has moved: ln 2 for DPO and for a head of zeros."""
+def start(run, loss: float, expected: float) -> None:
+    """A reward model's first loss is what a head of zeros gives, ln 2."""
     if not run.preflight.on("start"):
         return
-    off = not abs(loss - expected) < run.tolerance  # a NaN is off, too
+    off = not abs(loss - expected) < 1e-4  # a NaN is off, too
     run.preflight.verdict(
         "start",
-        f"{what} of the first step is {loss:.6f}, not {'ln 2 = ' * (expected == math.log(2))}{expected:.6f}: {why}"
-        if off
-        else None,
-        f"{what} starts at {loss:.4f}",
-    )
+        f"the loss of the first step is {loss:.6f}, not {'ln 2 = ' * (expected == math.log(2))}{expected:.6f}: the head does not "
+        "start at 0, or rows are lost" if off else None,
+        f"the loss starts at {loss:.4f}",
+    )  # fmt: skip
 
 
-def sampler(run, logps: Tensor, sampler_logps: Tensor, active: Tensor) -> None:
-    """The trainer gives the sampled tokens [B, T] the log-probs they were sampled with: else it is not on policy."""
-    if not run.preflight.on("sampler"):
+def reference(run, logps: Tensor, ref_logps: Tensor, active: Tensor, *, same_rows: bool) -> None:
+    """Before anything has moved, the reference says of each answer what the policy says: logps, ref_logps [R] of whole
+    answers, active [R, T]. same_rows: it read them beside the same others, so not even the rounding differs.
+
+    Row by row: margins off by N(0, 2) nats move the mean loss from 0.693 to 0.703 only. What is allowed grows with the
+    square root of the length, as sums of rounding errors do: nats per √token."""
+    if not run.preflight.on("start"):
         return
-    gap = torch.where(active, (logps - sampler_logps).abs(), 0.0)
-    worst, typical = gap.max().item(), gap.sum().item() / max(1, active.sum().item())
-    agree = worst < run.tolerance or (run.tolerance > 1e-4 and typical < run.tolerance)
-    line = f"sampler and trainer agree to {run.tolerance:g} nats"
+    tokens = active.sum(-1)
+    gap = torch.where(tokens > 0, (logps - ref_logps).abs(), 0.0)
+    allowed = (2e-3 if run.exact else 0.02 if same_rows and run.rows_are_apart else 0.1) * tokens.sqrt()
+    worst = int((gap / allowed.clamp(min=1e-9)).argmax())
+    problem = (
+        f"policy and reference differ by {gap[worst]:.2g} nats on an answer of {tokens[worst]} tokens ({allowed[worst]:.2g} allowed) "
+        "before anything has moved: the reference is not the policy as it was (dropout left on, another adapter, or moved weights)"
+    )
+    off = not bool((gap <= allowed).all())  # a NaN is off, too
+    run.preflight.verdict("start", problem if off else None, "policy and reference say the same of every answer")
+
+
+def sampler(run, logps: Tensor, sampler_logps: Tensor, entropy: Tensor, active: Tensor) -> None:
+    """The trainer gives the sampled tokens [B, T] the log-probs they were sampled with: else it is not on policy.
+
+    bf16 rounds both sides, each in its own way, so single tokens differ. Three numbers tell that from a difference in
+    what is computed: how far tokens are off on average, whether they are off to one side, and whether rare tokens are
+    off to one side and common ones to the other: the slope of the gap over log π + H. It is τ_sampler/τ_trainer − 1,
+    to first order, and rounding has none."""
+    if not run.preflight.on("sampler") or not active.any():
+        return
+    gap, surprise = (logps - sampler_logps)[active].double(), (sampler_logps + entropy.detach())[active].double()
+    spread, worst, mean = gap.abs().mean().item(), gap.abs().max().item(), gap.mean().item()
+    squares = surprise.square().sum().clamp(min=1e-9)
+    slope = (surprise * gap).sum() / squares
+    error = ((gap - slope * surprise).square().mean() / squares).sqrt()  # its standard error
+    of_mean = (gap.square().mean() / len(gap)).sqrt()
+    problem = None
+    if not (spread < (1e-3 if run.exact else 0.05) and (worst < 1e-2 or not run.exact)):  # a NaN is off, too
+        problem = f"by {spread:.2g} nats on average, by up to {worst:.2g}, on the log-prob of a sampled token"
+    elif abs(mean) > 0.005 + 4 * of_mean:
+        problem = f"by {mean:+.2g} nats on the log-prob of a sampled token, all to one side"
+    elif abs(slope) > 0.005 + 4 * error:
+        problem = f"as if it had sampled at {1 + slope:.3f} times the temperature"
     run.preflight.verdict(
         "sampler",
-        None if agree else f"sampler and trainer disagree by up to {worst:.2g} nats on the log-prob of a sampled token ({run.tolerance} "
-        "allowed): the run would not be on policy (dropout left on, another temperature, or a mask or position that differs)",
-        line,
+        problem and f"sampler and trainer disagree {problem}: the run would not be on policy (dropout left on, another temperature, or "
+        "a mask or position that differs)",
+        f"sampler and trainer agree to {'1e-3' if run.exact else '0.05'} nats",
     )  # fmt: skip
-    run.preflight.lines = list(dict.fromkeys(run.preflight.lines))  # asked of every micro-batch, told once
 
 
 def stop_token(run, model: nn.Module, tokenizer) -> None:

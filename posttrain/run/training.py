@@ -64,8 +64,8 @@ class Run:
         self.accelerator, self.compute = launch.start(self.training, config.model.dtype)
         self.device = self.accelerator.device
         # How far two computations of the same log-prob may differ: 8-bit products depend on the rows beside them.
-        exact = self.compute == torch.float32 and getattr(config.model, "quantization", "none") != "8bit"
-        self.tolerance = 1e-4 if exact else 0.05
+        self.rows_are_apart = getattr(config.model, "quantization", "none") != "8bit"
+        self.exact = self.compute == torch.float32 and self.rows_are_apart
         set_seed(self.training.seed)
         self.has_start = False  # loading.base_folder has written start.part into the run folder
         self.step = 0

@@ -1,18 +1,20 @@
 """Each check refuses its own fault before the first update, can be switched off, and says what passed."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
-from kit import run_loop
+from kit import run_loop, tiny_model
 
 from loops import dpo, grpo, ppo, sft
 from posttrain import models
 from posttrain.errors import UserError
+from posttrain.models.logps import CompletionLogps
 from posttrain.rollouts import sampling
 from posttrain.run import preflight
 from posttrain.tokens import examples
-from posttrain.tokens.batch import collate
+from posttrain.tokens.batch import collate, pad_values
 
 ROWS = [{"prompt": f"Is {i} even?", "completion": "Yes." if i % 2 == 0 else "No."} for i in range(8)]
 PROMPTS = [{"prompt": f"Question {i}?"} for i in range(4)]
@@ -100,9 +102,7 @@ def test_a_sampler_that_disagrees(tmp_path, llama, monkeypatch, method):
         return real(*arguments, temperature=temperature * 1.1, **named)
 
     monkeypatch.setattr(sampling, "sample", hotter)
-    with pytest.raises(
-        UserError, match=r"preflight: sampler and trainer disagree by up to .*--preflight.sampler false"
-    ):
+    with pytest.raises(UserError, match=r"preflight: sampler and trainer disagree by .*--preflight.sampler false"):
         run(llama, tmp_path, method)
     off = run(llama, tmp_path, method, preflight__sampler=False)
     assert len(off.metrics) == 2
@@ -148,3 +148,117 @@ def test_stop_tokens_outside_the_embeddings():
         patch.setattr(preflight.template, "stop_ids", lambda tokenizer: [3, 8])
         preflight.stop_token(Run(), model, Tokenizer())
         assert Run.preflight.lines == ["answers end with <3>, <8>"]
+
+
+# ---------------------------------------------------------------- the judgements themselves, on numbers
+
+
+class Checked:
+    """What the checks ask of a run."""
+
+    def __init__(self, exact):
+        self.exact = self.rows_are_apart = exact
+        self.preflight = preflight.Preflight(SimpleNamespace(start=True, sampler=True), lambda line: None)
+
+
+def refused(check, exact, *arguments, **named):
+    try:
+        check(Checked(exact), *arguments, **named)
+    except UserError as problem:
+        return str(problem)
+
+
+def sampled(temperature, noise=0.0, shift=0.0, rows=16, length=48, width=400):
+    """(trainer's log-probs, sampler's, entropy, active): tokens drawn at temperature 1, trained at another."""
+    torch.manual_seed(0)
+    logits = 1.5 * torch.randn(rows, length, width)
+    said = logits.log_softmax(-1)
+    tokens = torch.distributions.Categorical(logits=logits).sample()[..., None]
+    trained = (logits / temperature).log_softmax(-1)
+    entropy = -(trained.exp() * trained).sum(-1)
+    logps = trained.gather(-1, tokens)[..., 0]
+    return (
+        logps + noise * torch.randn_like(logps) + shift,
+        said.gather(-1, tokens)[..., 0],
+        entropy,
+        torch.ones_like(logps).bool(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("exact", "case", "problem"),
+    [
+        (True, dict(temperature=1.0, noise=1e-4), None),  # a healthy 28-layer model in float32: 6e-5 on average
+        (True, dict(temperature=1.0, noise=3e-3), "on average"),
+        (True, dict(temperature=1.02), "on average"),
+        (False, dict(temperature=1.0, noise=0.02), None),  # bf16 rounds
+        (False, dict(temperature=1.0, noise=0.08), "on average"),
+        (False, dict(temperature=1.02, noise=0.02), "as if it had sampled at 0.98"),  # 1/1.02 = 0.980
+        (False, dict(temperature=0.98, noise=0.02), "as if it had sampled at 1.02"),  # 1/0.98 = 1.020
+        (False, dict(temperature=1.0, noise=0.02, shift=0.02), "all to one side"),
+        (False, dict(temperature=1.0, noise=float("nan")), "on average"),
+    ],
+)  # fmt: skip
+def test_rounding_is_told_from_another_computation(exact, case, problem):
+    said = refused(preflight.sampler, exact, *sampled(**case))
+    assert said is None if problem is None else problem in said, said
+
+
+def test_a_healthy_deep_model_in_float32_passes_and_in_bf16_a_wrong_temperature_does_not():
+    """28 layers: single tokens differ by 5e-4 in float32, by up to 1.5 nats in bf16 (a random network is chaotic)."""
+    deep = tiny_model("llama", 411, num_hidden_layers=28)
+    policy, prompts = CompletionLogps(deep.train()), [[5, 6, 7, 8], [9, 10]] * 8
+    for dtype, temperature, problem in (
+        (None, 1.0, None),
+        (None, 1.02, "on average"),
+        (torch.bfloat16, 1.05, "disagree"),
+    ):
+        with torch.no_grad(), torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+            rollout = sampling.sample(
+                deep,
+                prompts,
+                max_new_tokens=32,
+                stop_ids=[3],
+                pad_id=0,
+                uniforms=sampling.draw_uniforms(16, 32, seed=0, step=0),
+            )
+            batch = collate(rollout.examples(), 0)
+            logps, entropy = policy(batch, temperature)
+        said = pad_values(rollout.logps, rollout.examples(), batch.input_ids.shape[1])
+        verdict = refused(preflight.sampler, dtype is None, logps, said, entropy, batch.active)
+        assert verdict is None if problem is None else problem in verdict, (dtype, temperature, verdict)
+
+
+def answers(margin, rows=16, length=100):
+    """(policy's log-probs of whole answers, the reference's, active): off by N(0, margin) nats."""
+    torch.manual_seed(0)
+    policy = -100 - 10 * torch.rand(rows)
+    return policy, policy + margin * torch.randn(rows), torch.ones(rows, length).bool()
+
+
+@pytest.mark.parametrize(
+    ("exact", "same_rows", "margin", "off"),
+    [
+        (True, True, 0.0, False),
+        (True, False, 1e-3, False),  # other rows beside them: float32 rounds by 1e-4 a token, 1e-3 over 100
+        (True, True, 0.1, True),
+        (False, False, 0.2, False),  # bf16 by 0.02 a token: 0.2 over 100
+        (False, False, 2.0, True),  # −log σ(0.1 · N(0, 2)) is 0.70 on average: a mean loss would pass it
+        (True, True, float("nan"), True),
+    ],
+)
+def test_policy_and_reference_are_compared_answer_by_answer(exact, same_rows, margin, off):
+    said = refused(preflight.reference, exact, *answers(margin), same_rows=same_rows)
+    assert (said is not None) == off and (said is None or "nats on an answer of 100 tokens" in said)
+
+
+def test_one_answer_among_many_that_the_reference_says_otherwise():
+    policy, reference, active = answers(0.0)
+    reference[7] += 0.5
+    active[7, 60:] = False
+    said = refused(preflight.reference, True, policy, reference, active, same_rows=True)
+    assert said.startswith(
+        "preflight: policy and reference differ by 0.5 nats on an answer of 60 tokens (0.015 allowed)"
+    )
+    active[7] = False  # a muted row is no answer
+    assert refused(preflight.reference, True, policy, reference, active, same_rows=True) is None
