@@ -32,6 +32,7 @@ def executed(source: Path) -> nbformat.NotebookNode:
     }
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"
+        cell.source = cell.source.strip("\n")  # the two empty lines over a function belong to the .py
     os.environ["PYTHONWARNINGS"] = "ignore"  # of libraries, with the paths of this machine
     nbclient.NotebookClient(notebook, timeout=SECONDS, resources={"metadata": {"path": str(HERE.parent)}}).execute()
     for cell in notebook.cells:

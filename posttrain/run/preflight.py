@@ -112,33 +112,38 @@ def reference(run, logps: Tensor, ref_logps: Tensor, active: Tensor, *, same_row
 
 
 def sampler(run, logps: Tensor, sampler_logps: Tensor, entropy: Tensor, active: Tensor) -> None:
-    """The trainer gives the sampled tokens [B, T] the log-probs they were sampled with: else it is not on policy.
-
-    bf16 rounds both sides, each in its own way, so single tokens differ. Three numbers tell that from a difference in
-    what is computed: how far tokens are off on average, whether they are off to one side, and whether rare tokens are
-    off to one side and common ones to the other: the slope of the gap over log π + H. It is τ_sampler/τ_trainer − 1,
-    to first order, and rounding has none."""
+    """The trainer gives the sampled tokens [B, T] the log-probs they were sampled with: else it is not on policy."""
     if not run.preflight.on("sampler") or not active.any():
         return
-    gap, surprise = (logps - sampler_logps)[active].double(), (sampler_logps + entropy.detach())[active].double()
-    spread, worst, mean = gap.abs().mean().item(), gap.abs().max().item(), gap.mean().item()
-    squares = surprise.square().sum().clamp(min=1e-9)
-    slope = (surprise * gap).sum() / squares
-    error = ((gap - slope * surprise).square().mean() / squares).sqrt()  # its standard error
-    of_mean = (gap.square().mean() / len(gap)).sqrt()
-    problem = None
-    if not (spread < (1e-3 if run.exact else 0.05) and (worst < 1e-2 or not run.exact)):  # a NaN is off, too
-        problem = f"by {spread:.2g} nats on average, by up to {worst:.2g}, on the log-prob of a sampled token"
-    elif abs(mean) > 0.005 + 4 * of_mean:
-        problem = f"by {mean:+.2g} nats on the log-prob of a sampled token, all to one side"
-    elif abs(slope) > 0.005 + 4 * error:
-        problem = f"as if it had sampled at {1 + slope:.3f} times the temperature"
+    problem = disagreement(logps, sampler_logps, entropy, active, exact=run.exact)
     run.preflight.verdict(
         "sampler",
         problem and f"sampler and trainer disagree {problem}: the run would not be on policy (dropout left on, another temperature, or "
         "a mask or position that differs)",
         f"sampler and trainer agree to {'1e-3' if run.exact else '0.05'} nats",
     )  # fmt: skip
+
+
+def disagreement(logps: Tensor, sampler_logps: Tensor, entropy: Tensor, active: Tensor, *, exact: bool) -> str | None:
+    """How trainer and sampler disagree, four [B, T], or None. exact: both in float32.
+
+    bf16 rounds both sides, each in its own way, so single tokens differ. Three numbers tell that from a difference in
+    what is computed: how far tokens are off on average, whether they are off to one side, and whether rare tokens are
+    off to one side and common ones to the other: the slope of the gap over log π + H. It is τ_sampler/τ_trainer − 1,
+    to first order, and rounding has none."""
+    gap, surprise = (logps - sampler_logps)[active].double(), (sampler_logps + entropy.detach())[active].double()
+    spread, worst, mean = gap.abs().mean().item(), gap.abs().max().item(), gap.mean().item()
+    squares = surprise.square().sum().clamp(min=1e-9)
+    slope = (surprise * gap).sum() / squares
+    error = ((gap - slope * surprise).square().mean() / squares).sqrt()  # its standard error
+    of_mean = (gap.square().mean() / len(gap)).sqrt()
+    if not (spread < (1e-3 if exact else 0.05) and (worst < 1e-2 or not exact)):  # a NaN is off, too
+        return f"by {spread:.2g} nats on average, by up to {worst:.2g}, on the log-prob of a sampled token"
+    if abs(mean) > 0.005 + 4 * of_mean:
+        return f"by {mean:+.2g} nats on the log-prob of a sampled token, all to one side"
+    if abs(slope) > 0.005 + 4 * error:
+        return f"as if it had sampled at {1 + slope:.3f} times the temperature"
+    return None
 
 
 def stop_token(run, model: nn.Module, tokenizer) -> None:
