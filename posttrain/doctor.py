@@ -1,7 +1,13 @@
-"""What this machine has and can do, tried rather than guessed; and what a config will want of it.
+"""What this machine has and can do, tried rather than guessed; what a config will want of it; and whether a model of
+yours can be trained here.
 
 python -m posttrain.doctor
 python -m posttrain.doctor --config configs/sft_qlora.yaml --training.micro_batch_size 4   # and an estimate of memory
+python -m posttrain.doctor --model path/or/hub-id                                          # the model alone, tried
+
+The last one loads the model as the loops do and tries what they will do with it: ten conversations through its chat
+template, sampling against training, packing, saving and loading, LoRA. Keys of a config may follow (--model.dtype
+bfloat16). The exit code is 1 where a loop cannot train it.
 """
 
 from __future__ import annotations
@@ -35,6 +41,8 @@ def main(arguments: list[str] | None = None) -> None:
         return
     with clear_exit():
         path, overrides = parse(arguments)
+        if "model" in overrides:
+            return of_a_model(path, overrides)
         if path is None and overrides:
             raise UserError("--KEY VALUE needs --config FILE")
         config = load(path, overrides, origin="command line") if path is not None else None
@@ -49,6 +57,29 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"{title}\n  " + "\n  ".join(lines))
         if config is not None:
             print(f"memory for {path}\n  " + "\n  ".join(memory_lines(config)))
+
+
+def of_a_model(path: str | None, overrides: dict) -> None:
+    """Every finding as it comes, then the verdict."""
+    name = overrides.pop("model")
+    if not isinstance(name, str):
+        raise UserError("--model takes one model: a hub id, a folder, or an embedded name")
+    overrides["model.name"] = name
+    config = load(path, overrides, method=None if path else "sft", origin="command line")
+
+    from posttrain.evaluation import own_model
+
+    print(f"model {name}")
+    findings = []
+    for finding in own_model.examine(config):
+        print(
+            f"  {finding.name:14}{'NO: ' + finding.problem if finding.problem else 'ok: ' + finding.said}", flush=True
+        )
+        findings.append(finding)
+    fine, verdict = own_model.verdict(findings)
+    print(f"verdict: {verdict}")
+    if not fine:
+        sys.exit(1)
 
 
 def version_of(package: str) -> str | None:

@@ -44,3 +44,18 @@ def test_for_a_config(tmp_path, capsys):
         doctor.main(["--dpo.beta", "1"])
     with pytest.raises(SystemExit, match="give the config of one of its stages"):
         doctor.main(["--config", str(ROOT / "configs/ladder_tiny.yaml")])
+
+
+def test_of_a_model(tmp_path, capsys):
+    path = tiny_folder(tmp_path / "m")
+    doctor.main(["--model", path])
+    out = capsys.readouterr().out
+    assert out.startswith(f"model {path}\n  loading       ok: LlamaForCausalLM, ") and "NO: " not in out
+    assert out.endswith("verdict: sft, dpo, reward, grpo, ppo can train this model\n")
+    doctor.main(["--config", str(ROOT / "configs/dpo_tiny.yaml"), "--model", path, "--model.dtype", "bfloat16"])
+    assert "computing in bfloat16" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as left:
+        doctor.main(["--model", str(tmp_path / "nothing")])
+    assert left.value.code == 1 and "no loop can train this model" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="--model takes one model"):
+        doctor.main(["--model", "a", "b"])
