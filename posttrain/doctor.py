@@ -18,7 +18,6 @@ import os
 import platform
 import sys
 import warnings
-from pathlib import Path
 
 from posttrain import ROOT
 from posttrain.config.command_line import parse
@@ -227,16 +226,12 @@ def memory_lines(config) -> list[str]:
     import torch
     from transformers import AutoConfig
 
-    from posttrain import hub
-    from posttrain.models import lora, memory
+    from posttrain.models import loading, lora, memory
     from posttrain.run.launch import compute_dtype
-    from posttrain.tiny import names as tiny
 
     name = config.model.name
     try:
-        path = str(tiny.path_of(name)) if name in tiny.MODELS else str(Path(name).expanduser())
-        if not Path(path).exists():
-            hub.use_cache_if_unreachable()
+        path = loading.find(name)
         while lora.is_adapter(path):  # the shapes are those of the model under it
             path = lora.base_of(path).name
         about = AutoConfig.from_pretrained(path, trust_remote_code=config.model.trust_remote_code)

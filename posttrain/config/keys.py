@@ -62,7 +62,7 @@ class Lora(Section):
 
 class Model(Section):
     name: str = Field(
-        description="a hub id, a folder, or tiny-base | tiny-sft | tiny-dpo (embedded, built on first use)"
+        description="a hub id, a folder, smollm2 (SmolLM2-135M-Instruct, also without a hub), or tiny-base | tiny-sft | tiny-dpo (embedded, built on first use)"
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",

@@ -12,7 +12,7 @@ from torch import nn
 
 from posttrain import hub
 from posttrain.errors import UserError, reason
-from posttrain.models import checks, lora, quantize
+from posttrain.models import checks, fetching, lora, quantize
 from posttrain.tiny import names as tiny
 from posttrain.tiny import tokenizer as tiny_tokenizer
 from posttrain.tokens import template
@@ -68,6 +68,7 @@ def load(
         lines = template.prepare_tokenizer(tokenizer, model.generation_config.eos_token_id)
     except ValueError as problem:
         raise UserError(f"{key} '{name}': {problem}") from None
+    lines += [fetching.smollm2()[1]] if name == fetching.SMOLLM2 else []
     lines += checks.not_used(info)
     lines += _fit_embeddings(model, tokenizer, f"{key} '{name}'", new_tokens)
     if quantize.bits_of(model) != "8bit":  # whose products depend on the rows beside them
@@ -77,10 +78,12 @@ def load(
 
 
 def find(name: str, key: str = "model.name", revision: str | None = None) -> str:
-    """A folder, where there is one (an embedded model is built, an adapter on the hub downloaded), else the hub id as
-    it is."""
+    """A folder, where there is one (an embedded model is built, smollm2 fetched, an adapter on the hub downloaded),
+    else the hub id as it is."""
     if name in tiny.MODELS:
         return str(tiny.path_of(name))
+    if name == fetching.SMOLLM2:
+        return str(fetching.smollm2()[0])
     path = Path(name).expanduser()
     if (name.count("/") > 1 or name.startswith((".", "/", "~"))) and not path.is_dir():
         raise UserError(f"{key} '{name}': cannot be loaded: no such folder")
@@ -206,7 +209,7 @@ def load_frozen_or_whole(config: Any, run: Any) -> Loaded:
 def base_folder(config: Any, run: Any, model: nn.Module, tokenizer: Any) -> str:
     """Where a saved adapter will find the model under it: config.name, or, where that is an adapter itself, the merged
     start."""
-    base = Path(tiny.path_of(config.name) if config.name in tiny.MODELS else Path(config.name).expanduser())
+    base = Path(find(config.name, revision=config.revision))
     name = str(base.resolve()) if base.is_dir() else config.name
     if lora.is_adapter(name):  # the new adapter needs a full model on disk to sit on (Run.prepare moves it there)
         name = str((run.folder / "start").resolve())
