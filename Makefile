@@ -45,6 +45,6 @@ clean:
 	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -r requirements.txt
 	@touch $@
 
-.venv/installed-extras: .venv/installed requirements-tracking.txt requirements-notebooks.txt
-	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -r requirements-tracking.txt -r requirements-notebooks.txt
+.venv/installed-extras: .venv/installed requirements-tracking.txt requirements-notebooks.txt requirements-tasks.txt
+	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -r requirements-tracking.txt -r requirements-notebooks.txt -r requirements-tasks.txt
 	@touch $@

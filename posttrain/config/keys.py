@@ -135,13 +135,17 @@ class ModelWithReference(Model):
 class Data(Section):
     name: str | list[str] | None = Field(
         None,
-        description="a .jsonl, .json, .csv or .parquet file, a folder of these, a hub data set, tiny-sft | tiny-identity | tiny-math | tiny-preference | tiny-outcome, or a list of several",
+        description="a .jsonl, .json, .csv or .parquet file, a folder of these, a hub data set, tiny-sft | tiny-identity | tiny-math | tiny-preference | tiny-outcome, reasoning-gym:TASK (see task), or a list of several",
     )
     weights: list[float] | None = Field(
         None,
         description="with several names: the share of each in the mix, drawn until one runs out, none twice; default: all rows of all",
     )
     subset: str | None = Field(None, description="configuration of a hub data set, e.g. main for openai/gsm8k")
+    task: dict[str, Any] = Field(
+        default_factory=dict,
+        description="of reasoning-gym:TASK: size (rows), seed, and the task's own arguments, e.g. {max_terms: 3}",
+    )
     split: str = Field(
         "train", description="which split of it; the embedded sets have train and test, divided by content"
     )
@@ -184,7 +188,7 @@ class Data(Section):
         default_factory=list, description="columns, and keys of messages, to read as if they were not there"
     )
 
-    _typed = field_validator("chat_template_kwargs", mode="before")(from_the_command_line)
+    _typed = field_validator("chat_template_kwargs", "task", mode="before")(from_the_command_line)
 
     @model_validator(mode="after")
     def _names_and_weights(self) -> Self:
@@ -193,6 +197,8 @@ class Data(Section):
             raise ValueError("name is an empty list: give at least one file or data set")
         if names is not None and len(set(names)) < len(names):
             raise ValueError("name lists a source twice: give each once, and weights for its share")
+        if self.task and not any(name.startswith("reasoning-gym:") for name in names or []):
+            raise ValueError("task belongs to name: reasoning-gym:TASK")
         if self.weights is not None:
             if len(self.weights) != len(names or []):
                 raise ValueError(f"weights has {len(self.weights)} entries for {len(names or [])} names")

@@ -28,7 +28,7 @@ def load_rows(data: Any, method: str, rows: list[dict] | None = None) -> Rows | 
     if rows is not None:
         parts: dict[str, Sequence[dict]] = {"rows": list(rows)}
     else:
-        parts = {name: sources.read(name, subset=data.subset, split=data.split) for name in names}
+        parts = {name: sources.read(name, subset=data.subset, split=data.split, task=data.task) for name in names}
     for source, raw in parts.items():
         if not len(raw):
             raise UserError(f"{source}: no rows")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain import hub
+from posttrain.data import procedural
 from posttrain.data.files import FILE_KINDS, read_file, rows_of
 from posttrain.errors import UserError, reason
 from posttrain.tiny import data as tiny_data
@@ -48,8 +49,12 @@ class Shards(Sequence):
         return str(self.files[part]), row + 1
 
 
-def read(name: str, *, subset: str | None = None, split: str = "train") -> Sequence[dict]:
+def read(
+    name: str, *, subset: str | None = None, split: str = "train", task: dict[str, Any] | None = None
+) -> Sequence[dict]:
     """All rows of one source. A Dataset of the library is left as it is: it need not fit in memory."""
+    if procedural.is_task(name):
+        return procedural.rows(name, split, task or {})
     if is_embedded(name):
         return _embedded(name, split)
     if not is_local(name):
@@ -61,11 +66,13 @@ def read(name: str, *, subset: str | None = None, split: str = "train") -> Seque
     return read_file(files[0]) if files == [path] else Shards(files, [read_file(file) for file in files])
 
 
-def iterate(name: str, *, subset: str | None = None, split: str = "train") -> Iterator[tuple[dict, tuple[str, int]]]:
+def iterate(
+    name: str, *, subset: str | None = None, split: str = "train", task: dict[str, Any] | None = None
+) -> Iterator[tuple[dict, tuple[str, int]]]:
     """The same rows one by one with their places, (source or file, row number), without ever holding them all."""
     path = Path(name).expanduser()
-    if is_embedded(name) or (is_local(name) and _is_saved_dataset(path)):
-        parts: list[tuple[str, Any]] = [(name, read(name, subset=subset, split=split))]
+    if is_embedded(name) or procedural.is_task(name) or (is_local(name) and _is_saved_dataset(path)):
+        parts: list[tuple[str, Any]] = [(name, read(name, subset=subset, split=split, task=task))]
     elif not is_local(name):
         parts = [(name, _from_hub(name, subset, split, streaming=True))]
     else:

@@ -31,7 +31,7 @@ class Stream:
         self.read = [f"a stream of {reader.format} from {name}{reader.unused}" for name, reader in self.readers.items()]
 
     def _raw(self, name: str) -> Iterator[tuple[dict, Place]]:
-        return sources.iterate(name, subset=self.data.subset, split=self.data.split)
+        return sources.iterate(name, subset=self.data.subset, split=self.data.split, task=self.data.task)
 
     def head(self, count: int) -> Rows:
         """The first rows, for looking at."""

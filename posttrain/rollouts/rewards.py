@@ -19,6 +19,7 @@ import re
 from collections.abc import Callable, Sequence
 from decimal import Decimal, InvalidOperation
 
+from posttrain.data import procedural
 from posttrain.data.reader import Rows
 from posttrain.errors import UserError
 from posttrain.rollouts.calling import LARGEST, call_all, named, text_of
@@ -68,6 +69,26 @@ def answer(completions: list, answer: list, finished: list[bool]) -> list[float]
     ]
 
 
+def final_text(text: str) -> str:
+    r"""The final answer as text: what stands behind the last "####", in the last <answer>…</answer> or the last
+    \boxed{…}; where there is none of them, all of it."""
+    if "####" in text:
+        return text.rsplit("####", 1)[1].strip()
+    marked = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL) or re.findall(
+        r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}", text
+    )
+    return (marked[-1] if marked else text).strip()
+
+
+def reasoning_gym(completions: list, problem: list[dict], finished: list[bool]) -> list[float]:
+    """What the task's own verifier gives the final answer (data.name: reasoning-gym:TASK), 0 where the turn never
+    ended."""
+    return [
+        procedural.verify(p, final_text(text_of(c))) if ended else 0.0
+        for c, p, ended in zip(completions, problem, finished, strict=True)
+    ]
+
+
 def target(value: object) -> Decimal:
     """The right answer of a row, from a number or from a worked solution."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -96,7 +117,7 @@ def refuse_bad_targets(functions: Sequence[Callable], data) -> None:
             raise UserError(f"{data.where(index)}: {problem}") from None
 
 
-BUILT_IN: dict[str, Callable] = {"answer": answer}
+BUILT_IN: dict[str, Callable] = {"answer": answer, "reasoning_gym": reasoning_gym}
 
 
 def find(

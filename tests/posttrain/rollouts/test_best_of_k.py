@@ -89,7 +89,7 @@ def test_refusals(tmp_path):
         best_of_k("m", "p", ["answer"], str(tmp_path / "o.jsonl"), k=1)
     with pytest.raises(UserError, match=r"expected the name of a .jsonl file"):
         best_of_k("m", "p", ["answer"], str(tmp_path))
-    with pytest.raises(UserError, match="expected answer, or package"):
+    with pytest.raises(UserError, match="expected answer, reasoning_gym, or package"):
         best_of_k("tiny-sft", "tiny-math", ["no-such-folder"], str(tmp_path / "o.jsonl"))
 
 

@@ -86,7 +86,7 @@ def test_what_is_watched_is_measured_and_pays_nothing():
 @pytest.mark.parametrize(
     ("keys", "given", "message"),
     [
-        ({"reward": "right"}, None, r"^ppo.reward 'right': expected answer, or package.module:function"),
+        ({"reward": "right"}, None, r"^ppo.reward 'right': expected answer, reasoning_gym, or package.module:function"),
         ({"reward": "answer", "watch": "seen"}, None, r"^ppo.watch 'seen': expected package.module:function"),
         ({"reward": ["answer", "answer"], "reward_weights": [1, 2]}, length, "^ppo.reward_weights has 2 entries for 1"),
         ({"reward": None, "reward_model": "/nowhere"}, None, r"^ppo.reward_model '/nowhere': cannot be loaded as a reward"),
