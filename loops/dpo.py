@@ -67,8 +67,8 @@ def start(config: DpoConfig, run: Run, rows: list[dict] | None = None) -> Start:
     run.introduce(notes, encoded)
 
     models.no_dropout(model)  # or policy != reference at step 0
-    policy = models.CompletionLogps(model.train())
-    reference = frozen_reference(policy, config.model, run.compute)
+    policy = run.parallel.spread(models.CompletionLogps(model.train()))
+    reference = frozen_reference(policy, config.model, run)
     run.checkpoints.remember("the reference", reference)
     showcase = Showcase(data, tokenizer, config.output.samples, limit)
     return Start(model, tokenizer, policy, reference, examples, validation, showcase)
@@ -84,7 +84,8 @@ def train(config: DpoConfig, *, rows: list[dict] | None = None) -> Result:
         items = [*examples, *validation]
         cache = run.checkpoints.saved("cache") or precompute(reference, items, run, pad_id)
         reference = None  # its memory is free again
-    before = showcase.answers(model)
+    with gathered(policy):
+        before = showcase.answers(model)
     policy, optimizer, scheduler = run.prepare(policy, model, tokenizer, run.steps_for(examples))
     accelerator = run.accelerator
 
@@ -154,7 +155,7 @@ def reference_logps(reference: nn.Module | None, cache: dict, micro: list, batch
     """Σ log π_ref of each completion, [2B]: from the frozen model, or from what was precomputed."""
     if reference is None:
         return torch.tensor([cache[p.index][side] for side in (0, 1) for p in micro], device=run.device)
-    with run.accelerator.autocast():
+    with run.parallel.autocast():
         token_logps, _ = reference(batch)
     return sequence_logps(token_logps, batch.active)
 

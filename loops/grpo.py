@@ -34,7 +34,7 @@ from posttrain import models
 from posttrain.config import GrpoConfig
 from posttrain.data.rows import load_rows
 from posttrain.errors import clear_exit
-from posttrain.models.reference import frozen_reference
+from posttrain.models.reference import frozen_reference, gathers
 from posttrain.models.sharded import gathered
 from posttrain.rollouts.answers import Answer, ask_all, in_flight, lay_out, sampled
 from posttrain.rollouts.asking import Showcase
@@ -72,8 +72,8 @@ def start(config: GrpoConfig, run: Run, rows: list[dict] | None = None, reward: 
     run.introduce(notes, encoded)
 
     models.no_dropout(model)  # or sampler, policy and reference would disagree
-    policy = models.CompletionLogps(model.train())
-    reference = frozen_reference(policy, config.model, run.compute) if grpo.kl_coef > 0 else None
+    policy = run.parallel.spread(models.CompletionLogps(model.train()))
+    reference = frozen_reference(policy, config.model, run) if grpo.kl_coef > 0 else None
     run.checkpoints.remember("the reference", reference)
     run.checkpoints.remember("the reward", scorer.fingerprinted)
     showcase = Showcase(data, tokenizer, config.output.samples, limit, grpo.max_new_tokens)
@@ -85,7 +85,7 @@ def roll_out(s: Start, policy: nn.Module, number: int, asked: list, own: list[in
     run, grpo, tokenizer = s.run, s.run.config.grpo, s.tokenizer
     # ---- 1. Rollout -----------------------------------------------------------------------------------------------
     ids, seed = [prompt.ids for prompt in asked], run.training.seed
-    with run.accelerator.autocast(), gathered(policy):
+    with run.parallel.autocast(), gathered(policy):
         rollout = sample_own(s.model, tokenizer, ids, own, grpo, seed=seed, number=number)
 
     # ---- 2. Rewards and advantages, over whole groups -------------------------------------------------------------
@@ -105,11 +105,11 @@ def roll_out(s: Start, policy: nn.Module, number: int, asked: list, own: list[in
 
     # ---- 3. Old and reference log-probs, before anything moves ----------------------------------------------------
     pad_id = tokenizer.pad_token_id
-    with gathered(policy):
-        if s.reference is not None:
+    if s.reference is not None:
+        with gathered(gathers(s.reference, policy)):
             answers = ask_all(answers, run, pad_id, lambda b: {"ref_logps": s.reference(b, grpo.temperature)[0]})
-        # with a single update the old policy is the policy itself, detached
-        if grpo.minibatches * grpo.inner_epochs > 1:
+    if grpo.minibatches * grpo.inner_epochs > 1:  # else the old policy is the policy itself, detached
+        with gathered(policy):
             answers = ask_all(answers, run, pad_id, lambda b: {"old_logps": policy(b, grpo.temperature)[0]})
     return answers, told
 
@@ -130,7 +130,9 @@ def train(
     run, grpo = Run(config), config.grpo
     s = start(config, run, rows, reward)
     model, tokenizer, accelerator = s.model, s.tokenizer, run.accelerator
-    pad_id, stops, before = tokenizer.pad_token_id, template.stop_ids(tokenizer), s.showcase.answers(model)
+    pad_id, stops = tokenizer.pad_token_id, template.stop_ids(tokenizer)
+    with gathered(s.policy):
+        before = s.showcase.answers(model)
     policy, optimizer, scheduler = run.prepare(s.policy, model, tokenizer, run.steps_for_prompts(s.prompts, grpo))
 
     for number, asked, own in run.prompt_windows(s.prompts, grpo.prompts_per_step):

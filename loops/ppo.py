@@ -48,7 +48,7 @@ from posttrain import models
 from posttrain.config import PpoConfig
 from posttrain.data.rows import load_rows
 from posttrain.errors import clear_exit
-from posttrain.models.reference import frozen_reference
+from posttrain.models.reference import frozen_reference, gathers
 from posttrain.models.scalar import ActorCritic, CompletionScores, load_scorer
 from posttrain.models.sharded import gathered
 from posttrain.rollouts.answers import Answer, ask_all, in_flight, lay_out, mean_gap, sampled
@@ -68,8 +68,7 @@ class Start(NamedTuple):
     run: Run
     model: nn.Module
     tokenizer: Any
-    policy: models.CompletionLogps
-    critic: CompletionScores | None  # None: a value head on the policy's backbone
+    actor_critic: ActorCritic
     reference: nn.Module | None
     scorer: Scorer
     prompts: Any  # a list, or a stream
@@ -88,17 +87,17 @@ def start(config: PpoConfig, run: Run, rows: list[dict] | None = None, reward: A
     run.introduce(notes, encoded)
 
     models.no_dropout(model)  # or sampler, policy and reference would disagree
-    policy = models.CompletionLogps(model.train())
-    reference = frozen_reference(policy, config.model, run.compute) if ppo.kl_coef + ppo.kl_loss_coef > 0 else None
-    run.checkpoints.remember("the reference", reference)
-    run.checkpoints.remember("the reward", scorer.fingerprinted)
-    critic = None
-    if ppo.critic == "separate":
+    policy, critic = models.CompletionLogps(model.train()), None
+    if ppo.critic == "separate":  # else a value head on the policy's backbone
         critic_model, _, _ = load_scorer(config.model, run)
         models.no_dropout(critic_model)
         critic = CompletionScores(critic_model.train())
+    actor_critic = run.parallel.spread(ActorCritic(policy, critic))
+    reference = frozen_reference(policy, config.model, run) if ppo.kl_coef + ppo.kl_loss_coef > 0 else None
+    run.checkpoints.remember("the reference", reference)
+    run.checkpoints.remember("the reward", scorer.fingerprinted)
     showcase = Showcase(data, tokenizer, config.output.samples, limit, ppo.max_new_tokens)
-    return Start(run, model, tokenizer, policy, critic, reference, scorer, items, validation, showcase)
+    return Start(run, model, tokenizer, actor_critic, reference, scorer, items, validation, showcase)
 
 
 def roll_out(
@@ -109,7 +108,7 @@ def roll_out(
     run, ppo, tokenizer = s.run, s.run.config.ppo, s.tokenizer
     # ---- 1. Rollout -----------------------------------------------------------------------------------------------
     ids, seed = [prompt.ids for prompt in asked], run.training.seed
-    with run.accelerator.autocast(), gathered(actor_critic):
+    with run.parallel.autocast(), gathered(actor_critic):
         rollout = sample_own(s.model, tokenizer, ids, own, ppo, seed=seed, number=number)
 
     # ---- 2. Score; a truncated answer counts its ending once ------------------------------------------------------
@@ -120,11 +119,14 @@ def roll_out(
     # ---- 3. What policy, critic and reference say of it, before anything moves ------------------------------------
     def look(batch: Batch) -> dict[str, Tensor]:
         logps, _, values = actor_critic(batch, ppo.temperature)  # [B, T], [B, T], [B, S]: the value after token t
-        said = {"old_logps": logps, "values": values[:, :-1], "values_after": values[:, 1:]}
-        return said if s.reference is None else said | {"ref_logps": s.reference(batch, ppo.temperature)[0]}
+        return {"old_logps": logps, "values": values[:, :-1], "values_after": values[:, 1:]}
 
+    pad_id = tokenizer.pad_token_id
     with gathered(actor_critic):
-        answers = ask_all(sampled(rollout, values), run, tokenizer.pad_token_id, look)
+        answers = ask_all(sampled(rollout, values), run, pad_id, look)
+    if s.reference is not None:
+        with gathered(gathers(s.reference, actor_critic)):
+            answers = ask_all(answers, run, pad_id, lambda b: {"ref_logps": s.reference(b, ppo.temperature)[0]})
 
     # ---- 4. Rewards per token, advantages and returns -------------------------------------------------------------
     answers, explained = credit(answers, scores, goes_on, kl_coef, run)
@@ -165,11 +167,12 @@ def train(
     run, ppo = Run(config), config.ppo
     s = start(config, run, rows, reward)
     model, tokenizer, accelerator = s.model, s.tokenizer, run.accelerator
-    pad_id, stops, before = tokenizer.pad_token_id, template.stop_ids(tokenizer), s.showcase.answers(model)
-    actor_critic = ActorCritic(s.policy, s.critic)
-    networks = (
-        {"grad_norm": actor_critic} if s.critic is None else {"grad_norm": s.policy, "critic_grad_norm": s.critic}
-    )
+    pad_id, stops, actor_critic = tokenizer.pad_token_id, template.stop_ids(tokenizer), s.actor_critic
+    with gathered(actor_critic):
+        before = s.showcase.answers(model)
+    networks = {"grad_norm": actor_critic}
+    if actor_critic.critic is not None:
+        networks = {"grad_norm": actor_critic.policy, "critic_grad_norm": actor_critic.critic}
     rates = dict.fromkeys(("critic.", "head."), ppo.critic_learning_rate or config.training.learning_rate)
     num_steps = run.steps_for_prompts(s.prompts, ppo)
     actor_critic, optimizer, scheduler = run.prepare(actor_critic, model, tokenizer, num_steps, learning_rates=rates)

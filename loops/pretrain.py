@@ -42,13 +42,15 @@ def train(config: PretrainConfig) -> Result:
     check = config.pretrain.check and function_named(config.pretrain.check, "pretrain.check")
     run = Run(config)
     accelerator = run.accelerator
-    model, tokenizer = models.from_scratch(config.model, run.device)
+    model, tokenizer = models.from_scratch(config.model, run.parallel.loads_on)
+    policy = run.parallel.spread(model.train())
     documents = text.documents(config.data)
     separator = text.separator_id(tokenizer, config.pretrain.separator)
     rows = text.TextRows(documents, tokenizer, separator, config.data.max_length)
     shown = Beginnings(itertools.islice(documents(0), config.output.samples), tokenizer, separator)
-    before = shown.answers(model)
-    policy, optimizer, scheduler = run.prepare(model.train(), model, tokenizer, config.training.max_steps)
+    with gathered(policy):
+        before = shown.answers(model)
+    policy, optimizer, scheduler = run.prepare(policy, model, tokenizer, config.training.max_steps)
 
     # ---- 2. One optimiser step = a list of micro-batches ------------------------------------------------------
     for window in run.windows(rows):

@@ -60,7 +60,7 @@ def start(config: RewardConfig, run: Run, rows: list[dict] | None = None) -> Sta
     examples, validation = hold_out(encoded, config.data.validation_split, config.data.seed)
     run.introduce(notes, encoded)
     no_dropout(model)  # two answers are compared: noise on either would be part of the preference
-    return Start(model, tokenizer, scalar.CompletionScores(model.train()), examples, validation)
+    return Start(model, tokenizer, run.parallel.spread(scalar.CompletionScores(model.train())), examples, validation)
 
 
 @left_as_found()
@@ -70,7 +70,8 @@ def train(config: RewardConfig, *, rows: list[dict] | None = None) -> Result:
     model, tokenizer, policy, examples, validation = start(config, run, rows)
     accelerator, pad_id = run.accelerator, tokenizer.pad_token_id
     shown = (validation or examples)[: config.output.samples] if not config.data.streaming else []
-    before = scores_of(policy, shown, run, tokenizer)
+    with gathered(policy):
+        before = scores_of(policy, shown, run, tokenizer)
     policy, optimizer, scheduler = run.prepare(
         policy, model, tokenizer, run.steps_for(examples), save=scalar.save_scorer
     )
@@ -150,7 +151,7 @@ def scores_of(policy, shown: list, run: Run, tokenizer) -> list[list[float]]:
     """The score or scores of each shown item."""
     if not shown:
         return []
-    with run.accelerator.autocast():
+    with run.parallel.autocast():
         scores = policy(to_batch(shown, tokenizer.pad_token_id).to(run.device)).view(-1, len(shown))
     return scores.T.tolist()
 

@@ -59,9 +59,10 @@ def start(config: SftConfig, run: Run, rows: list[dict] | None = None) -> Start:
     examples, validation = hold_out(encoded, config.data.validation_split, config.data.seed)
     run.introduce(notes, encoded)
 
-    policy = models.CompletionLogps(model.train())
+    policy = run.parallel.spread(models.CompletionLogps(model.train()))
     if config.training.packing:
-        policy.find_a_way_to_pack()
+        with gathered(policy):
+            policy.find_a_way_to_pack()
     showcase = Showcase(data, tokenizer, config.output.samples, limit)
     pack_to = limit if config.training.packing else None
     return Start(model, tokenizer, policy, examples, validation, pack_to, showcase)
@@ -73,7 +74,8 @@ def train(config: SftConfig, *, rows: list[dict] | None = None) -> Result:
     run = Run(config)
     model, tokenizer, policy, examples, validation, pack_to, showcase = start(config, run, rows)
     to_batch = collate if pack_to is None else collate_packed
-    before, stops = showcase.answers(model), template.stop_ids(tokenizer)
+    with gathered(policy):
+        before, stops = showcase.answers(model), template.stop_ids(tokenizer)
     policy, optimizer, scheduler = run.prepare(policy, model, tokenizer, run.steps_for(examples))
     accelerator, how = run.accelerator, config.sft.length_weighting
 

@@ -3,6 +3,7 @@ yours can be trained here.
 
 python -m posttrain.doctor
 python -m posttrain.doctor --config configs/sft_qlora.yaml --training.micro_batch_size 4   # and an estimate of memory
+python -m posttrain.doctor --config configs/sft.yaml --fsdp2 8   # of each of 8 GPUs (configs/accelerate/fsdp2.yaml)
 python -m posttrain.doctor --model path/or/hub-id                                          # the model alone, tried
 
 The last one loads the model as the loops do and tries what they will do with it: ten conversations through its chat
@@ -42,7 +43,8 @@ def main(arguments: list[str] | None = None) -> None:
         path, overrides = parse(arguments)
         if "model" in overrides:
             return of_a_model(path, overrides)
-        if path is None and overrides:
+        shares = shares_of(overrides.pop("fsdp2", "1"))
+        if path is None and (overrides or shares > 1):
             raise UserError("--KEY VALUE needs --config FILE")
         config = load(path, overrides, origin="command line") if path is not None else None
         if config is not None and config.method == "ladder":
@@ -55,7 +57,14 @@ def main(arguments: list[str] | None = None) -> None:
         ):
             print(f"{title}\n  " + "\n  ".join(lines))
         if config is not None:
-            print(f"memory for {path}\n  " + "\n  ".join(memory_lines(config)))
+            print(f"memory for {path}\n  " + "\n  ".join(memory_lines(config, shares)))
+
+
+def shares_of(given: str) -> int:
+    """--fsdp2 N: the processes that a model is spread over."""
+    if not str(given).isdecimal() or int(given) < 1:
+        raise UserError(f"--fsdp2 is the number of processes that FSDP2 spreads the model over, got {given}")
+    return int(given)
 
 
 def of_a_model(path: str | None, overrides: dict) -> None:
@@ -222,7 +231,8 @@ def extras() -> list[str]:
     return lines
 
 
-def memory_lines(config) -> list[str]:
+def memory_lines(config, shares: int = 1) -> list[str]:
+    """shares: processes that FSDP2 spreads the models over."""
     import torch
     from transformers import AutoConfig
 
@@ -242,7 +252,7 @@ def memory_lines(config) -> list[str]:
         ) from None
     on_cpu = config.training.device == "cpu" or not torch.cuda.is_available()
     compute = compute_dtype(config.model.dtype, on_cpu)
-    parts = memory.estimate(config, shape, compute.itemsize)
+    parts = memory.estimate(config, shape, compute.itemsize, shares)
     length = config.data.max_length or min(1024, shape.longest)
     lines = [
         f"{shape.parameters:,} parameters, {shape.adapter or shape.parameters:,} trained, computing in "
@@ -250,11 +260,14 @@ def memory_lines(config) -> list[str]:
     ]
     lines += [f"{_size(size):>10}  {part}" for part, size in parts.items()]
     whole = memory.total(parts)
-    lines.append(f"{_size(whole):>10}  per process, and about 1 GiB for the libraries")
+    lines.append(
+        f"{_size(whole):>10}  per process{' of ' * (shares > 1)}{shares if shares > 1 else ''}, and about 1 GiB for the libraries"
+    )
     have = None if on_cpu else torch.cuda.get_device_properties(0).total_memory
     if have is not None and whole > 0.9 * have:
         lines.append(
-            "too much for this GPU: lower micro_batch_size or data.max_length, set gradient_checkpointing, or adapter: lora (quantization: 4bit)"
+            "too much for this GPU: lower micro_batch_size or data.max_length, set gradient_checkpointing, or adapter: lora (quantization: 4bit); "
+            "or spread it over several GPUs (--fsdp2 N estimates that)"
         )
     return lines
 

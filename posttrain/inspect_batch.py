@@ -135,7 +135,6 @@ def _reward(config: Any, rows: list[dict] | None, run: Any) -> Inspection:
 def _rollout(config: Any, rows: list[dict] | None, run: Any) -> Inspection:
     from loops import grpo, ppo
     from losses.weights import step_total, token_weights
-    from posttrain.models.scalar import ActorCritic
     from posttrain.rollouts.answers import lay_out
 
     rl, is_grpo = getattr(config, config.method), config.method == "grpo"
@@ -143,9 +142,11 @@ def _rollout(config: Any, rows: list[dict] | None, run: Any) -> Inspection:
     run.num_steps = run.steps_for_prompts(s.prompts, rl)  # a reward function may ask how long the run is
     number, asked, own = next(run.prompt_windows(s.prompts, rl.prompts_per_step))
     if is_grpo:
-        answers, _ = grpo.roll_out(s, s.policy, number, asked, own)
+        policy = s.policy
+        answers, _ = grpo.roll_out(s, policy, number, asked, own)
     else:
-        answers, _, _ = ppo.roll_out(s, ActorCritic(s.policy, s.critic), number, asked, own, rl.kl_coef)
+        policy = s.actor_critic
+        answers, _, _ = ppo.roll_out(s, policy, number, asked, own, rl.kl_coef)
     window = next(run.minibatches(answers, own, len(asked), rl))
     how = rl.length_weighting if is_grpo else "token"
     lengths = [answer.example.num_active for micro in window for answer in micro]
@@ -154,7 +155,7 @@ def _rollout(config: Any, rows: list[dict] | None, run: Any) -> Inspection:
     return Inspection(
         s.tokenizer, batch, [len(answer) for answer in window[0]], [_told(answer, rl, is_grpo) for answer in window[0]],
         f"{how} weighting, total {total:g} in the step", weights=token_weights(batch.active, how, total=total),
-        logps=_said(s.policy, batch, run, rl.temperature), ref_logps=batch.get("ref_logps"),
+        logps=_said(policy, batch, run, rl.temperature), ref_logps=batch.get("ref_logps"),
     )  # fmt: skip
 
 
@@ -181,7 +182,7 @@ def _one_of(window: list[list], what: str) -> str:
 
 
 def _said(module: Any, batch: Any, run: Any, temperature: float = 1.0) -> Any:
-    with run.accelerator.autocast():
+    with run.parallel.autocast():
         return module(batch, temperature)[0]
 
 

@@ -1,5 +1,6 @@
 """What tests build from: random models of real architectures, tokenizers of real kinds, and short runs of every loop."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -15,6 +16,7 @@ from posttrain import ROOT
 from posttrain.config import load
 from posttrain.config.supervised import SftData
 from posttrain.data.rows import load_rows
+from posttrain.run.parallel import Parallel
 
 TEXT = [
     "Question: Natalia sold 48 clips in April. How many did she sell in May? Answer: 48 / 2 = 24 clips. #### 72",
@@ -206,6 +208,24 @@ def run_loop(loop: ModuleType, model: str | None, place: Path, *, rows=None, rew
     config = small_config(loop.__name__.removeprefix("loops."), model, place, **changes)
     given = {name: value for name, value in (("rows", rows), ("reward", reward)) if value is not None}
     return loop.train(config, **given)
+
+
+def whole_models(autocast=contextlib.nullcontext) -> Parallel:
+    """run.parallel of a run whose processes have whole models, here on the CPU."""
+    return Parallel(torch.device("cpu"), autocast)
+
+
+def fsdp2_of(dtype: str) -> Any:
+    """What Accelerate makes of configs/accelerate/fsdp2.yaml, with its own mixed precision. Accelerate itself turns FSDP
+    into DDP on a CPU, without a word."""
+    from accelerate.utils import FullyShardedDataParallelPlugin
+
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy="TRANSFORMER_BASED_WRAP", reshard_after_forward=True
+    )
+    if dtype == "bfloat16":
+        plugin.set_mixed_precision("bf16")  # as Accelerator() does
+    return plugin
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -1,11 +1,12 @@
 """The kinds of mistake one meets in public code: every wrong version in tests/museum.py breaks the property that the right one keeps. Each number is worked out beside it."""
 
 import math
+from types import SimpleNamespace
 
 import museum
 import pytest
 import torch
-from kit import CHATML, LLAMA3, bytelevel_tokenizer, tiny_folder
+from kit import CHATML, LLAMA3, bytelevel_tokenizer, tiny_folder, whole_models
 
 from losses.advantages import gae, group_relative_advantages, whiten
 from losses.dpo import dpo_loss
@@ -208,7 +209,8 @@ def test_lora_adapter_off_after_an_sft_adapter_is_the_base(tmp_path):
     assert abs(step_0(wrong, museum.adapter_off_after_an_sft_adapter(wrong, batch)) - 0.693147) > 0.01
     # the right way: the SFT adapter is merged on loading, DPO gets a fresh one, and "off" is the SFT model
     right = models.CompletionLogps(lora.add(models.load(str(tmp_path / "sft"))[0], Lora(rank=4), base))
-    reference = frozen_reference(right, ModelWithReference(name="sft", adapter="lora"), torch.float32)
+    run = SimpleNamespace(compute=torch.float32, parallel=whole_models())
+    reference = frozen_reference(right, ModelWithReference(name="sft", adapter="lora"), run)
     with torch.no_grad():
         assert step_0(right, reference(batch)[0]) == pytest.approx(0.693147, abs=1e-6)
     theirs = sequence_logps(token_logps(sft(batch.input_ids).logits, batch.input_ids), batch.active)

@@ -24,6 +24,7 @@ from posttrain.models.saving import save
 from posttrain.rollouts.answers import lay_out, sampled
 from posttrain.rollouts.sampling import draw_uniforms, sample
 from posttrain.run.launch import compute_dtype
+from posttrain.run.parallel import Parallel
 from posttrain.run.preflight import disagreement
 from posttrain.tokens import conversations, template
 from posttrain.tokens.batch import Batch, Example, collate, collate_packed, pack
@@ -40,6 +41,7 @@ class Patient:
     folder: Path  # for what is saved and loaded again
     device: torch.device = field(init=False)
     compute: torch.dtype = field(init=False)
+    parallel: Parallel = field(init=False)
     model: nn.Module = field(init=False)
     tokenizer: Any = field(init=False)
     policy: models.CompletionLogps = field(init=False)
@@ -49,6 +51,7 @@ class Patient:
         on_cpu = self.config.training.device == "cpu" or not torch.cuda.is_available()
         self.device = torch.device("cpu" if on_cpu else "cuda")
         self.compute = compute_dtype(self.config.model.dtype, on_cpu)
+        self.parallel = Parallel(self.device, self.autocast)
 
     @property
     def size(self) -> int:

@@ -190,7 +190,10 @@ def load_frozen_or_whole(config: Any, run: Any) -> Loaded:
     model, tokenizer, lines = load(
         config.name,
         dtype=run.compute if adapter else torch.float32,
-        device=run.device,
+        # quantising and flash attention (the model is tried out before it is spread) want the GPU at once
+        device=run.device
+        if config.quantization != "none" or "flash" in config.attn_implementation
+        else run.parallel.loads_on,
         quantization=config.quantization,
         attn_implementation=config.attn_implementation,
         revision=config.revision,

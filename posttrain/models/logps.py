@@ -20,10 +20,11 @@ class CompletionLogps(nn.Module):
     found out by a probe, not by name, and take the plain path through the full logits.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, chunked: bool | None = None):
+        """chunked: does head(last hidden state) give the model's logits? None: found out, which takes weights."""
         super().__init__()
         self.model = model
-        self.chunked = self._head_is_all_there_is()
+        self.chunked = self._head_is_all_there_is() if chunked is None else chunked
         self.needs_block_mask = False  # for packed rows; see find_a_way_to_pack
         self._no_split_modules = getattr(model, "_no_split_modules", None)  # for FSDP: what a layer is
 

@@ -2,7 +2,7 @@
 
 What is stored (weights, gradients, optimiser, reference) is counted exactly from the parameters. Activations and the
 sampler's cache are for the longest rows that the config allows; most batches are shorter. Per process: DDP keeps all of
-it on each."""
+it on each; FSDP2 a share of what is stored, and gathers what it is about to use (posttrain/models/sharded.py)."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ class Shape:
 
     parameters: int
     linear: int  # of them, in the linear layers of the blocks: what is quantised
+    outside: int  # of them, in no block: embeddings and head, which FSDP2 gathers as one
     adapter: int  # trainable parameters of a LoRA adapter, 0 without one
     layers: int
     hidden: int
@@ -54,6 +55,8 @@ def shape_of(model_config, lora=None) -> Shape:
     width = getattr(text, "moe_intermediate_size", None) or max(
         m.weight.shape[i] for m in layers.values() for i in (0, 1)
     )
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    in_blocks = {id(p) for block in model.modules() if type(block).__name__ in names for p in block.parameters()}
     scaled = any(
         getattr(text, name, None) not in (None, 1, 1.0)
         for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -61,6 +64,7 @@ def shape_of(model_config, lora=None) -> Shape:
     return Shape(
         parameters=sum(p.numel() for p in model.parameters()),
         linear=sum(m.weight.numel() for m in layers.values()),
+        outside=sum(p.numel() for p in model.parameters() if id(p) not in in_blocks),
         adapter=adapter,
         layers=text.num_hidden_layers,
         hidden=text.hidden_size,
@@ -72,8 +76,8 @@ def shape_of(model_config, lora=None) -> Shape:
     )
 
 
-def estimate(config, shape: Shape, compute_bytes: int) -> dict[str, float]:
-    """{part: bytes}. compute_bytes: 2 under bf16, 4 in float32."""
+def estimate(config, shape: Shape, compute_bytes: int, shares: int = 1) -> dict[str, float]:
+    """{part: bytes}. compute_bytes: 2 under bf16, 4 in float32. shares: processes that FSDP2 spreads models over."""
     m, method, lora = config.model, config.method, config.model.adapter == "lora"
     trained = shape.adapter if lora else shape.parameters
     if not lora:
@@ -81,7 +85,8 @@ def estimate(config, shape: Shape, compute_bytes: int) -> dict[str, float]:
     else:
         bits = BITS[m.quantization]
         frozen = compute_bytes * (shape.parameters if bits is None else shape.parameters - shape.linear)
-        weights = frozen + (0 if bits is None else shape.linear * bits / 8) + 4.0 * shape.adapter
+        packed = 0 if bits is None else shape.linear * bits / 8
+        weights = frozen + packed + 4.0 * shape.adapter
     state = 2 if config.training.optimizer == "adamw_8bit" else 8
     parts = {"weights": weights, "gradients": 4.0 * trained, "optimiser": float(state * trained)}
 
@@ -100,6 +105,12 @@ def estimate(config, shape: Shape, compute_bytes: int) -> dict[str, float]:
         parts["critic"] = sum(parts[name] for name in ("weights", "gradients", "optimiser"))
     if method == "ppo" and section.reward_model is not None:
         parts["reward model (taken to be as large)"] = 4.0 * shape.parameters
+    if shares > 1:
+        parts = {name: size / shares for name, size in parts.items()}
+        if lora and m.quantization != "none":  # packed weights are not cut into pieces
+            parts["weights"] += packed * (1 - 1 / shares)
+            parts |= {"critic": parts["critic"] + packed * (1 - 1 / shares)} if "critic" in parts else {}
+        parts |= gathered(config, shape, compute_bytes)
 
     length = config.data.max_length or min(1024, shape.longest)
     rows = config.training.micro_batch_size * (
@@ -126,8 +137,26 @@ def estimate(config, shape: Shape, compute_bytes: int) -> dict[str, float]:
     return parts
 
 
+def gathered(config, shape: Shape, compute_bytes: int) -> dict[str, float]:
+    """What FSDP2 gathers of the policy, {part: bytes}. In a step: what lies outside the layers, one layer and the one
+    that is fetched ahead; in full fine-tuning also the gradients of the largest of them, in the compute type and, to
+    be added up, in float32. To sample: the whole (posttrain.models.sharded.gathered)."""
+    blocks = shape.parameters - shape.outside
+    if config.model.quantization != "none":
+        blocks -= shape.linear  # packed weights are whole already
+    layer, trained = blocks / shape.layers, config.model.adapter == "none"
+    in_a_step = compute_bytes * (shape.outside + 2 * layer) + trained * (compute_bytes + 4) * max(shape.outside, layer)
+    networks = 2 if config.method == "ppo" and config.ppo.critic == "separate" else 1
+    parts = {"gathered in a step": networks * float(in_a_step)}
+    if config.method in ("grpo", "ppo") or config.output.samples:
+        parts["sampler's whole model (not at the same time)"] = networks * float(
+            compute_bytes * (blocks + shape.outside)
+        )
+    return parts
+
+
 def total(parts: dict[str, float]) -> float:
-    """The peak: the sampler's cache is gone when the activations are there."""
-    cache = sum(v for k, v in parts.items() if k.startswith("sampler"))
-    activations = parts["activations"] + parts.get("logits", 0)
-    return sum(parts.values()) - min(cache, activations)
+    """The peak: what the sampler needs is gone when the activations are there."""
+    sampler = sum(v for k, v in parts.items() if k.startswith("sampler"))
+    step = sum(parts.get(name, 0) for name in ("activations", "logits", "gathered in a step"))
+    return sum(parts.values()) - min(sampler, step)

@@ -4,6 +4,8 @@ copy         full fine-tuning: a second model. LoRA: a copy of the adapter's sta
              reference's forward pass (the base under it is frozen and serves both)
 adapter_off  a fresh adapter adds 0 at step 0, so the policy without it *is* the start: no copy of anything
 NAME         another model, because the config says so
+
+Where the policy is spread over the processes, so is a second model, with the same precision of every part.
 """
 
 from __future__ import annotations
@@ -12,12 +14,10 @@ import copy
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from posttrain.errors import UserError
-from posttrain.models import loading
+from posttrain.models import loading, sharded
 from posttrain.models.logps import CompletionLogps
-from posttrain.models.sharded import gathered
 from posttrain.tokens.batch import Batch
 
 
@@ -40,16 +40,29 @@ class AdapterAtStepZero(nn.Module):
     def __init__(self, policy: CompletionLogps):
         super().__init__()
         self._policy = [policy]
-        self.start = {n: p.detach().clone() for n, p in policy.named_parameters() if p.requires_grad}
+        self.start = {n: sharded.whole(p).detach().clone() for n, p in policy.named_parameters() if p.requires_grad}
 
+    @torch.no_grad()
     def forward(self, batch: Batch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-        with gathered(self._policy[0]):  # sharded parameters would be put back over the start in the forward pass
-            return functional_call(self._policy[0], self.start, (batch, temperature))
+        policy = self._policy[0]
+        sharded.reshard(policy)  # so that the forward pass gathers what is put in now …
+        trained = {n: p for n, p in policy.named_parameters() if p.requires_grad}
+        now = {n: p.detach().clone() for n, p in trained.items()}
+        try:
+            for name, parameter in trained.items():
+                sharded.put(parameter, self.start[name])
+            return policy(batch, temperature)
+        finally:
+            for name, parameter in trained.items():
+                parameter.copy_(now[name])
+            sharded.reshard(policy)  # … and the next one what was there
 
 
-def frozen_reference(policy: CompletionLogps, config, compute: torch.dtype) -> nn.Module:
+def frozen_reference(policy: CompletionLogps, config, run) -> nn.Module:
     """A module like the policy's, frozen: the policy as it is now, before the first step, unless config.reference names
-    another model. Its weights never change; call it under torch.no_grad()."""
+    another model. Its weights never change; call it under torch.no_grad().
+
+    policy: spread over the processes already, where the run is to be."""
     how, lora = config.reference, config.adapter == "lora"
     if how == "auto":
         how = "adapter_off" if lora and config.adapter_path is None else "copy"
@@ -57,15 +70,26 @@ def frozen_reference(policy: CompletionLogps, config, compute: torch.dtype) -> n
         return AdapterOff(policy)
     if how == "copy" and lora:
         return AdapterAtStepZero(policy)
+    spread = sharded.is_sharded(policy)
     if how == "copy":
         # in the policy's own dtype: rounded to bf16 it would not be the policy at step 0 (measured: nats)
-        model = copy.deepcopy(policy.model)
+        model = sharded.without_weights(policy.model) if spread else copy.deepcopy(policy.model)
     else:  # another model is not asked to equal the policy, so its frozen weights may be stored in the compute type
-        model = loading.load(how, dtype=compute, device=next(policy.parameters()).device, key="model.reference")[0]
+        model = loading.load(how, dtype=run.compute, device=run.parallel.loads_on, key="model.reference")[0]
         if model.get_input_embeddings().weight.shape[0] != policy.model.get_input_embeddings().weight.shape[0]:
             raise UserError(
                 f"model.reference '{how}' has another vocabulary than the policy: their log-probabilities cannot be compared"
             )
     model.requires_grad_(False)
     loading.no_dropout(model)
-    return CompletionLogps(model.train(policy.model.training))
+    model.train(policy.model.training)
+    if how != "copy" or not spread:
+        return run.parallel.spread(CompletionLogps(model))
+    reference = run.parallel.spread(CompletionLogps(model, policy.chunked))
+    sharded.fill(reference, policy)
+    return reference
+
+
+def gathers(reference: nn.Module, policy: nn.Module) -> nn.Module:
+    """Whose weights a forward pass of the reference needs: the policy's (policy: all that is trained), or its own."""
+    return policy if isinstance(reference, (AdapterOff, AdapterAtStepZero)) else reference

@@ -146,6 +146,11 @@ class CompletionScores(nn.Module):
         ).last_hidden_state
 
     @property
+    def scalar_heads(self) -> list[nn.Module]:
+        """What stays float32 where the rest computes in bf16."""
+        return [self.head]
+
+    @property
     def _full(self) -> nn.Module:
         return lora.without_adapter(self.model)
 
@@ -180,6 +185,10 @@ class ActorCritic(nn.Module):
             weight = policy.model.get_input_embeddings().weight
             self.head = nn.Linear(policy.hidden_size, 1, bias=False, device=weight.device)
             nn.init.zeros_(self.head.weight)
+
+    @property
+    def scalar_heads(self) -> list[nn.Module]:
+        return [self.head] if self.critic is None else self.critic.scalar_heads
 
     def forward(self, batch: Batch, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
         if self.critic is None:

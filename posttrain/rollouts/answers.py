@@ -86,7 +86,7 @@ def ask_all(
     for start in range(0, len(order), size):
         picked = order[start : start + size]
         batch = collate([answers[i].example for i in picked], pad_id).to(run.device)
-        with run.accelerator.autocast():
+        with run.parallel.autocast():
             columns = forward(batch)
         for row, i in enumerate(picked):
             own = batch.active[row]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from posttrain.models import scalar
+from posttrain.models.sharded import gathered
 from posttrain.rollouts import rewards
 from posttrain.rollouts.asking import ask
 from posttrain.rollouts.calling import call_all, listen, named
@@ -42,7 +43,8 @@ class Scorer:
         names = section.reward if given is None else given
         if names is None:
             self.name, key = section.reward_model, f"{method}.reward_model"
-            self.reward_model, self.tokenizer = scalar.load_reward_model(self.name, device=run.device, key=key)
+            reward_model, self.tokenizer = scalar.load_reward_model(self.name, device=run.parallel.loads_on, key=key)
+            self.reward_model = run.parallel.spread(reward_model)
         else:
             self.functions = rewards.find(names, self.weights, key=f"{method}.reward")
         self.watched = [] if section.watch is None else rewards.find(section.watch, key=f"{method}.watch")
@@ -79,7 +81,8 @@ class Scorer:
             values, metrics = rewards.add_up(self.functions, self.weights, own, completions)
         else:
             examples, pad_id = rollout.examples(), self.tokenizer.pad_token_id
-            values = scalar.score_examples(self.reward_model, examples, pad_id, self.batch_size)
+            with gathered(self.reward_model):  # the processes have different numbers of answers
+                values = scalar.score_examples(self.reward_model, examples, pad_id, self.batch_size)
         for function, name, numbers in zip(self.watched, self.seen, given[len(self.functions) :], strict=True):
             alone, _ = rewards.add_up([function], None, [numbers], completions)
             metrics[name] = (sum(alone), len(alone))
@@ -120,11 +123,12 @@ class Scorer:
         own = validation[run.accelerator.process_index :: run.accelerator.num_processes]
         names = {"reward_held_out": None} | {f"{name}_held_out": name for name in self.seen}
         sums, scored = dict.fromkeys(names, 0.0), Scored([], [], [], {}, Logged(), 1)
-        if own:  # more processes than prompts: some have nothing to ask, and add 0
-            with run.accelerator.autocast():
-                rollout = ask(model, tokenizer, [p.ids for p in own], max_new_tokens=section.max_new_tokens)
-            scored = self._score(rollout, tokenizer, own, uncounted=1)
-            sums = {n: sum(scored.values) if key is None else scored.metrics[key][0] for n, key in names.items()}
+        with gathered(self.reward_model):  # by all of them: more processes than prompts, and some have nothing to ask
+            if own:
+                with run.parallel.autocast():
+                    rollout = ask(model, tokenizer, [p.ids for p in own], max_new_tokens=section.max_new_tokens)
+                scored = self._score(rollout, tokenizer, own, uncounted=1)
+                sums = {n: sum(scored.values) if key is None else scored.metrics[key][0] for n, key in names.items()}
         means = {name: run.sum_over_processes(value) / len(validation) for name, value in sums.items()}
         for name, (total, count) in self._tell(scored, held_out=True).items():
             means[f"{name}_held_out"] = run.sum_over_processes(total) / run.sum_over_processes(count)

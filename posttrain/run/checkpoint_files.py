@@ -132,9 +132,19 @@ def plain(value: Any) -> Any:
     return value
 
 
-def save_weights(policy: nn.Module, model: nn.Module, folder: Path, gathered: dict[str, Tensor]) -> None:
-    """weights.pt: what is trained, and for what model/ holds already, only its name there. gathered: the whole tensors
-    by name."""
+def trained(policy: nn.Module, model: nn.Module, of_model: dict[str, Tensor] | None) -> dict[str, Tensor]:
+    """The trained tensors, whole, by their names in the policy. Of a sharded one on the first process ({} elsewhere):
+    those that are `model`'s from of_model, its gathered state dict; a critic's or a head's are gathered now."""
+    parameters = {name: p for name, p in policy.named_parameters() if p.requires_grad}
+    if of_model is None:
+        return {name: p.detach() for name, p in parameters.items()}
+    in_model = {id(p): name for name, p in model.named_parameters()}
+    found = sharded.gather_to_first({name: p for name, p in parameters.items() if id(p) not in in_model})
+    return found | {n: of_model[in_model[id(p)]] for n, p in parameters.items() if of_model and id(p) in in_model}
+
+
+def save_weights(policy: nn.Module, model: nn.Module, folder: Path, whole: dict[str, Tensor]) -> None:
+    """weights.pt: what is trained (`whole`, by name), and for what model/ holds already, only its name there."""
     from safetensors import safe_open
 
     saved = {}
@@ -142,11 +152,11 @@ def save_weights(policy: nn.Module, model: nn.Module, folder: Path, gathered: di
         with safe_open(file, framework="pt") as opened:
             saved |= {name: (s.get_shape(), s.get_dtype()) for name in opened.keys() for s in [opened.get_slice(name)]}  # noqa: SIM118
     there = {id(p): name for name, p in model.named_parameters() if saved.get(name) == (list(p.shape), "F32")}
-    trained = {name: id(p) for name, p in policy.named_parameters() if p.requires_grad}
+    ids = {name: id(p) for name, p in policy.named_parameters() if p.requires_grad}
     torch.save(
         {
-            "in_model": {name: there[i] for name, i in trained.items() if i in there},
-            "tensors": {name: gathered[name] for name, i in trained.items() if i not in there},
+            "in_model": {name: there[i] for name, i in ids.items() if i in there},
+            "tensors": {name: whole[name] for name, i in ids.items() if i not in there},
         },
         folder / "weights.pt",
     )

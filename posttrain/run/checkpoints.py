@@ -142,9 +142,9 @@ class Checkpoints:
     def write(self, state: dict | None = None) -> None:
         """checkpoints/step_N. state: what the loop is in the middle of, and reads again with saved() or in_flight()."""
         run, (policy, optimizer, scheduler) = self.run, self._prepared
-        whole, model = run.accelerator.unwrap_model(policy), run.model
-        gathered = {n: sharded.whole(p).detach() for n, p in whole.named_parameters() if p.requires_grad}
+        policy, model = run.accelerator.unwrap_model(policy), run.model
         of_optimizer, of_model = sharded.optimizer_state(policy, optimizer), sharded.state_dict(model)
+        trained = checkpoint_files.trained(policy, model, of_model)
         loop = {"random": processes.gather(checkpoint_files.random_states()), **checkpoint_files.plain(state or {})}
         info = {
             "step": run.step, "rollout": run.rollout, "update": run.update, "bests": self.bests,
@@ -154,7 +154,7 @@ class Checkpoints:
 
         def fill(part: Path) -> None:
             run.save(model, run.tokenizer, part / "model", of_model)
-            checkpoint_files.save_weights(whole, model, part, gathered)
+            checkpoint_files.save_weights(policy, model, part, trained)
             torch.save({"optimizer": of_optimizer, "scheduler": scheduler.state_dict()}, part / "optimizer.pt")
             torch.save(loop, part / "loop.pt")
             shutil.copy(run.folder / "metrics.jsonl", part)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -50,6 +51,37 @@ def compute_dtype(asked: str, on_cpu: bool) -> torch.dtype:
     return getattr(torch, asked)
 
 
+# What accelerate launch may tell FSDP, and why it is not taken: the loops spread their models themselves
+# (posttrain/models/sharded.py).
+NOT_WITH_FSDP = {
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "fsdp_cpu_ram_efficient_loading: false (every process reads the model; with true all but one get none)",
+    "FSDP_OFFLOAD_PARAMS": "fsdp_offload_params: false (never tried here)",
+    "FSDP_ACTIVATION_CHECKPOINTING": "fsdp_activation_checkpointing: false (model.gradient_checkpointing does it)",
+    "FSDP_IGNORED_MODULES": "no fsdp_ignored_modules (what is not spread would not be trained together)",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "no parallelism_config (all processes share one copy of the model)",
+}
+
+
+def refuse_fsdp_settings(told: Callable[[str], bool]) -> None:
+    """Version 1, which is Accelerate's default, and settings of version 2 that would be ignored."""
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise UserError(
+            "FSDP version 1 was asked for (Accelerate's default), but the loops train with version 2 only: set fsdp_version: 2 in the "
+            "Accelerate config (configs/accelerate/fsdp2.yaml), or give accelerate launch --fsdp_version 2"
+        )
+    wanted = [
+        what for name, what in NOT_WITH_FSDP.items() if told(name) or (name.endswith("MODULES") and name in os.environ)
+    ]
+    if os.environ.get("FSDP_AUTO_WRAP_POLICY") != "TRANSFORMER_BASED_WRAP":
+        wanted.append("fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP (layer by layer)")
+    if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
+        wanted.append("no dynamo_backend (models are not compiled)")
+    if wanted:
+        raise UserError(
+            f"FSDP2: the Accelerate config must have {'; '.join(wanted)}. configs/accelerate/fsdp2.yaml does"
+        )
+
+
 def refuse_launchers(on_cpu: bool) -> None:
     """What accelerate launch may have been told that does not work, or does something else without a word."""
 
@@ -66,6 +98,8 @@ def refuse_launchers(on_cpu: bool) -> None:
             "FSDP was asked for, but on a CPU Accelerate trains with DDP instead and says nothing: on a CPU use "
             "torchrun --standalone --nproc_per_node N -m loops.…"
         )
+    if told("ACCELERATE_USE_FSDP"):
+        refuse_fsdp_settings(told)
     if told("ACCELERATE_USE_CPU") and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
         raise UserError(
             "accelerate launch was asked for several processes on a CPU, but starts one and says nothing: use "

@@ -14,10 +14,12 @@ def several() -> bool:
 
 
 def add_up(value: float, device: torch.device) -> float:
-    """The sum of every process's value."""
+    """The sum of every process's value, in float64: from sums of squares a variance is taken, and float32 would leave
+    nothing of one that is small beside its mean. (MPS has no float64.)"""
     if not several():
         return value
-    total = torch.tensor(float(value), device=device)
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    total = torch.tensor(float(value), dtype=dtype, device=device)
     dist.all_reduce(total)
     return total.item()
 

@@ -29,6 +29,7 @@ from posttrain.run.checkpoints import Checkpoints
 from posttrain.run.curves import plot_curves
 from posttrain.run.meter import Meter
 from posttrain.run.optimizer import make_optimizer, schedule
+from posttrain.run.parallel import Parallel
 from posttrain.run.progress import Progress, peak_memory
 from posttrain.run.samples import write_samples
 from posttrain.run.tracking import Trackers
@@ -62,7 +63,7 @@ class Run:
         self.config, self.training, self.folder = config, config.training, config.folder
         refuse_missing(config.tracking.to)
         self.accelerator, self.compute = launch.start(self.training, config.model.dtype)
-        self.device = self.accelerator.device
+        self.device, self.parallel = self.accelerator.device, Parallel.of(self.accelerator)
         # How far two computations of the same log-prob may differ: 8-bit products depend on the rows beside them.
         self.rows_are_apart = getattr(config.model, "quantization", "none") != "8bit"
         self.exact = self.compute == torch.float32 and self.rows_are_apart
@@ -121,8 +122,8 @@ class Run:
         if self.device.type == "cpu" and (threads := self.training.cpu_threads or (1 if small else None)):
             torch.set_num_threads(threads)
         optimizer = make_optimizer(policy, self.training, self.device, learning_rates)
-        if sharded.is_sharded(policy):  # by fully_shard, before it came here: it needs no other wrapper
-            optimizer = self.accelerator.prepare(optimizer)
+        if sharded.is_sharded(policy):  # by parallel.spread, before it came here: it needs no other wrapper
+            optimizer = self.accelerator.prepare_optimizer(optimizer)
         else:
             policy, optimizer = self.accelerator.prepare(policy, optimizer)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -246,12 +247,11 @@ class Run:
         return processes.gather(value)
 
     def no_sync_unless_last(self, policy: nn.Module, index: int, window: Sequence) -> contextlib.AbstractContextManager:
-        """DDP and FSDP send gradients around only on the last micro-batch of the step."""
-        is_last = index == len(window) - 1
-        if hasattr(policy, "set_requires_gradient_sync"):
-            policy.set_requires_gradient_sync(is_last)
+        """DDP sends gradients around only on the last micro-batch of the step. FSDP2 after each: the sum is the same,
+        and gradients that wait for the last one would wait whole, on every process (4 bytes a parameter)."""
+        if hasattr(policy, "set_requires_gradient_sync") or index == len(window) - 1:
             return contextlib.nullcontext()
-        return contextlib.nullcontext() if is_last else self.accelerator.no_sync(policy)
+        return self.accelerator.no_sync(policy)
 
     # ------------------------------------------------------------ counting and telling
 

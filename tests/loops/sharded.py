@@ -1,53 +1,65 @@
-"""Run by torchrun from test_sharded.py: a loop on a model that native fully_shard has spread over the processes (FSDP2), or not.
+"""Run by torchrun from test_sharded.py: a loop whose models are spread over the processes (FSDP2), or whole on each.
 
-    torchrun … sharded.py METHOD MODEL OUT plain|sharded [resume]
+    torchrun … sharded.py METHOD MODEL OUT plain|sharded [KEY=VALUE …]
 
-Accelerate on a CPU turns FSDP into DDP without a word; here the model is sharded by hand just before Run.prepare gets it,
-which is when Accelerate would do it on a GPU."""
+Accelerate on a CPU turns FSDP into DDP without a word; here the run is told what it would be told on a GPU."""
 
 import sys
 from pathlib import Path
 
-from torch.distributed.fsdp import fully_shard
-
 from posttrain import ROOT
 
 sys.path.insert(0, str(Path(__file__).parent))
-from kit import even_tokens
+from kit import SMALL, even_tokens, fsdp2_of
 from two_processes import DPO, GRPO, SFT
 
-from loops import dpo, grpo, sft
+from loops import dpo, grpo, ppo, pretrain, reward, sft
 from posttrain.config import load
 from posttrain.errors import clear_exit
-from posttrain.run.training import Run
+from posttrain.run import training
+from posttrain.run.parallel import Parallel
+
+SHARED = {
+    "training.micro_batch_size": 1, "training.learning_rate": 1e-2, "training.max_steps": 5, "training.max_grad_norm": 0.05,
+    "training.schedule": "constant", "training.warmup_steps": 0, "training.weight_decay": 0.1, "training.save_every": 3,
+    "training.keep_checkpoints": 5, "output.samples": 2,
+}  # fmt: skip
+HELD_OUT = {"data.validation_split": 0.2, "training.eval_every": 2}  # of 7 prompts one: a process has none
+RL = {"max_new_tokens": 6, "prompts_per_step": 4}
+CASES = {
+    "pretrain": (pretrain, None, {**SMALL["pretrain"], "training.max_steps": 5}),  # which makes its model
+    "sft": (sft, SFT, {"training.batch_size": 5, **HELD_OUT}),
+    "sft-lora": (sft, SFT, {"training.batch_size": 5, "model.adapter": "lora", **HELD_OUT}),
+    # the reference: the adapter's own starting weights, laid into the sharded policy
+    "dpo-lora-copy": (dpo, DPO, {"training.batch_size": 5, "model.adapter": "lora", "model.reference": "copy"}),
+    # the reference: a second model, sharded as well
+    "dpo": (dpo, DPO, {"training.batch_size": 5, "model.adapter": "none", "dpo.precompute": False}),
+    "reward": (reward, DPO, {"training.batch_size": 5, **HELD_OUT}),
+    "grpo": (grpo, GRPO, {"grpo.prompts_per_step": 3, "grpo.group_size": 4, "grpo.max_new_tokens": 6, "grpo.inner_epochs": 2, "grpo.kl_coef": 0.1, **HELD_OUT}),
+    "ppo": (ppo, GRPO, {"ppo.critic": "separate", "ppo.minibatches": 2, "model.adapter": "none", **HELD_OUT} | {f"ppo.{k}": v for k, v in RL.items()}),
+    "ppo-shared": (ppo, GRPO, {"ppo.critic": "shared", "ppo.minibatches": 2, **HELD_OUT} | {f"ppo.{k}": v for k, v in RL.items()}),
+}  # fmt: skip
 
 
-def main(method: str, model: str, out: str, how: str, resume: str = "") -> None:
-    prepare = Run.prepare
+class Told(Parallel):
+    @classmethod
+    def of(cls, accelerator):
+        precision = "bfloat16" if accelerator.mixed_precision == "bf16" else "float32"
+        return cls(accelerator.device, accelerator.autocast, fsdp2_of(precision))
 
-    def sharding(self, policy, *arguments):
-        for layer in policy._causal_lm.base_model.layers:
-            fully_shard(layer)
-        return prepare(self, fully_shard(policy), *arguments)
 
+def main(method: str, model: str, out: str, how: str, *changes: str) -> None:
     if how == "sharded":
-        Run.prepare = sharding
-    shared = {
-        "model.name": model, "output.dir": out, "training.micro_batch_size": 1, "training.learning_rate": 1e-2, "training.max_steps": 5,
-        "training.max_grad_norm": 0.05, "training.schedule": "constant", "training.warmup_steps": 0, "training.weight_decay": 0.1,
-        "training.save_every": 3, "training.keep_checkpoints": 5, "output.samples": 2, "resume": bool(resume),
-    }  # fmt: skip
-    if method == "grpo":
-        rl = {"grpo.prompts_per_step": 3, "grpo.group_size": 4, "grpo.max_new_tokens": 6, "grpo.inner_epochs": 2}
-        grpo.train(load(ROOT / "configs/grpo_tiny.yaml", shared | rl), rows=GRPO, reward=even_tokens)
-        return
-    if method == "dpo-copy":  # the reference: the adapter's own starting weights, laid into the sharded policy
-        lora = {"model.adapter": "lora", "model.reference": "copy", "training.batch_size": 5}
-        dpo.train(load(ROOT / "configs/dpo_tiny.yaml", shared | lora), rows=DPO)
-        return
-    held_out = {"data.validation_split": 0.2, "training.eval_every": 2, "training.batch_size": 5}
-    adapter = {"model.adapter": "lora"} if method == "sft-lora" else {}
-    sft.train(load(ROOT / "configs/sft_tiny.yaml", shared | held_out | adapter), rows=SFT)
+        training.Parallel = Told
+    loop, rows, own = CASES[method]
+    name = loop.__name__.removeprefix("loops.")
+    told = dict(change.split("=", 1) for change in changes)
+    if learned := f"{name}.reward_model" in told:
+        told[f"{name}.reward"] = None
+    own = own if loop is pretrain else {"model.name": model, **own}
+    config = load(ROOT / f"configs/{name}_tiny.yaml", {"output.dir": out, **SHARED, **own, **told})
+    given = {"reward": even_tokens} if loop in (grpo, ppo) and not learned else {}
+    loop.train(config, **given if rows is None else {"rows": rows, **given})
 
 
 if __name__ == "__main__":

@@ -44,7 +44,9 @@ def assert_same(a, b):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("method", ["sft", "sft-lora", "dpo-copy", "grpo"])
+@pytest.mark.parametrize(
+    "method", ["pretrain", "sft", "sft-lora", "dpo", "dpo-lora-copy", "reward", "grpo", "ppo", "ppo-shared"]
+)
 def test_sharded_equals_whole_and_resumes(tmp_path, method):
     model = tiny_folder(tmp_path / "m")
     run(1, method, model, tmp_path / "one", "plain")
@@ -54,9 +56,33 @@ def test_sharded_equals_whole_and_resumes(tmp_path, method):
 
     shutil.copytree(tmp_path / "two", tmp_path / "again")
     shutil.rmtree(tmp_path / "again" / "model")
-    run(2, method, model, tmp_path / "again", "sharded", "resume")
+    run(2, method, model, tmp_path / "again", "sharded", "resume=true")
     assert_same(tmp_path / "one", tmp_path / "again")
     # a checkpoint of a sharded run is a whole one: one process goes on from it
     shutil.rmtree(tmp_path / "again" / "model")
-    assert "2 processes then, 1 now" in run(1, method, model, tmp_path / "again", "plain", "resume")
+    assert "2 processes then, 1 now" in run(1, method, model, tmp_path / "again", "plain", "resume=true")
     assert_same(tmp_path / "one", tmp_path / "again")
+
+
+@pytest.mark.long
+def test_in_bf16_the_reference_is_the_policy(tmp_path):
+    """Exactly, by Accelerate's own precision: the first step's KL is 0, and its DPO loss ln 2, a float32."""
+    model = tiny_folder(tmp_path / "m")
+    bf16 = ("model.dtype=bfloat16", "training.max_steps=2", "training.save_every=100")
+    run(2, "dpo", model, tmp_path / "dpo", "sharded", *bf16)
+    run(2, "grpo", model, tmp_path / "grpo", "sharded", *bf16, "grpo.inner_epochs=1")
+    run(2, "ppo", model, tmp_path / "ppo", "sharded", *bf16)
+    assert metrics(tmp_path / "dpo")[0]["dpo_loss"] == pytest.approx(0.6931472, abs=1e-6)
+    assert metrics(tmp_path / "grpo")[0]["kl"] == 0
+    assert metrics(tmp_path / "ppo")[0]["kl"] == 0
+
+
+@pytest.mark.long
+def test_a_reward_model_is_sharded_too(tmp_path):
+    """One of the two processes has no held-out prompt, and yet takes part in the gathering of the reward model."""
+    model = tiny_folder(tmp_path / "m")
+    run(1, "reward", model, tmp_path / "rm", "plain")
+    asked = (f"ppo.reward_model={tmp_path / 'rm' / 'model'}", "training.save_every=100")
+    run(1, "ppo", model, tmp_path / "one", "plain", *asked)
+    run(2, "ppo", model, tmp_path / "two", "sharded", *asked)
+    assert_same(tmp_path / "one", tmp_path / "two")

@@ -38,6 +38,12 @@ def test_for_a_config(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "memory for" in out and "rows of up to 256 tokens" in out and "per process" in out
     assert SIZES["llama"]["hidden_size"] == 32
+    doctor.main(["--config", str(ROOT / "configs/dpo_tiny.yaml"), "--model.name", path, "--fsdp2", "4"])
+    out = capsys.readouterr().out
+    assert "per process of 4, and" in out and "gathered in a step" in out
+    for arguments in (["--fsdp2", "two"], ["--fsdp2"], ["--fsdp2", "0"]):
+        with pytest.raises(SystemExit, match="--fsdp2 is the number of processes that FSDP2 spreads the model over"):
+            doctor.main(["--config", str(ROOT / "configs/dpo_tiny.yaml"), "--model.name", path, *arguments])
     with pytest.raises(SystemExit, match=r"model.name 'nowhere/at-all': its config cannot be read"):
         doctor.main(["--config", str(ROOT / "configs/dpo_tiny.yaml"), "--model.name", "nowhere/at-all"])
     with pytest.raises(SystemExit, match="needs --config FILE"):

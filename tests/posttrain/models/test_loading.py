@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from kit import CHATML, LLAMA3, bytelevel_tokenizer, tiny_family, tiny_folder, tiny_model, yaml_config
+from kit import CHATML, LLAMA3, bytelevel_tokenizer, tiny_family, tiny_folder, tiny_model, whole_models, yaml_config
 
 from posttrain import models
 from posttrain.config.keys import Lora, Model
@@ -36,7 +36,7 @@ def adapter(tmp_path_factory, llama):
 def run_in(folder):
     return SimpleNamespace(
         folder=folder, has_start=False, compute=torch.float32, device=torch.device("cpu"),
-        accelerator=SimpleNamespace(is_main_process=True),
+        accelerator=SimpleNamespace(is_main_process=True), parallel=whole_models(),
     )  # fmt: skip
 
 

@@ -22,6 +22,8 @@ def test_parameters_are_those_of_the_loaded_model(tmp_path, kind):
     lora = load(ROOT / "configs/dpo_tiny.yaml").model.lora  # rank 8, all-linear
     shape = memory.shape_of(AutoConfig.from_pretrained(path), lora)
     assert shape.parameters == sum(p.numel() for p in loaded.parameters())
+    outside = [p.numel() for n, p in loaded.named_parameters() if ".layers." not in n and ".h." not in n]
+    assert shape.outside == sum(outside) > 400 * 32  # embeddings at least
     adapted = get_peft_model(loaded, LoraConfig(task_type="CAUSAL_LM", r=8, target_modules="all-linear"))
     assert shape.adapter == sum(p.numel() for n, p in adapted.named_parameters() if "lora_" in n)
 
@@ -34,6 +36,7 @@ def config(method="sft", **changes):
 SHAPE = memory.Shape(
     parameters=1000,
     linear=600,
+    outside=200,
     adapter=50,
     layers=2,
     hidden=10,
@@ -74,6 +77,26 @@ def test_references_critics_and_caches():
     assert memory.total(parts) == 4000 + 4000 + 8000 + 4000 + 2_048_000  # the larger of cache and activations
     parts = memory.estimate(config("ppo"), SHAPE, 4)
     assert parts["critic"] == 16_000 and parts["activations"] == 832_000
+
+
+def test_spread_over_four_processes():
+    """A quarter of what is stored; and gathered in float32: 200 numbers outside the layers, two layers of 400; the
+    gradients of 400 in both types, which here are the same: 4 x (200 + 800) + 8 x 400 = 7,200."""
+    parts = memory.estimate(config("dpo", model__adapter="none"), SHAPE, 4, shares=4)
+    assert [parts[name] for name in ("weights", "gradients", "optimiser", "reference")] == [1000, 1000, 2000, 1000]
+    assert parts["gathered in a step"] == 7200 and parts["sampler's whole model (not at the same time)"] == 4000
+    assert parts["activations"] == 832_000  # of its own rows
+    # bf16: 2 x 1,000 + 6 x 400; PPO's critic is gathered with the policy
+    parts = memory.estimate(config("ppo"), SHAPE, 2, shares=4)
+    assert parts["critic"] == 4000 and parts["gathered in a step"] == 2 * 4400
+    assert parts["sampler's whole model (not at the same time)"] == 2 * 2000
+    # a step takes 416,000 of activations, logits and what is gathered: the sampler's cache and model take less
+    less = parts["sampler's whole model (not at the same time)"] + parts["sampler's cache (not at the same time)"]
+    most = parts["activations"] + parts["logits"] + parts["gathered in a step"]
+    assert memory.total(parts) == sum(parts.values()) - min(less, most)
+    # QLoRA under bf16: 600 x 4.127 / 8 = 309.525 packed bytes stay whole, (800 + 200) / 4 are spread; of a layer 100 are left
+    parts = memory.estimate(config(model__adapter="lora", model__quantization="4bit"), SHAPE, 2, shares=4)
+    assert parts["weights"] == pytest.approx(309.525 + 250) and parts["gathered in a step"] == 2 * (200 + 200)
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2", "gemma"])

@@ -1,8 +1,10 @@
 """The frozen reference is the policy as it was at step 0, in each of its forms, while the policy moves away."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
-from kit import sentencepiece_tokenizer, tiny_folder
+from kit import sentencepiece_tokenizer, tiny_folder, whole_models
 
 from posttrain import models
 from posttrain.config.keys import Lora, ModelWithReference
@@ -12,6 +14,10 @@ from posttrain.models.reference import AdapterAtStepZero, AdapterOff, frozen_ref
 from posttrain.tokens.batch import Example, collate
 
 BATCH = collate([Example.of([20, 21], [30, 31, 32]), Example.of([22], [40])], 0)
+
+
+def run_in(compute):
+    return SimpleNamespace(compute=compute, parallel=whole_models())
 
 
 def policy_of(llama, *, fresh=False, adapter=True):
@@ -49,7 +55,7 @@ def logps(module):
 def test_it_stays_where_the_policy_was(llama, policy, config, kind):
     policy = policy_of(llama, **policy)
     start = logps(policy)
-    reference = frozen_reference(policy, ModelWithReference(name=llama, **config), torch.float32)
+    reference = frozen_reference(policy, ModelWithReference(name=llama, **config), run_in(torch.float32))
     assert type(reference) is kind and torch.equal(logps(reference), start)
     move(policy, seed=2)
     torch.testing.assert_close(logps(reference), start, atol=1e-6, rtol=0)
@@ -62,7 +68,7 @@ def test_it_stays_where_the_policy_was(llama, policy, config, kind):
 def test_at_another_temperature_it_answers_like_the_policy(llama):
     policy = policy_of(llama)
     reference = frozen_reference(
-        policy, ModelWithReference(name=llama, adapter="lora", reference="copy"), torch.float32
+        policy, ModelWithReference(name=llama, adapter="lora", reference="copy"), run_in(torch.float32)
     )
     with torch.no_grad():
         assert torch.equal(reference(BATCH, 0.5)[0], policy(BATCH, 0.5)[0])
@@ -71,10 +77,10 @@ def test_at_another_temperature_it_answers_like_the_policy(llama):
 
 def test_a_copy_keeps_float32_and_another_model_is_read_in_the_compute_type(tmp_path, llama):
     policy = policy_of(llama, adapter=False)
-    copied = frozen_reference(policy, ModelWithReference(name=llama), torch.bfloat16)
+    copied = frozen_reference(policy, ModelWithReference(name=llama), run_in(torch.bfloat16))
     assert {p.dtype for p in copied.parameters()} == {torch.float32}
     other = tiny_folder(tmp_path / "other", seed=5)
-    named = frozen_reference(policy, ModelWithReference(name=llama, reference=other), torch.bfloat16)
+    named = frozen_reference(policy, ModelWithReference(name=llama, reference=other), run_in(torch.bfloat16))
     assert {p.dtype for p in named.parameters()} == {torch.bfloat16}
     assert not any(p.requires_grad for p in named.parameters())
     assert (logps(named) - logps(policy)).abs().max() > 0.1
@@ -83,7 +89,7 @@ def test_a_copy_keeps_float32_and_another_model_is_read_in_the_compute_type(tmp_
 def test_another_model_answers_without_dropout(tmp_path):
     name = tiny_folder(tmp_path / "m", "gpt2")  # 0.1 everywhere
     policy = CompletionLogps(models.load(name)[0].train())
-    reference = frozen_reference(policy, ModelWithReference(name=name, reference=name), torch.float32)
+    reference = frozen_reference(policy, ModelWithReference(name=name, reference=name), run_in(torch.float32))
     assert torch.equal(logps(reference), logps(reference)) and reference.model.training
     assert not torch.equal(logps(policy), logps(policy))
 
@@ -92,7 +98,9 @@ def test_another_vocabulary_is_refused(tmp_path, llama):
     other = tiny_folder(tmp_path / "other", tokenizer=sentencepiece_tokenizer())
     with pytest.raises(UserError, match="has another vocabulary than the policy"):
         frozen_reference(
-            policy_of(llama, adapter=False), ModelWithReference(name=llama, reference=other), torch.float32
+            policy_of(llama, adapter=False), ModelWithReference(name=llama, reference=other), run_in(torch.float32)
         )
     with pytest.raises(UserError, match=r"^model.reference 'no/such-model': cannot be loaded"):
-        frozen_reference(policy_of(llama), ModelWithReference(name=llama, reference="no/such-model"), torch.float32)
+        frozen_reference(
+            policy_of(llama), ModelWithReference(name=llama, reference="no/such-model"), run_in(torch.float32)
+        )

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
-from kit import CHATML, bytelevel_tokenizer
+from kit import CHATML, bytelevel_tokenizer, whole_models
 
 from posttrain import models
 from posttrain.config.keys import Lora, Model
@@ -125,7 +125,9 @@ def test_an_adapters_scorer_finds_its_base(tmp_path, llama):
 
 
 def test_the_scorer_of_a_run(tmp_path, llama):
-    run = SimpleNamespace(folder=tmp_path, has_start=False, compute=torch.float32, device=torch.device("cpu"))
+    run = SimpleNamespace(
+        folder=tmp_path, has_start=False, compute=torch.float32, device=torch.device("cpu"), parallel=whole_models()
+    )
     scorer, tokenizer, _ = scalar.load_scorer(Model(name=llama, gradient_checkpointing=True), run)
     assert scorer.is_gradient_checkpointing and scorer.score.weight.count_nonzero() == 0 and tokenizer.eos_token
     assert all(p.requires_grad for p in scorer.parameters())

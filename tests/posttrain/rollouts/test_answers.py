@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from kit import whole_models
 
 from posttrain.rollouts.answers import Answer, ask_all, in_flight, lay_out, mean_gap, sampled
 from posttrain.rollouts.sampling import Rollout
@@ -18,7 +19,7 @@ def run_of(size, others=1):
     """One process of `others`, each of which would say the same, with micro-batches of `size`."""
     return SimpleNamespace(
         training=SimpleNamespace(micro_batch_size=size), device="cpu", sum_over_processes=lambda value: others * value,
-        accelerator=SimpleNamespace(autocast=lambda: torch.autocast("cpu", torch.bfloat16)),
+        parallel=whole_models(lambda: torch.autocast("cpu", torch.bfloat16)),
     )  # fmt: skip
 
 

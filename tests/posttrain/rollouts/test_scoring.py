@@ -4,7 +4,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from kit import bytelevel_tokenizer, rows_for, sentencepiece_tokenizer, tiny_folder, tiny_model, yaml_config
+from kit import (
+    bytelevel_tokenizer,
+    rows_for,
+    sentencepiece_tokenizer,
+    tiny_folder,
+    tiny_model,
+    whole_models,
+    yaml_config,
+)
 from torch.testing import assert_close
 
 from posttrain import models
@@ -33,9 +41,7 @@ def run_of(process=0, processes=1):
     return SimpleNamespace(
         training=SimpleNamespace(micro_batch_size=2), device="cpu",
         sum_over_processes=lambda value: value + 10 * (processes - 1),
-        accelerator=SimpleNamespace(
-            process_index=process, num_processes=processes, autocast=lambda: torch.autocast("cpu", torch.bfloat16, enabled=False)
-        ),
+        accelerator=SimpleNamespace(process_index=process, num_processes=processes), parallel=whole_models(),
     )  # fmt: skip
 
 

@@ -83,6 +83,49 @@ def test_launchers_that_would_do_something_else_are_refused(monkeypatch, variabl
         launch.start(Training(device="cpu"), "auto")
 
 
+def told_by_accelerate_launch(monkeypatch, *arguments):
+    """The variables that it would start its processes with."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    arguments, _, _ = _validate_launch_command(
+        launch_command_parser().parse_args([*arguments, "--num_processes", "2", "a.py"])
+    )
+    for name, value in prepare_multi_gpu_env(arguments).items():
+        if name.startswith(("FSDP_", "ACCELERATE_")):
+            monkeypatch.setenv(name, value)
+
+
+def test_fsdp2_as_the_config_has_it_is_taken(monkeypatch):
+    told_by_accelerate_launch(monkeypatch, "--config_file", str(ROOT / "configs/accelerate/fsdp2.yaml"))
+    launch.refuse_launchers(on_cpu=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--use_fsdp"], r"FSDP version 1 was asked for \(Accelerate's default\), .* set fsdp_version: 2"),
+        (
+            ["--use_fsdp", "--fsdp_version", "2"],
+            "must have fsdp_cpu_ram_efficient_loading: false .*; fsdp_auto_wrap_policy",
+        ),
+        (["--fsdp_offload_params", "true"], "must have fsdp_offload_params: false"),
+        (["--fsdp_activation_checkpointing", "true"], "must have .*model.gradient_checkpointing does it"),
+        (
+            ["--fsdp_auto_wrap_policy", "SIZE_BASED_WRAP"],
+            r"must have fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP \(layer",
+        ),
+        (["--dynamo_backend", "inductor"], "must have no dynamo_backend"),
+    ],
+)
+def test_fsdp_otherwise_is_refused(monkeypatch, arguments, message):
+    if "--use_fsdp" not in arguments:
+        arguments = ["--config_file", str(ROOT / "configs/accelerate/fsdp2.yaml"), *arguments]
+    told_by_accelerate_launch(monkeypatch, *arguments)
+    with pytest.raises(UserError, match=message):
+        launch.refuse_launchers(on_cpu=False)
+
+
 def test_the_accelerate_configs_are_what_accelerate_reads():
     from accelerate.commands.config.config_args import load_config_from_file
 

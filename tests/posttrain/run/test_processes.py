@@ -30,5 +30,10 @@ def test_two_that_say_different_things(monkeypatch):
     monkeypatch.setattr(dist, "all_gather_object", all_gather_object)
     assert processes.several()
     assert processes.add_up(2.5, torch.device("cpu")) == pytest.approx(12.5)
+    # the variance of 9.99 and 10.01, twice: Σ x² = 400.0004, Σ x = 40. In float32 a step from there is 3e-5
+    assert torch.tensor(400.0004).item() / 4 - 10**2 == pytest.approx(9.9e-5, abs=1e-6)
+    monkeypatch.setattr(dist, "all_reduce", lambda tensor: tensor.mul_(2))
+    squares = processes.add_up(9.99**2 + 10.01**2, torch.device("cpu"))
+    assert squares / 4 - 10**2 == pytest.approx(1e-4, rel=1e-6)
     assert processes.gather({1: "mine"}) == [{0: "theirs"}, {1: "mine"}]
     assert processes.merge({1: "mine"}) == {0: "theirs", 1: "mine"}
