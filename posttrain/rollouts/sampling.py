@@ -97,7 +97,8 @@ def sample(
             position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
+            # An index, not 1: a slice would not be contiguous, and the head be copied for every row of the batch.
+            logits_to_keep=torch.tensor([width - 1], device=device),
         ).logits[:, -1]
 
         # 2. Expand to the group.
