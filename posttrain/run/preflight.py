@@ -135,7 +135,9 @@ def disagreement(logps: Tensor, sampler_logps: Tensor, entropy: Tensor, active: 
     spread, worst, mean = gap.abs().mean().item(), gap.abs().max().item(), gap.mean().item()
     squares = surprise.square().sum().clamp(min=1e-9)
     slope = (surprise * gap).sum() / squares
-    error = ((gap - slope * surprise).square().mean() / squares).sqrt()  # its standard error
+    # Its standard error, where the noise may be larger on some tokens than on others (White, 1980): of a model that is
+    # sure of most tokens, rounding moves the few others alone.
+    error = (surprise * (gap - slope * surprise)).square().sum().sqrt() / squares
     of_mean = (gap.square().mean() / len(gap)).sqrt()
     if not (spread < (1e-3 if exact else 0.05) and (worst < 1e-2 or not exact)):  # a NaN is off, too
         return f"by {spread:.2g} nats on average, by up to {worst:.2g}, on the log-prob of a sampled token"
