@@ -132,13 +132,16 @@ def disagreement(logps: Tensor, sampler_logps: Tensor, entropy: Tensor, active: 
     off to one side and common ones to the other: the slope of the gap over log π + H. It is τ_sampler/τ_trainer − 1,
     to first order, and rounding has none."""
     gap, surprise = (logps - sampler_logps)[active].double(), (sampler_logps + entropy.detach())[active].double()
-    spread, worst, mean = gap.abs().mean().item(), gap.abs().max().item(), gap.mean().item()
+    spread, worst = gap.abs().mean().item(), gap.abs().max().item()
+    # Answers to one prompt begin alike, and what is the same token in the same place is rounded the same way: once.
+    gap, surprise = torch.stack([gap, surprise]).mul(1e3).round().unique(dim=1) / 1e3
+    mean, of_mean = gap.mean().item(), (gap.square().mean() / len(gap)).sqrt()
     squares = surprise.square().sum().clamp(min=1e-9)
     slope = (surprise * gap).sum() / squares
-    # Its standard error, where the noise may be larger on some tokens than on others (White, 1980): of a model that is
-    # sure of most tokens, rounding moves the few others alone.
-    error = (surprise * (gap - slope * surprise)).square().sum().sqrt() / squares
-    of_mean = (gap.square().mean() / len(gap)).sqrt()
+    # Its standard error, where noise differs from token to token and few of them decide (HC3, MacKinnon & White, 1985):
+    # of a model that is sure of most tokens, rounding moves the others alone.
+    residual = (gap - slope * surprise) / (1 - surprise.square() / squares).clamp(min=1e-3)
+    error = (surprise * residual).square().sum().sqrt() / squares
     if not (spread < (1e-3 if exact else 0.05) and (worst < 1e-2 or not exact)):  # a NaN is off, too
         return f"by {spread:.2g} nats on average, by up to {worst:.2g}, on the log-prob of a sampled token"
     if abs(mean) > 0.005 + 4 * of_mean:
