@@ -73,6 +73,8 @@ def compare(folder: Path) -> list[str]:
     if not (folder / "metrics.jsonl").is_file():
         raise UserError(f"{folder} is not the folder of a run: there is no metrics.jsonl")
     config, rows = yaml.safe_load((folder / "config.yaml").read_text()), read(folder)
+    if len(rows) < PARTS:
+        raise UserError(f"{folder}: {len(rows)} steps, too few for {PARTS} tenths")
     method = next((name for name in METRICS if name in config), None)
     if method is None:
         raise UserError(f"{folder}: a run of none of {', '.join(METRICS)}")
@@ -88,6 +90,9 @@ def compare(folder: Path) -> list[str]:
     for axis, (name, band) in zip(axes, expected["metrics"].items(), strict=True):
         room = WIDER * (max(band["high"]) - min(band["low"]))
         low, high = [x - room for x in band["low"]], [x + room for x in band["high"]]
+        if not any(name in row for row in rows):
+            lines.append(f"{name}: not logged in this run")
+            continue
         mine = tenths(rows, name)
         axis.fill_between(middle, low, high, alpha=0.2, label=f"seeds {expected['seeds']}")
         axis.plot(middle, mine, marker=".", color="C1", label=folder.name)

@@ -31,7 +31,9 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from loops import dpo, sft
 from posttrain import models
 from posttrain.config import load
+from posttrain.data.files import read_file
 from posttrain.data.rows import load_rows
+from posttrain.errors import clear_exit
 from posttrain.rollouts.sampling import draw_uniforms, sample
 from posttrain.run.steps import epoch_order
 from posttrain.tiny import data as tiny_data
@@ -276,11 +278,10 @@ def main() -> None:
     parser.add_argument("what", nargs="*", choices=[*PARTS, []], help="default: all")
     parser.add_argument("--data", type=Path, help="a .jsonl file with question and answer; default: made here")
     arguments = parser.parse_args()
-    rows = (
-        [json.loads(line) for line in arguments.data.read_text().splitlines()][:200] if arguments.data else made_rows()
-    )
-    for name in arguments.what or PARTS:
-        PARTS[name](rows)
+    with clear_exit():
+        rows = list(read_file(arguments.data))[:200] if arguments.data else made_rows()
+        for name in arguments.what or PARTS:
+            PARTS[name](rows)
 
 
 PARTS = {"step": step, "memory": memory, "sampler": sampler, "packing": packing, "qlora": qlora}

@@ -29,26 +29,35 @@ from posttrain import models
 from posttrain.config import LadderConfig
 from posttrain.config.loading import save as save_config
 from posttrain.config.stages import stage_config
-from posttrain.errors import UserError, clear_exit
+from posttrain.errors import UserError, clear_exit, writing
 from posttrain.evaluation import ladder_report
 from posttrain.evaluation.rungs import LONGEST, Rung, climb
 from posttrain.rollouts.best_of_k import as_rows, sample_and_score
+from posttrain.run import checkpoint_files, written
+from posttrain.run.folder import refuse_strangers
 from posttrain.run.training import left_as_found
 
+FILES = ("config.yaml", "report.md", "rungs.json", "curves.png")
 PROMPTS = 960  # best of k: as many prompts as GRPO asks in its 60 steps of 16
 
 
 @left_as_found()
 def run(config: LadderConfig) -> list[Rung]:
     folder, ladder = config.folder, config.ladder
+    refuse_strangers(folder, names=FILES)
+    for name in ("sft", "dpo", "grpo", *ladder.beside):
+        refuse_strangers(folder / name)
+    if checkpoint_files.latest(folder) is not None or (folder / "model").exists():
+        raise UserError(f"{folder} holds a run of another loop: give another --output.dir")
     if (folder / "report.md").exists() and not config.output.overwrite:
         raise UserError(
             f"{folder} holds a finished ladder: give --output.overwrite to replace it, or another --output.dir"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("report.md", "rungs.json", "curves.png"):
-        (folder / name).unlink(missing_ok=True)  # an interrupted ladder must not show an older one's results
-    save_config(config, folder / "config.yaml")
+    with writing(folder):
+        for name in FILES:
+            written.remove(folder, name)  # an interrupted ladder must not show an older one's results
+        written.note(folder, "config.yaml")
+        save_config(config, folder / "config.yaml")
     torch.set_num_threads(1)  # a model of this size is slower on two
     sizes = {"problems": ladder.problems, "identity": ladder.identity, "k": ladder.pass_at}
 
@@ -94,8 +103,11 @@ def run(config: LadderConfig) -> list[Rung]:
         rungs.append(climb(name, model, tokenizer, before, **sizes, seconds=seconds))
         tell(rungs[-1])
 
-    ladder_report.write(folder, config, rungs, metrics)
-    print("\n" + ladder_report.table(rungs, config) + f"\n\nread {folder}/report.md, look at {folder}/curves.png")
+    print("\n" + ladder_report.table(rungs, config))
+    with writing(folder):
+        written.note(folder, *FILES)
+        ladder_report.write(folder, config, rungs, metrics)
+    print(f"\nread {folder}/report.md, look at {folder}/curves.png")
     return rungs
 
 

@@ -115,6 +115,8 @@ def roll_out(
     values, told = s.scorer(rollout, tokenizer, [asked[i] for i in own])
     scores, goes_on = end_once(values, rollout.finished, ppo)
     told |= describe(scores, rollout)
+    if number == 0:
+        preflight.unfinished(run, run.sum_over_processes(sum(rollout.finished)))
 
     # ---- 3. What policy, critic and reference say of it, before anything moves ------------------------------------
     def look(batch: Batch) -> dict[str, Tensor]:

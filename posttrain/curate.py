@@ -33,6 +33,9 @@ QUESTIONS = [
 ]  # fmt: skip
 
 
+ROWS_FOR = ["sft", "dpo", "reward", "outcome", "grpo", "ppo"]
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m posttrain.curate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -93,7 +96,12 @@ def _clean_options(parser: argparse.ArgumentParser) -> None:
     add("--quality", action="store_true", help="leave out broken characters, repetition, mostly symbols")
     add("--drop", action="append", default=[], metavar="REGEX", help="leave out rows that match")
     add("--keep", action="append", default=[], metavar="REGEX", help="leave out rows that do not match")
-    add("--for", dest="method", choices=["sft", "dpo", "grpo"], help="leave out rows this loop would refuse")
+    add(
+        "--for",
+        dest="method",
+        choices=ROWS_FOR,
+        help="leave out rows that this loop would refuse (outcome: loops.reward with reward.loss: outcome)",
+    )
 
 
 # ---------------------------------------------------------------- identity
@@ -257,13 +265,16 @@ def clean(
     if not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{', '.join(files)}: expected rows with named columns")
     kept, gone = filters.clean(rows, chosen)
-    write_rows(out, kept)
+    counts = collections.Counter(reason for _, reason in gone)
+    lines = [f"read {len(rows):,} row{'s' * (len(rows) != 1)} from {', '.join(files)}"]
+    lines += [f"  dropped {n:,} ({n / len(rows):.1%}): {reason}" for reason, n in counts.most_common()]
+    if kept:
+        write_rows(out, kept)
     if dropped is not None:
         write_rows(dropped, [row | {"dropped": reason} for row, reason in gone])
-    counts = collections.Counter(reason for _, reason in gone)
-    lines = [f"read {len(rows):,} rows from {', '.join(files)}"]
-    lines += [f"  dropped {n:,} ({n / len(rows):.1%}): {reason}" for reason, n in counts.most_common()]
-    return "\n".join([*lines, f"wrote {len(kept):,} rows to {out}"])
+    if not kept:
+        raise UserError("\n".join([*lines, f"  nothing is left: {out} is not written"]))
+    return "\n".join([*lines, f"wrote {len(kept):,} row{'s' * (len(kept) != 1)} to {out}"])
 
 
 if __name__ == "__main__":

@@ -238,24 +238,35 @@ def _show(console, inspection: Inspection, config, shown: int) -> None:
             head += f"; score {inspection.scores[row]:+.3f}"
         console.print(Text(head, style="bold"))
         text = Text()
-        for token, k in zip(ids, kind, strict=True):
-            text.append(tokenizer.decode([token]).replace("\n", "⏎\n") if k != "padding" else "·", COLOURS[k])
+        pieces = _pieces(tokenizer, ids)
+        for piece, k in zip(pieces, kind, strict=True):
+            text.append(piece.replace("\n", "⏎\n") if k != "padding" else "·", COLOURS[k])
         console.print(text)
         learned = tokenizer.decode([t for t, k in zip(ids, kind, strict=True) if k == "completion"])
         console.print(Text(f"learned: {learned!r}"))
         columns = {"weight": inspection.weights, "log π": inspection.logps, "log π_ref": inspection.ref_logps}
         columns = {name: values for name, values in columns.items() if values is not None}
         table = Table("position", "id", "token", *columns, box=None, pad_edge=False)
-        for i, (token, k) in enumerate(zip(ids, kind, strict=True)):
+        for i, (token, piece, k) in enumerate(zip(ids, pieces, kind, strict=True)):
             if k == "completion" and i:
                 cells = [
                     f"{values[row, i - 1].item():.{5 if name == 'weight' else 3}f}" for name, values in columns.items()
                 ]
                 # Text: [/INST] is no markup
-                table.add_row(str(i), str(token), Text(repr(tokenizer.decode([token]))), *cells)
+                table.add_row(str(i), str(token), Text(repr(piece)), *cells)
         console.print(table)
     if len(batch) > shown:
         console.print(Text(f"\n… and {len(batch) - shown} more rows (--rows N shows more)"))
+
+
+def _pieces(tokenizer: Any, ids: list[int]) -> list[str]:
+    """The text of each token. SentencePiece's own space is seen only behind another token."""
+    alone = [tokenizer.decode([token]) for token in ids]
+    both = [tokenizer.decode(ids[i - 1 : i + 1]) for i in range(1, len(ids))]
+    return alone[:1] + [
+        two.removeprefix(before) if two.startswith(before) else own
+        for two, before, own in zip(both, alone, alone[1:], strict=False)
+    ]
 
 
 if __name__ == "__main__":

@@ -75,14 +75,17 @@ def merge(
     """Write the merged model to `out`; returns what to print. Above the threshold nothing is written: UserError."""
     import torch
 
-    from posttrain.errors import UserError
+    from posttrain.errors import UserError, writing
     from posttrain.models import load, lora, quantize, save
     from posttrain.models.loading import tokenizer_beside
 
+    adapter = lora.model_in(Path(adapter).expanduser())
     if not lora.is_adapter(adapter):
         raise UserError(f"--adapter {adapter}: no LoRA adapter there (no adapter_config.json)")
-    if Path(out).exists():
-        raise UserError(f"--out {out}: already exists: name another folder, or remove it")
+    part = Path(f"{out.rstrip('/')}.part")
+    for path in (Path(out), part):
+        if os.path.lexists(path):
+            raise UserError(f"--out {out}: {path} already exists: name another folder, or remove it")
     base = lora.base_of(adapter)
     trained_on = base.quantization if quantization == "auto" else quantization
     if onto == "dequantized" and trained_on == "none":
@@ -105,14 +108,14 @@ def merge(
         key=key,
     )
     merged = quantize.cast(lora.merged(quantize.dequantize(plain), adapter), getattr(torch, dtype))
-    part = Path(f"{out.rstrip('/')}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.parent.mkdir(parents=True, exist_ok=True)
-    save(merged, tokenizer, part)
-    try:  # what will be read is what is checked
+    try:
+        with writing(out):
+            part.parent.mkdir(parents=True, exist_ok=True)
+            save(merged, tokenizer, part)
+        # what will be read is what is checked
         got = _logits(load(str(part), dtype=getattr(torch, dtype), key="--out")[0], tokenizer)
-    except UserError:
-        shutil.rmtree(part)
+    except Exception:
+        shutil.rmtree(part, ignore_errors=True)
         raise
 
     worst = torch.stack([(a - b).abs().max() for a, b in zip(reference, got, strict=True)]).max().item()
@@ -131,7 +134,8 @@ def merge(
         shutil.rmtree(part)
         advice = "use --onto auto" if on_original and trained_on != "none" else "look at --dtype and --quantization"
         raise UserError(f"{lines[1]}: the merged model is another model; {advice}, or --force to keep it all the same")
-    os.replace(part, out)
+    with writing(out):
+        os.replace(part, out)
     return [*lines, f"wrote {out}"]
 
 

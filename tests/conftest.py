@@ -34,6 +34,6 @@ def llama(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def curves(request, monkeypatch):
     """A short run takes a tenth of a second, and drawing its curves a whole one: only tests marked so draw them."""
-    training = sys.modules.get("posttrain.run.training")
-    if training is not None and request.node.get_closest_marker("draws") is None:
-        monkeypatch.setattr(training, "plot_curves", lambda path, metrics, method: path.write_bytes(b"\x89PNG"))
+    ending = sys.modules.get("posttrain.run.ending")
+    if ending is not None and request.node.get_closest_marker("draws") is None:
+        monkeypatch.setattr(ending, "plot_curves", lambda path, metrics, method: path.write_bytes(b"\x89PNG"))

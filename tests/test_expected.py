@@ -8,6 +8,7 @@ import yaml
 from benchmarks import expected
 from posttrain import ROOT
 from posttrain.config import load
+from posttrain.errors import UserError
 
 RANGES = ROOT / "benchmarks/expected/ladder_tiny.json"  # of a ladder: figures after each stage, no curves
 FILES = sorted(path for path in RANGES.parent.glob("*.json") if path != RANGES)
@@ -55,6 +56,10 @@ def test_inside_and_outside(tmp_path):
     sick = write(tmp_path / "sick", "dpo", [row | {"chosen_logps_per_token": -3.0} for row in rows])
     (line,) = expected.compare(sick)
     assert line.startswith("chosen_logps_per_token: outside in 10 of 10 tenths, first in tenth 1: -3, expected ")
+    with pytest.raises(UserError, match="3 steps, too few for 10 tenths"):
+        expected.compare(write(tmp_path / "three", "dpo", rows[:3]))
+    other = write(tmp_path / "other", "dpo", [{k: v for k, v in row.items() if k != "accuracy"} for row in rows])
+    assert expected.compare(other) == ["accuracy: not logged in this run"]
     line = expected.compare(write(tmp_path / "short", "dpo", rows[::2]))[0]
     assert line.startswith(f"{band['steps'] // 2} steps, not the {band['steps']} of configs/dpo_tiny.yaml")
 

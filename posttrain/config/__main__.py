@@ -148,6 +148,8 @@ def list_(arguments: list[str]) -> None:
     files = [file for argument in arguments for file in _yaml_files(argument)]
     if not files:
         raise UserError(f"no .yaml file in {', '.join(arguments)}")
+    if missing := [str(file) for file in files if not file.exists()]:
+        raise UserError(f"{', '.join(missing)}: no such file")
     rows = []
     for file in files:
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []

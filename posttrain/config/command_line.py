@@ -16,7 +16,7 @@ from posttrain.config.loading import describe, load
 from posttrain.config.methods import METHODS
 from posttrain.config.stages import refuse_incomplete
 from posttrain.config.trackers import refuse_missing
-from posttrain.errors import UserError
+from posttrain.errors import UserError, clear_exit
 
 
 def early_check(method: str) -> Any:
@@ -25,15 +25,13 @@ def early_check(method: str) -> Any:
     if "-h" in arguments or "--help" in arguments:
         print(help_text(method))
         sys.exit(0)
-    try:
+    with clear_exit(f"\n(python -m loops.{method} --help lists every key)"):
         path, overrides = parse(arguments)
         config = load(path, overrides, method=method, origin="command line")
         refuse_incomplete(config)
         if method != "ladder":
             refuse_missing(config.tracking.to)
         return config
-    except UserError as problem:
-        sys.exit(f"error: {problem}\n(python -m loops.{method} --help lists every key)")
 
 
 def parse(arguments: list[str]) -> tuple[str | None, dict[str, Any]]:
@@ -84,7 +82,7 @@ def help_text(method: str) -> str:
         f"python -m loops.{method} --config FILE [--KEY VALUE ...]",
         "",
         "Every key below may stand in the YAML file (as nested groups) or on the command line, where it wins.",
-        "A unique last part is enough: --learning-rate 1e-4. Several values make a list.",
+        "A unique last part is enough: --learning-rate 1e-4 (--seed is training.seed). Several values make a list.",
     ]
     group = None
     for key, kind, default, meaning in describe(METHODS[method]):

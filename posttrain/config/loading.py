@@ -102,6 +102,9 @@ def _sentence(error: Any, keys: list[str], places: dict[str, str], path: Any) ->
     named = sorted((k for k in places if "." in k and k in error["msg"]), key=lambda k: places[k].startswith(str(path)))
     where = next((places[k] for k in (key, *_parents(key), *named) if k in places), str(path or "configuration"))
     if error["type"] == "extra_forbidden":
+        if "." in (name := str(error["loc"][-1])):  # a dot is for the command line
+            group, _, leaf = name.rpartition(".")
+            return f"{where}: '{name}' is no key of a file: write {leaf} below {group.replace('.', ': ')}:"
         leaf = key.rsplit(".", 1)[-1]
         if leaf in REFUSED:
             return f"{where}: '{leaf}' {REFUSED[leaf]}"
@@ -168,8 +171,14 @@ def _put(values: dict, key: str, value: Any) -> None:
 def _read_yaml(path: Path) -> tuple[dict, dict[str, str]]:
     """-> (values, {"training.seed": "sft.yaml, line 7"}). Broken YAML and duplicate keys are refused by line."""
     if not path.is_file():
-        there = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise UserError(f"{path}: no such file" + (f"; there are {', '.join(there)}" if there else ""))
+        there = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        close = difflib.get_close_matches(path.name, there, n=3, cutoff=0.5)
+        hint = (
+            f", did you mean {' or '.join(str(path.parent / name) for name in close)}?"
+            if close
+            else f"; {len(there)} .yaml files are there" * bool(there)
+        )
+        raise UserError(f"{path}: no such file{hint}")
     try:
         text = path.read_text()
         root = yaml.compose(text, Loader=yaml.SafeLoader)

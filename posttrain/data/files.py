@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from posttrain.errors import UserError, reason
+from posttrain.errors import UserError, reason, writing
 
 FILE_KINDS = (".jsonl", ".json", ".csv", ".parquet")
 
@@ -69,6 +69,8 @@ def _csv(path: Path) -> Iterator[dict]:
     with open(path, encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, restkey=None, strict=True)
         try:
+            if twice := _twice(reader.fieldnames or []):
+                raise UserError(f"{path}, line 1: two columns are called '{twice}'")
             for row in reader:
                 if None in row or any(value is None for value in row.values()):
                     raise UserError(
@@ -81,18 +83,34 @@ def _csv(path: Path) -> Iterator[dict]:
 
 def _json(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         line = f", line {error.lineno}" if "\n" in text.strip() else ""
-        raise UserError(f"{where}{line}: not valid JSON: {error.msg} at column {error.colno}") from None
+        raise UserError(
+            f"{where}{line}: not valid JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not JSON that can be read: {error}") from None
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"an object has the key '{_twice([name for name, _ in pairs])}' twice")
+    return found
+
+
+def _twice(names: Sequence[str]) -> str | None:
+    return next((name for i, name in enumerate(names) if name in names[:i]), None)
+
+
 def _parquet(path: Path, *, streaming: bool) -> Any:
     import datasets
+    from pyarrow.parquet import ParquetFile
 
     try:
+        if ParquetFile(path).metadata.num_rows == 0:  # of which the library says what nobody understands
+            return []
         with _quiet(datasets):
             return datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=streaming)
     except Exception as error:
@@ -136,9 +154,18 @@ def write_rows(path: str, rows: list[dict[str, Any]]) -> None:
                 f"row {number} cannot be written as JSON: {error}; --quality leaves broken text out"
             ) from None
     part = Path(f"{path}.part")
-    try:
+    with writing(path):
         part.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(b"".join(lines))
-        os.replace(part, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+        try:
+            file = open(part, "xb")  # noqa: SIM115
+        except FileExistsError:
+            raise UserError(
+                f"{part} is in the way of what is written to {path}: remove it, or name another file"
+            ) from None
+        try:
+            with file:
+                file.writelines(lines)
+            os.replace(part, path)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise

@@ -170,7 +170,7 @@ def readable(method: str) -> Filter:
             readers[0](row, ("", 0))
         except ValueError as problem:
             reason = re.sub(r"^.*?row \d+: |, got .*|, message \d+|; found .*", "", str(problem))
-            return f"loops.{method} refuses it: {reason}"
+            return f"loops.{'reward' if method == 'outcome' else method} refuses it: {reason}"
         return None
 
     return wrong

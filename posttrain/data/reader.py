@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,10 +135,14 @@ def refuse_bad(problem: BadRow, place: Place, data: Any, method: str) -> str:
     """With data.bad_rows: error the first bad row stops the run; else the line that tells of it."""
     line = f"{where(place)}: {problem}"
     if data.bad_rows == "error":
-        loop = {"outcome": "reward"}.get(method, method)
-        raise UserError(
-            f"{line}. Mend it, set data.bad_rows: drop, or clean the file: python -m posttrain.curate clean … --for {loop}"
+        what = {"best-of-k": "grpo"}.get(method, method)
+        clean = f"python -m posttrain.curate clean {shlex.quote(place[0])} --for {what} --out clean.jsonl"
+        advice = (
+            "Mend it, or set data.bad_rows: drop"
+            if place[0] == "rows"
+            else f"Mend it, set data.bad_rows: drop, or run {clean}"
         )
+        raise UserError(f"{line}. {advice}")
     return line
 
 

@@ -46,7 +46,7 @@ def load_rows(data: Any, method: str, rows: list[dict] | None = None) -> Rows | 
                 bad.append(refuse_bad(problem, place, data, method))
                 continue
             places.append(place)
-        read.append(f"{len(indices):,} rows as {reader.format} from {source}")
+        read.append(f"{len(indices):,} row{'s' * (len(indices) != 1)} as {reader.format} from {source}")
         if isinstance(raw, sources.Shards):
             read[-1] += f" ({', '.join(file.name for file in raw.files[:4])}{', …' if len(raw.files) > 4 else ''})"
         read[-1] += reader.unused

@@ -44,8 +44,8 @@ def table(rungs: list[Rung], config) -> str:
 
 
 def write(folder: Path, config, rungs: list[Rung], metrics: dict[str, list[dict]]) -> None:
-    plot(folder / "curves.png", rungs, metrics)
     (folder / "rungs.json").write_text(json.dumps([numbers(r) for r in rungs], indent=1))
+    plot(folder / "curves.png", rungs, metrics)
     n, who, facts = rungs[0].arithmetic.n, rungs[0].old_name.n, rungs[0].facts.n
     lines = [
         "# The ladder", "",

@@ -15,7 +15,12 @@ from posttrain.models.lora import without_adapter
 
 
 def refuse_random_weights(model: nn.Module, info: dict[str, Any], which: str) -> None:
-    """info: what from_pretrained(output_loading_info=True) says. A tensor that the file lacks is drawn at random."""
+    """info: what from_pretrained(output_loading_info=True, ignore_mismatched_sizes=True) says. A tensor that the file
+    lacks, or holds in another shape, is drawn at random."""
+    for name, there, wanted in sorted(info["mismatched_keys"]):
+        raise UserError(
+            f"{which}: {name} is {list(there)} in the checkpoint, {list(wanted)} by config.json: they do not belong together"
+        )
     missing = sorted(info["missing_keys"])
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""

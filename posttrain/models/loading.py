@@ -3,7 +3,6 @@ weights."""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -49,16 +48,14 @@ def load(
     base = lora.base_of(path) if adapter else lora.Base(path, quantization, dtype)
     options: dict[str, Any] = {"revision": None if adapter else revision, "trust_remote_code": trust_remote_code}
     try:
-        tokenizer = _tokenizer(path if not adapter or lora.has_tokenizer(path) else base.name, options)
+        tokenizer = read_tokenizer(path if not adapter or lora.has_tokenizer(path) else base.name, options)
         if attn_implementation != "auto":
             options["attn_implementation"] = attn_implementation
         model, info = _weights(base, options, device, torch.float32 if adapter else dtype)
     except UserError:
         raise
-    except Exception as error:  # whatever the library says of a folder that is missing, broken or of another kind
-        unknown = f"no such folder, not embedded ({', '.join(tiny.MODELS)}), and the hub does not give it: "
-        why = ("" if Path(path).exists() else unknown) + reason(error)
-        raise UserError(f"{key} '{name}': cannot be loaded: {why}") from None
+    except Exception as error:  # whatever the library says of a folder that is broken or of another kind
+        raise UserError(f"{key} '{name}': cannot be loaded: {why_not(path, error)}") from None
     checks.refuse_random_weights(model, info, f"{key} '{name}'")
     if adapter:
         model = quantize.cast(lora.merged(quantize.dequantize(model), path), dtype)
@@ -87,16 +84,33 @@ def find(name: str, key: str = "model.name", revision: str | None = None) -> str
     path = Path(name).expanduser()
     if (name.count("/") > 1 or name.startswith((".", "/", "~"))) and not path.is_dir():
         raise UserError(f"{key} '{name}': cannot be loaded: no such folder")
-    if path.exists():
-        return str(path)
-    hub.use_cache_if_unreachable()
+    if not path.exists():
+        hub.use_cache_if_unreachable()
     return lora.local_folder(name, revision)
 
 
-def _tokenizer(path: str, options: dict[str, Any]) -> Any:
+def why_not(path: str, error: Exception) -> str:
+    """What to say of a model that could not be loaded from `path`."""
+    folder = Path(path)
+    if not folder.exists():
+        return f"no such folder, not embedded ({', '.join(tiny.MODELS)}), and the hub does not give it: {reason(error)}"
+    if folder.is_dir() and not lora.holds_a_model(folder):
+        saved = sorted(folder.glob("checkpoints/step_*/model"), key=lambda model: model.stat().st_mtime)
+        hint = f"; this run has not finished, its last checkpoint is {saved[-1]}" if saved else ""
+        return f"no model there (neither config.json nor adapter_config.json){hint}"
+    return reason(error)
+
+
+def read_tokenizer(path: str, options: dict[str, Any]) -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(path, **options)
+    try:
+        return AutoTokenizer.from_pretrained(path, **options)
+    except Exception as error:
+        if not Path(path).exists():
+            raise
+        why = f"{type(error).__name__}: {reason(error)}"
+        raise ValueError(f"its tokenizer cannot be read: is tokenizer.json there, and whole? ({why})") from error
 
 
 def _weights(
@@ -110,7 +124,7 @@ def _weights(
     if base.quantization != "none":
         how = quantize.recipe(base.quantization, compute)
         options = options | {"quantization_config": how, "device_map": {"": device}}
-    options["output_loading_info"] = True
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # refuse_random_weights names them
     model, info = AutoModelForCausalLM.from_pretrained(base.name, dtype=base.dtype, **options)
     return quantize.guard(model), info
 
@@ -145,7 +159,7 @@ def from_scratch(config: Any, device: torch.device | str) -> tuple[nn.Module, An
         if config.tokenizer == "tiny":
             tokenizer = tiny_tokenizer.build()
         else:
-            tokenizer = _tokenizer(find(config.tokenizer, "model.tokenizer"), {})
+            tokenizer = read_tokenizer(find(config.tokenizer, "model.tokenizer"), {})
     except UserError:
         raise
     except Exception as error:
@@ -214,13 +228,8 @@ def base_folder(config: Any, run: Any, model: nn.Module, tokenizer: Any) -> str:
     start."""
     base = Path(find(config.name, revision=config.revision))
     name = str(base.resolve()) if base.is_dir() else config.name
-    if lora.is_adapter(name):  # the new adapter needs a full model on disk to sit on (Run.prepare moves it there)
-        name = str((run.folder / "start").resolve())
-        run.has_start = True
-        if run.accelerator.is_main_process:
-            shutil.rmtree(f"{name}.part", ignore_errors=True)
-            model.save_pretrained(f"{name}.part")
-            tokenizer.save_pretrained(f"{name}.part")
+    if lora.is_adapter(name):  # the new adapter needs a full model on disk to sit on
+        return run.write_start(model, tokenizer)
     return name
 
 
@@ -234,7 +243,7 @@ def tokenizer_beside(adapter: str, tokenizer: Any) -> tuple[Any, list[str]]:
     """The tokenizer that the adapter was trained with, where it brought one: its chat template may be another."""
     if not lora.has_tokenizer(adapter):
         return tokenizer, []
-    own = _tokenizer(adapter, {})
+    own = read_tokenizer(adapter, {})
     lines = template.prepare_tokenizer(own, getattr(tokenizer, "ends_of_the_model", []))
     if len(own) != len(tokenizer):
         raise UserError(f"{adapter}: its tokenizer has {len(own)} entries, that of the base {len(tokenizer)}")

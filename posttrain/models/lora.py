@@ -44,9 +44,10 @@ def quiet_peft():
 
 
 def local_folder(name: str, revision: str | None = None) -> str:
-    """A hub id that holds an adapter, not a model -> the folder it was downloaded to; anything else as it is."""
-    if Path(name).exists():
-        return name
+    """A hub id that holds an adapter, not a model -> the folder it was downloaded to; the folder of a run -> the one of
+    its model; anything else as it is."""
+    if (path := Path(name).expanduser()).exists():
+        return model_in(path)
     from huggingface_hub import snapshot_download
     from transformers.utils import cached_file
 
@@ -55,6 +56,17 @@ def local_folder(name: str, revision: str | None = None) -> str:
     except Exception:  # no such repository, no network: whoever loads it next says so
         return name
     return snapshot_download(name, revision=revision) if found else name
+
+
+def model_in(folder: Path) -> str:
+    """outputs/run (or one of its checkpoints) means the model in it: outputs/run/model."""
+    if not holds_a_model(folder) and holds_a_model(folder / "model"):
+        return str(folder / "model")
+    return str(folder)
+
+
+def holds_a_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file() or is_adapter(folder)
 
 
 def without_adapter(model: nn.Module) -> nn.Module:
@@ -74,6 +86,11 @@ def base_of(folder: str | Path) -> Base:
     noted = json.loads(note.read_text()) if note.is_file() else {}
     dtype = getattr(torch, noted.get("dtype", "float32"))
     return Base(config["base_model_name_or_path"], noted.get("quantization", "none"), dtype)
+
+
+def task_of(folder: str | Path) -> str | None:
+    """CAUSAL_LM, or SEQ_CLS of a reward model."""
+    return json.loads((Path(folder) / "adapter_config.json").read_text()).get("task_type")
 
 
 def write_note(folder: Path, quantization: str, dtype: torch.dtype) -> None:

@@ -19,12 +19,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from posttrain import hub
-from posttrain.errors import UserError, reason
+from posttrain.errors import UserError
 from posttrain.models import checks, loading, lora, quantize
 from posttrain.models.logps import CompletionLogps
 from posttrain.tokens import template
 from posttrain.tokens.batch import Batch, Example, collate
+
+NO_SCORE = (
+    "{} is a language model, not a reward model: {}. Train a reward model of it with loops.reward, and give its folder"
+)
 
 
 def load_scorer(config, run) -> tuple[nn.Module, object, list[str]]:
@@ -90,15 +93,14 @@ def save_scorer(model: nn.Module, tokenizer, folder: Path, state_dict: dict[str,
 
 def load_reward_model(name: str, *, device: torch.device | str, key: str) -> tuple[nn.Module, object]:
     """(a frozen CompletionScores, its tokenizer) from what save_scorer wrote, or a hub model of that kind."""
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification
 
-    path = str(Path(name).expanduser())
-    if not Path(path).exists():
-        hub.use_cache_if_unreachable()
-        path = lora.local_folder(path)
+    path = loading.find(name, key)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = loading.read_tokenizer(path, {})
         if lora.is_adapter(path):
+            if lora.task_of(path) != "SEQ_CLS":
+                raise UserError(NO_SCORE.format(f"{key} '{name}'", "it is an adapter of one"))
             base = lora.base_of(path)
             causal, _, _ = loading.load(
                 base.name, quantization=base.quantization, dtype=base.dtype, device=device, key=key
@@ -106,11 +108,18 @@ def load_reward_model(name: str, *, device: torch.device | str, key: str) -> tup
             with lora.quiet_peft() as peft:
                 model = peft.PeftModel.from_pretrained(as_scorer(causal), path)
         else:
-            model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32).to(device)
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                path, dtype=torch.float32, output_loading_info=True
+            )
+            missing = sorted(info["missing_keys"])
+            if missing and not any(name.startswith(f"{model.base_model_prefix}.") for name in missing):
+                raise UserError(NO_SCORE.format(f"{key} '{name}'", f"it has no {', '.join(missing)}"))
+            checks.refuse_random_weights(model, info, f"{key} '{name}'")
+            model = model.to(device)
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{key} '{name}': cannot be loaded as a reward model: {reason(error)}") from None
+        raise UserError(f"{key} '{name}': cannot be loaded as a reward model: {loading.why_not(path, error)}") from None
     if model.config.num_labels != 1:
         raise UserError(f"{key} '{name}' gives {model.config.num_labels} numbers, not one score: is it a classifier?")
     if tokenizer.pad_token_id is None:

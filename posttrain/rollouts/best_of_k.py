@@ -110,7 +110,7 @@ def sample_and_score(
     from posttrain.config.keys import Data
     from posttrain.data.rows import load_rows
     from posttrain.models import scalar
-    from posttrain.rollouts import rewards
+    from posttrain.rollouts import calling, rewards
     from posttrain.rollouts.asking import ask
     from posttrain.tokens.examples import prompts as encode
 
@@ -120,6 +120,7 @@ def sample_and_score(
     by_model = is_reward_model(score)
     functions = [] if by_model else rewards.find(score)
     rewards.refuse_bad_targets(functions, data)
+    calling.refuse_missing(functions, rewards.offered(data))
     loaded, tokenizer, _ = models.load(model, device=device, key="--model")
     asked = encode(data, tokenizer, models.max_length(loaded, None), max_new_tokens, settings, "best-of-k").items
     ids = [p.ids for p in asked]

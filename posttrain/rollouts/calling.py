@@ -20,7 +20,7 @@ import math
 import os
 import reprlib
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from posttrain.errors import UserError, reason
@@ -82,18 +82,28 @@ def _parameters(function: Callable, name: str) -> list[inspect.Parameter]:
         ) from error
 
 
+def refuse_missing(functions: Sequence[Callable], offered: Iterable[str]) -> None:
+    """Before anything is sampled: every function gets what it asks for. offered: all names that it may ask for."""
+    for function, name in zip(functions, named(functions), strict=True):
+        _refuse_missing(_parameters(function, name), name, offered)
+
+
 def _call(function: Callable, name: str, available: dict[str, Any]) -> Any:
     parameters = _parameters(function, name)
+    _refuse_missing(parameters, name, available)
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    wanted = available if takes_all else [p.name for p in parameters if p.name in available]
+    with _in_a_sentence(name):
+        return function(**{key: _copied(available[key]) for key in wanted})
+
+
+def _refuse_missing(parameters: list[inspect.Parameter], name: str, available: Iterable[str]) -> None:
     several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     missing = [p.name for p in parameters if p.default is p.empty and p.name not in available and p.kind not in several]
     if missing:
         of_rows = [column for column in available if column not in OF_A_RUN]
         hint = "; a training run alone has them" if missing[0] in OF_A_RUN else f", the rows have {', '.join(of_rows)}"
         raise UserError(f"reward function '{name}' asks for {', '.join(missing)}{hint}")
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    wanted = available if takes_all else [p.name for p in parameters if p.name in available]
-    with _in_a_sentence(name):
-        return function(**{key: _copied(available[key]) for key in wanted})
 
 
 def _copied(value: Any) -> Any:

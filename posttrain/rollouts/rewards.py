@@ -166,6 +166,14 @@ def of_each(asked: list[dict], completions: int) -> list[dict]:
     return [row for row in asked for _ in range(completions // len(asked))]
 
 
+ALWAYS = ("prompts", "completions", "completion_ids", "finished")  # what `offer` has of every rollout
+
+
+def offered(rows) -> list[str]:
+    """The names of all that reward functions may ask for of these rows."""
+    return [*dict.fromkeys(name for row in rows.rows for name in row["columns"]), *ALWAYS]
+
+
 def offer(rows: list[dict], texts: list[str], rollout) -> dict[str, list]:
     """What reward functions may ask for, one entry per completion. A prompt that the data gave as messages gets its
     completion as messages, [{"role": "assistant", "content": text}]; a string prompt gets a string."""

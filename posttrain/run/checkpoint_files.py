@@ -15,11 +15,11 @@ step_40.part, every file is fsynced, and only then it gets its name; an old one 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -29,8 +29,9 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from posttrain.errors import UserError, reason
+from posttrain.errors import UserError, writing
 from posttrain.models import sharded
+from posttrain.run import written
 
 # ---------------------------------------------------------------- the folder
 
@@ -54,30 +55,33 @@ def write(run_folder: Path, step: int, fill: Callable[[Path], None]) -> None:
     target = path_of(run_folder, step)
     if target.exists():  # a resumed run computes the same again
         return
-    part = target.with_suffix(".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        fill(part)
-        for path in [*part.rglob("*"), part]:
-            _sync(path)
-    except Exception as problem:  # a full disk; safetensors has its own exception for it
-        shutil.rmtree(part, ignore_errors=True)
-        raise UserError(
-            f"{target}: the checkpoint cannot be written ({reason(problem)}). Make room, then go on from the one before it with --resume"
-        ) from None
-    os.replace(part, target)
-    _sync(target.parent)
+    name, part = f"checkpoints/{target.name}", target.with_suffix(".part")
+    with writing(target):
+        written.remove(run_folder, f"{name}.part")
+        written.note(run_folder, f"{name}.part/*")
+        part.mkdir(parents=True)
+        try:
+            fill(part)
+            for path in [*part.rglob("*"), part]:
+                _sync(path)
+            written.rename(run_folder, f"{name}.part", name)
+        except Exception:
+            with contextlib.suppress(OSError):
+                written.remove(run_folder, f"{name}.part")
+            raise
+        _sync(target.parent)
 
 
 def prune(run_folder: Path, keep: int, best: set[int]) -> None:
-    """Delete all but the newest `keep` and the best ones, and what a killed run has left half-written."""
-    for step in all_steps(run_folder)[:-keep]:
-        if step not in best:
-            target = path_of(run_folder, step)
-            os.replace(target, target.with_suffix(".part"))  # killed halfway through, it is no checkpoint any more
-    for part in (run_folder / "checkpoints").glob("*.part"):
-        shutil.rmtree(part)
+    """Delete all but the newest `keep` and the best ones, and what a killed run has left half-written. One that holds a
+    file which no run has written stays."""
+    with writing(run_folder / "checkpoints"):
+        for step in all_steps(run_folder)[:-keep]:
+            name = f"checkpoints/step_{step}"
+            if step not in best and written.stranger(run_folder, name) is None:
+                written.rename(run_folder, name, f"{name}.part")  # killed halfway through, it is no checkpoint any more
+        for part in (run_folder / "checkpoints").glob("*.part"):
+            written.remove(run_folder, f"checkpoints/{part.name}")
 
 
 def _sync(path: Path) -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shutil
 import time
 from datetime import datetime
 from pathlib import Path
@@ -15,9 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from posttrain.errors import UserError
+from posttrain.errors import UserError, writing
 from posttrain.models import sharded
-from posttrain.run import checkpoint_files, fingerprints, folder, processes, rollout_log
+from posttrain.run import checkpoint_files, fingerprints, folder, processes
 
 
 class Checkpoints:
@@ -117,8 +116,9 @@ class Checkpoints:
         kept = self.resumed_from / "metrics.jsonl"
         run.metrics = [json.loads(line) for line in kept.read_text().splitlines()]
         if run.accelerator.is_main_process:  # what was logged after the checkpoint is logged again
-            shutil.copy(kept, run.folder / "metrics.jsonl")
-            rollout_log.cut(run.folder, self._info["rollout_log"])
+            with writing(run.folder):
+                run.metrics_file.path.write_bytes(kept.read_bytes())
+                run.rollouts_file.cut(self._info["rollout_log"])
         states, process = self._saved["random"], run.accelerator.process_index
         checkpoint_files.restore_random_states(states[min(process, len(states) - 1)])
         if process >= len(states):  # there were fewer: not the same dropout masks as the last of them
@@ -149,7 +149,7 @@ class Checkpoints:
         info = {
             "step": run.step, "rollout": run.rollout, "update": run.update, "bests": self.bests,
             "began": run.began.isoformat(), "seconds": time.perf_counter() - run.started, "processes": run.accelerator.num_processes,
-            "rollout_log": rollout_log.length(run.folder), "fingerprints": self.fingerprints, "config": self.config.model_dump(mode="json"),
+            "rollout_log": run.rollouts_file.length(), "fingerprints": self.fingerprints, "config": self.config.model_dump(mode="json"),
         }  # fmt: skip
 
         def fill(part: Path) -> None:
@@ -157,14 +157,16 @@ class Checkpoints:
             checkpoint_files.save_weights(policy, model, part, trained)
             torch.save({"optimizer": of_optimizer, "scheduler": scheduler.state_dict()}, part / "optimizer.pt")
             torch.save(loop, part / "loop.pt")
-            shutil.copy(run.folder / "metrics.jsonl", part)
+            (part / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in run.metrics))
             (part / "run.json").write_text(json.dumps(info, indent=1))
 
         if run.accelerator.is_main_process:
-            checkpoint_files.write(run.folder, run.step, fill)
-            checkpoint_files.prune(
-                run.folder, self.config.training.keep_checkpoints, {int(best["step"]) for best in self.bests.values()}
-            )
+            best = {int(best["step"]) for best in self.bests.values()}
+            try:
+                checkpoint_files.write(run.folder, run.step, fill)
+                checkpoint_files.prune(run.folder, self.config.training.keep_checkpoints, best)
+            except UserError as problem:  # to stop would lose weights that memory holds
+                run.say(f"warning: {problem}. The run goes on; make room before it ends")
         run.accelerator.wait_for_everyone()
         run.last = time.perf_counter()  # writing is no part of a step's speed
 

@@ -1,37 +1,41 @@
 """The run folder: what may be there already, what is removed, and where a resumed run goes on.
 
-    config.yaml   metrics.jsonl   rollouts.jsonl   curves.png   samples.md   model/   checkpoints/step_N/
+    config.yaml   metrics.jsonl   rollouts.jsonl   curves.png   samples.md   model/   checkpoints/step_N/   written.json
 
-`model/` appears last and whole: its presence means "finished"."""
+`model/` appears last and whole: its presence means "finished". written.json says what the run has written (written.py):
+a folder without it is not touched, and in one with it nothing else is."""
 
 from __future__ import annotations
 
 import getpass
 import hashlib
 import os
-import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from posttrain.config.loading import save
-from posttrain.errors import UserError
-from posttrain.run import checkpoint_files
+from posttrain.errors import UserError, writing
+from posttrain.run import checkpoint_files, written
 
-WRITTEN = ("model", "model.part", "model.old", "start", "metrics.jsonl", "rollouts.jsonl", "curves.png", "samples.md", "config.yaml",
-    "checkpoints", "checkpoints.old", "logs")  # fmt: skip
+FILES = ("config.yaml", "metrics.jsonl", "rollouts.jsonl", "curves.png", "samples.md")
+NAMES = ("checkpoints", "checkpoints.old", "model", "model.part", "model.old", "start", "start.part", "logs", *FILES)
 
 
 def choose(config) -> Path | None:
     """The checkpoint to go on from (None: start at step 0). Nothing finished, and nothing begun, is overwritten
     unasked."""
     folder, there = config.folder, checkpoint_files.latest(config.folder)
-    _refuse_no_run_folder(folder)
+    _refuse_unusable(folder)
+    refuse_strangers(folder, config.resume)
     if config.resume and config.output.overwrite:
         raise UserError(
             "--resume goes on with the run in the folder, --output.overwrite replaces it: give one of the two"
         )
+    if (folder / "report.md").exists() and "report.md" in (written.noted(folder) or []):
+        raise UserError(f"{folder} holds a ladder: give another --output.dir")
     if not config.resume and not config.output.overwrite:
         if (folder / "model").exists():
             raise UserError(
@@ -48,23 +52,36 @@ def choose(config) -> Path | None:
     return there if config.resume else None
 
 
-def _refuse_no_run_folder(folder: Path) -> None:
-    """A typo must not turn somebody's folder into a run, which is written and, with --output.overwrite, cleared."""
+def _refuse_unusable(folder: Path) -> None:
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise UserError(
             f"output.dir {folder}: {nearest} is {'not writable' if nearest.is_dir() else 'a file'}: give another --output.dir"
         )
-    inside = list(folder.iterdir()) if folder.is_dir() else []
-    if (folder / "config.yaml").exists():
+
+
+def refuse_strangers(folder: Path, resume: bool = False, names: tuple[str, ...] = NAMES) -> None:
+    """A typo must not turn somebody's folder into a run, which is written and, with --output.overwrite, cleared: what
+    stands where a run writes has been written by one. (Of a resumed run, a checkpoint that was not is left alone.)"""
+    if not folder.is_dir():
         return
-    strange = [
-        p.name for p in inside if p.name not in (*WRITTEN, "start.part") and (p.is_dir() or p.name == "config.json")
-    ]
-    if strange:
-        raise UserError(
-            f"output.dir {folder} is not the folder of a run (it holds {strange[0]}): give another --output.dir"
-        )
+    if written.noted(folder) is None:
+        ours = (*names, written.NOTE, written.PART, "config.json")
+        strange = sorted(path.name for path in folder.iterdir() if path.name in ours or path.is_dir())
+        if strange:
+            raise UserError(
+                f"output.dir {folder} is not the folder of a run (it holds {strange[0]}): no run has left its {written.NOTE} "
+                "there, so nothing in it is touched. Give another --output.dir"
+            )
+        return
+    for name in names:
+        if name.partition(".")[0] == "checkpoints" and resume:
+            continue
+        if (path := written.stranger(folder, name)) is not None:
+            raise UserError(
+                f"{path} stands where a run writes, and was not written by the run in {folder}: move it elsewhere, or give another "
+                "--output.dir"
+            )
 
 
 def _refuse_sources_inside(config) -> None:
@@ -72,7 +89,7 @@ def _refuse_sources_inside(config) -> None:
         "model.name": getattr(config.model, "name", None),  # loops.pretrain has none
         "model.adapter_path": getattr(config.model, "adapter_path", None),
         "model.reference": getattr(config.model, "reference", None),
-        "ppo.reward_model": getattr(getattr(config, "ppo", None), "reward_model", None),
+        f"{config.method}.reward_model": getattr(getattr(config, config.method, None), "reward_model", None),
     }
     names = config.data.name
     names = [names] if isinstance(names, str) else names or []
@@ -89,28 +106,29 @@ def clear(config, resumed_from: Path | None, has_start: bool) -> None:
     resumed.
 
     has_start: this run has written start.part, the merged model under its adapter."""
-    folder, old = config.folder, config.folder / "checkpoints.old"
-    try:
+    folder = config.folder
+    with writing(f"output.dir {folder}", ": give another --output.dir"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise UserError(
-            f"output.dir {folder}: cannot be made ({problem.strerror}): give another --output.dir"
-        ) from None
     _lock(folder)
-    if resumed_from is None:
-        shutil.rmtree(old, ignore_errors=True)
-        if (folder / "checkpoints").exists():
-            os.replace(folder / "checkpoints", old)
-        for name in WRITTEN:
-            path = folder / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    elif (folder / "model").exists():
-        shutil.rmtree(folder / "model.old", ignore_errors=True)
-        os.replace(folder / "model", folder / "model.old")  # until put_model
-    if has_start and not (folder / "start").exists():  # of a resumed run it is there, and has the fingerprint it had
-        os.replace(folder / "start.part", folder / "start")
-    shutil.rmtree(folder / "start.part", ignore_errors=True)
-    save(config, folder / "config.yaml")
+    refuse_strangers(folder, resumed_from is not None)
+    with writing(folder):
+        if resumed_from is None:
+            written.remove(folder, "checkpoints.old")
+            if (folder / "checkpoints").exists():
+                written.rename(folder, "checkpoints", "checkpoints.old")
+            for name in NAMES:
+                if name != "start.part":
+                    written.remove(folder, name)
+        elif (folder / "model").exists():
+            written.remove(folder, "model.old")
+            written.rename(folder, "model", "model.old")  # until put_model
+        if (
+            has_start and not (folder / "start").exists()
+        ):  # of a resumed run it is there, and has the fingerprint it had
+            written.rename(folder, "start.part", "start")
+        written.remove(folder, "start.part")
+        written.note(folder, *FILES)
+        save(config, folder / "config.yaml")
 
 
 _locks: dict[Path, FileLock] = {}  # of this process: a second run in a notebook takes over the first one's
@@ -129,7 +147,8 @@ def _lock(folder: Path) -> None:
         return
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
+        with writing(path):
+            lock.acquire(timeout=0)
     except Timeout:
         raise UserError(f"{folder}: another run is writing here: wait for it, or give another --output.dir") from None
     _locks[path] = lock
@@ -141,8 +160,27 @@ def unlock(folder: Path) -> None:
         lock_path(folder).unlink(missing_ok=True)
 
 
+def write_start(folder: Path, save: Callable[[Path], None]) -> None:
+    """start.part, which `clear` gives its name: a full model for a new adapter to sit on, written while one loads."""
+    part = folder / "start.part"
+    with writing(part):
+        try:
+            written.remove(folder, "start.part")
+            written.note(folder, "start.part/*")
+            save(part)
+        except Exception:
+            written.remove(folder, "start.part")
+            raise
+
+
 def put_model(folder: Path) -> None:
     """model.part -> model. Of a run that was resumed after its end, model.old goes only when the new one stands."""
-    shutil.rmtree(folder / "model", ignore_errors=True)
-    os.replace(folder / "model.part", folder / "model")
-    shutil.rmtree(folder / "model.old", ignore_errors=True)
+    written.remove(folder, "model")
+    written.rename(folder, "model.part", "model")
+    written.remove(folder, "model.old")
+
+
+def put_back_model(folder: Path) -> None:
+    """model.old -> model, where no new one could be written."""
+    if (folder / "model.old").exists() and not (folder / "model").exists():
+        written.rename(folder, "model.old", "model")

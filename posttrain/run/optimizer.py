@@ -20,6 +20,16 @@ def schedule(step: int, num_steps: int, warmup: int, how: str) -> float:
     return {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[how]
 
 
+def about_warmup(num_steps: int, warmup: int, rate: float) -> list[str]:
+    """A line, where the whole run is warm-up."""
+    if warmup < num_steps:
+        return []
+    most = rate * num_steps / (warmup + 1)
+    return [
+        f"warning: training.warmup_steps = {warmup:,} of {num_steps:,} step{'s' * (num_steps != 1)}: the learning rate comes to {most:.2g}, not to {rate:.2g}"
+    ]
+
+
 def make_optimizer(
     policy: nn.Module, training, device: torch.device, learning_rates: dict[str, float] | None = None
 ) -> torch.optim.Optimizer:

@@ -45,13 +45,14 @@ def rows(run, encoded) -> None:
     items = encoded.items if isinstance(encoded.items, list) else []  # of a stream: each window's rows are counted
     if not run.preflight.on("rows") or not items:
         return
+    several = "s" * (len(items) != 1)
     empty = [i for i, item in enumerate(items) if not _supervised(item)]
     left_out = encoded.encoder.dropped + len(encoded.bad)
     run.preflight.verdict(
         "rows",
         f"{len(empty):,} of {len(items):,} rows have no supervised token, first {encoded.rows.where(empty[0])}: nothing can be learned from "
         "them" if empty else None,
-        f"{len(items):,} rows, each with a supervised token ({left_out:,} left out, {left_out / (left_out + len(items)):.1%})",
+        f"{len(items):,} row{several}, each with a supervised token ({left_out:,} left out, {left_out / (left_out + len(items)):.1%})",
     )  # fmt: skip
 
 
@@ -72,6 +73,16 @@ def gradients(run, policy: nn.Module) -> None:
         "unused, or the input of a checkpointed block detached?" if bad else None,
         f"a finite gradient for each of {len(trained)} trainable tensors",
     )  # fmt: skip
+
+
+def why_not_finite(run, policy: nn.Module) -> str:
+    """What to do about a loss or a gradient that is NaN or infinite."""
+    broken = [n for n, p in policy.named_parameters() if not torch.isfinite(_local(p)).all()]
+    if broken:
+        more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
+        return f"{broken[0]}{more} held NaN or infinity before: is what the model was loaded from whole?"
+    where = "the rewards" if run.config.method in ("grpo", "ppo") else "the rows"
+    return f"{'Lower training.learning_rate, or look' if run.step else 'Look'} at {where} of this step"
 
 
 def _local(tensor: Tensor) -> Tensor:
@@ -172,6 +183,15 @@ def stop_token(run, model: nn.Module, tokenizer) -> None:
     run.preflight.verdict("stop_token", problem, f"answers end with {names}")
 
 
+def unfinished(run, finished: float, more: str = "") -> None:
+    """RL's first rollout: a warning where no answer ended. finished: how many did, over all processes."""
+    if finished == 0:
+        limit = f"{run.config.method}.max_new_tokens"
+        run.say(
+            f"warning: no answer of the first rollout ended within {limit}: the reward may see none of them whole{more}"
+        )
+
+
 def dead_groups(run, metrics: dict[str, tuple], mask_truncated: bool) -> None:
     """GRPO's first rollout: where all answers of every group have one reward, nothing can be learned. A warning, with
     the reason."""
@@ -181,11 +201,7 @@ def dead_groups(run, metrics: dict[str, tuple], mask_truncated: bool) -> None:
     share = {
         name: run.sum_over_processes(metrics[name][0]) / run.sum_over_processes(metrics[name][1]) for name in names
     }
-    if share["finished"] == 0:
-        run.say(
-            "warning: no answer of the first rollout ended within grpo.max_new_tokens: the reward may see none of them whole"
-            + (", and with mask_truncated nothing is learned" if mask_truncated else "")
-        )
+    unfinished(run, share["finished"], ", and with mask_truncated nothing is learned" * mask_truncated)
     if share["dead_groups"] < 1:
         run.preflight.lines.append(f"{1 - share['dead_groups']:.0%} of the groups are alive")
         return

@@ -15,6 +15,7 @@ from typing import Any
 
 from posttrain.config.loading import flat
 from posttrain.errors import reason
+from posttrain.run import written
 
 _open: list[Trackers] = []
 
@@ -42,6 +43,7 @@ class Trackers:
         project, run = config.tracking.project or "posttrain", config.tracking.run_name or config.folder.name
         if name == "tensorboard":
             self.say(f"tracking: tensorboard --logdir {config.folder / 'logs'}")
+            written.note(config.folder, "logs/*events.out.tfevents.*", "logs/*hparams.yml")
             # what was told after the checkpoint is told again
             resumed = {"purge_step": self.step + 1} if self.step else {}
             return tracking.TensorBoardTracker(run, logging_dir=str(config.folder / "logs"), **resumed)

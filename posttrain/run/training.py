@@ -24,14 +24,13 @@ from posttrain.config.trackers import refuse_missing
 from posttrain.errors import NonFiniteError, UserError
 from posttrain.models import sharded
 from posttrain.models.saving import save as save_model
-from posttrain.run import folder, launch, preflight, processes, rollout_log, steps, watch
+from posttrain.run import ending, folder, launch, preflight, processes, steps, watch
 from posttrain.run.checkpoints import Checkpoints
-from posttrain.run.curves import plot_curves
+from posttrain.run.lines import METRICS, ROLLOUTS, Lines
 from posttrain.run.meter import Meter
-from posttrain.run.optimizer import make_optimizer, schedule
+from posttrain.run.optimizer import about_warmup, make_optimizer, schedule
 from posttrain.run.parallel import Parallel
 from posttrain.run.progress import Progress, peak_memory
-from posttrain.run.samples import write_samples
 from posttrain.run.tracking import Trackers
 from posttrain.tokens import rendering
 
@@ -68,7 +67,7 @@ class Run:
         self.rows_are_apart = getattr(config.model, "quantization", "none") != "8bit"
         self.exact = self.compute == torch.float32 and self.rows_are_apart
         set_seed(self.training.seed)
-        self.has_start = False  # loading.base_folder has written start.part into the run folder
+        self.has_start = False  # write_start has written start.part into the run folder
         self.step = 0
         self.rollout, self.update = 0, 0  # RL: which rollout this is, and how many updates it has given
         self.steps_per_epoch: int | None = None  # RL, once known; a stream has no length
@@ -77,6 +76,7 @@ class Run:
         self.started = self.last = time.perf_counter()
         self.progress = Progress(self.accelerator.is_main_process)
         self.preflight = preflight.Preflight(config.preflight, self.say)
+        self.metrics_file, self.rollouts_file = (Lines(self.folder / name, self.say) for name in (METRICS, ROLLOUTS))
         self._encoded: Any = None
         self._warned: set[str] = set()
         self.checkpoints = Checkpoints(self)
@@ -97,6 +97,13 @@ class Run:
         self.checkpoints.remember("the training data", encoded.items)
 
     # ------------------------------------------------------------ model, optimiser, schedule
+
+    def write_start(self, model: nn.Module, tokenizer: Any) -> str:
+        """Where a new adapter will find the full model under it, which is an adapter merged and stands nowhere else."""
+        self.has_start = True
+        if self.accelerator.is_main_process:
+            folder.write_start(self.folder, lambda part: (model.save_pretrained(part), tokenizer.save_pretrained(part)))
+        return str((self.folder / "start").resolve())
 
     def prepare(
         self,
@@ -132,8 +139,10 @@ class Run:
         self.policy, self.optimizer = policy, optimizer
         trainable = sum(p.numel() for p in policy.parameters() if p.requires_grad)
         total = sum(p.numel() for p in policy.parameters())
+        for line in about_warmup(num_steps, self.training.warmup_steps, self.training.learning_rate):
+            self.say(line)
         self.say(
-            f"training {trainable:,} of {total:,} parameters for {num_steps:,} steps in "
+            f"training {trainable:,} of {total:,} parameters for {num_steps:,} step{'s' * (num_steps != 1)} in "
             f"{str(self.compute).removeprefix('torch.')} on {self.accelerator.num_processes} x {self.device.type}"
         )
         self.checkpoints.restore(policy, optimizer, scheduler)
@@ -271,7 +280,7 @@ class Run:
         """Into rollouts.jsonl: {number of the answer: its line}, of all processes."""
         lines = processes.merge(lines)
         if self.accelerator.is_main_process:
-            rollout_log.append(self.folder, [lines[number] for number in sorted(lines)])
+            self.rollouts_file.add(json.dumps(lines[number], ensure_ascii=False) for number in sorted(lines))
 
     def check_update(self, grad_norm: Tensor | float) -> None:
         """Before the optimiser step: a loss or gradient norm that is NaN or infinite stops the run; the first update is
@@ -281,7 +290,7 @@ class Run:
         if not torch.isfinite(torch.stack([loss, norm])).all():
             raise NonFiniteError(
                 f"step {self.step + 1}: the loss is {loss.item()} and the gradient norm {norm.item()}: stopped before the update, the "
-                "weights are those of the step before and nothing was saved. Lower training.learning_rate, or look at the rows of this step"
+                f"weights are those of the step before and nothing was saved. {preflight.why_not_finite(self, self.policy)}"
             )
         if self.step == 0:
             preflight.gradients(self, self.policy)
@@ -303,8 +312,7 @@ class Run:
         self.last = now
         self.metrics.append(row)
         if self.accelerator.is_main_process:
-            with open(self.folder / "metrics.jsonl", "a") as file:
-                file.write(json.dumps(row) + "\n")
+            self.metrics_file.add([json.dumps(row)])
         self.trackers.log(row)
         if self.step == 1:
             self.preflight.report()
@@ -327,18 +335,8 @@ class Run:
         self.progress.end()
         of_model = sharded.state_dict(self.model)
         if self.accelerator.is_main_process:
-            if samples:
-                write_samples(self.folder / "samples.md", samples, self.config.method)
-            plot_curves(self.folder / "curves.png", self.metrics, self.config.method)
-            self.save(self.model, self.tokenizer, self.folder / "model.part", of_model)
-            folder.put_model(self.folder)
-            if self._encoded is not None and not isinstance(self._encoded.items, list):
-                self.say(self._encoded.summary())
-            seconds = time.perf_counter() - self.started
-            self.say(f"{self.config.method}: {self.step} steps in {seconds:.1f} s{self.checkpoints.tell_best()}")
-            written = sorted(p.name + "/" * p.is_dir() for p in self.folder.iterdir())
-            folder.unlock(self.folder)
-            self.say(f"wrote {self.folder}/: {', '.join(written)}")
+            ending.write(self, samples, of_model)
+            ending.tell(self, self._encoded)
         self.trackers.end()
         self.accelerator.wait_for_everyone()
         return Result(self.model, self.tokenizer, self.metrics, self.folder)

@@ -10,10 +10,11 @@ What else is embedded, and the command that makes each: posttrain/tiny/names.py.
 """
 
 import argparse
+import os
 import shutil
-import sys
 from pathlib import Path
 
+from posttrain.errors import UserError, clear_exit
 from posttrain.tiny import names
 
 
@@ -25,9 +26,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="another seed makes another base (default 0; needs --out)")
     parser.add_argument("--out", type=Path, help="folder to write to instead of the cache; must not exist yet")
     arguments = parser.parse_args()
+    with clear_exit():
+        make(arguments)
+
+
+def make(arguments: argparse.Namespace) -> None:
     if arguments.out:
-        if arguments.out.exists():
-            sys.exit(f"error: {arguments.out} exists already: name a new folder")
+        for path in (arguments.out, arguments.out.with_name(f"{arguments.out.name}.part")):
+            if os.path.lexists(path):
+                raise UserError(f"{path} exists already: name a new folder")
         seed = str(arguments.seed)
         out = arguments.out.absolute()
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +42,7 @@ def main() -> None:
         print(arguments.out)
         return
     if arguments.seed:
-        sys.exit("error: --seed needs --out: the cache holds the base of seed 0 only")
+        raise UserError("--seed needs --out: the cache holds the base of seed 0 only")
     if arguments.rebuild:
         shutil.rmtree(names.cache_folder() / f"tiny-base-{names.fingerprint('tiny-base')}", ignore_errors=True)
     print(names.path_of("tiny-base"))

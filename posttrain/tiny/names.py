@@ -24,6 +24,7 @@ from itertools import islice
 from pathlib import Path
 
 from posttrain import ROOT
+from posttrain.errors import UserError
 from posttrain.tiny import data, tokenizer
 
 MODELS = ("tiny-base", "tiny-sft", "tiny-dpo")
@@ -89,8 +90,8 @@ def build(arguments: list[str], target: Path) -> None:
     alone = {k: v for k, v in os.environ.items() if not k.startswith(launchers)}
     outcome = subprocess.run([sys.executable, *arguments, *where], cwd=ROOT, env=alone, stdout=subprocess.DEVNULL)
     if outcome.returncode:
-        raise RuntimeError(
-            f"building {target.name} failed: python {' '.join(arguments)} ended with {outcome.returncode}"
+        raise UserError(
+            f"building {target.name} failed: python {' '.join(arguments)} ended with {outcome.returncode}; why stands above"
         )
     if target.suffix:
         os.replace(part, target)

@@ -14,7 +14,7 @@ from posttrain.data.stream import FIRST, Stream
 from posttrain.errors import UserError
 from posttrain.tokens import template
 from posttrain.tokens.batch import Example
-from posttrain.tokens.shorten import shortened
+from posttrain.tokens.shorten import shortened, too_long, too_long_to_answer
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ class Encoder:
     encode_row: Callable[[dict, int], list]
     limit: int  # longest item in tokens
     what: str  # "longer than data.max_length = 512 tokens"
+    advice: str  # what would make room for it
     data: Any  # config.data: overlong and bad_rows say what becomes of a row that does not fit, or cannot be encoded
     method: str
     # rows that the chat template refuses, or that become nothing to learn from
@@ -112,7 +113,7 @@ class Encoder:
         if len(item) <= self.limit:
             return True
         if self.data.overlong == "error":
-            raise UserError(f"{where(place)}: {self.what} ({len(item)}): raise it, or choose another data.overlong")
+            raise UserError(f"{where(place)}: {self.what} ({len(item)}): {self.advice}, or another data.overlong")
         self.dropped += 1
         return False
 
@@ -123,22 +124,20 @@ class Encoder:
     def refuse_too_many(self) -> None:
         """One row may go from the smallest set; beyond that, a share above 5 % is a setting to change, not noise."""
         if self.dropped > max(1, MOST_LEFT_OUT * self.total):
-            advice = (
-                "raise it"
-                if self.data.overlong == "truncate_prompt"
-                else "raise it, or set data.overlong: truncate_prompt"
-            )
+            shorten = ", or set data.overlong: truncate_prompt" * (self.data.overlong != "truncate_prompt")
             raise UserError(
-                f"{self.dropped:,} of {self.total:,} rows ({self.dropped / self.total:.1%}) are {self.what}: {advice}; "
+                f"{self.dropped:,} of {self.total:,} rows ({self.dropped / self.total:.1%}) are {self.what}: {self.advice}{shorten}; "
                 f"at most {MOST_LEFT_OUT:.0%} would be dropped without asking"
             )
 
     def remarks(self) -> str:
         text = ""
         if self.split_rows:
-            text += f"; {self.split_rows:,} were split into one row per assistant turn (the template rewrites earlier turns)"
+            text += f"; {self.split_rows:,} {'was' if self.split_rows == 1 else 'were'} split into one row per assistant turn (the template rewrites earlier turns)"
         if self.cut:
-            text += f"; cut the beginning of {self.cut:,} prompts of rows {self.what}"
+            text += (
+                f"; cut the beginning of {self.cut:,} prompt{'s of rows' if self.cut > 1 else ' of a row'} {self.what}"
+            )
         if self.dropped:
             text += f"; dropped {self.dropped:,} ({self.dropped / self.total:.1%}): {self.what}"
         return text
@@ -206,7 +205,8 @@ def _encode(rows: Rows | Stream, encoder: Encoder, tokenizer) -> Encoded:
     out = Encoded(items, rows, encoder, [group for _, group in made], remarks)
     refuse_too_many_bad(out.bad, len(rows) + len(rows.bad))
     if not items:
-        raise UserError(f"{out.summary()}: nothing is left to train on")
+        advice = f": {encoder.advice}" if encoder.dropped == encoder.total > 0 else ""
+        raise UserError(f"{out.summary()}: nothing is left to train on{advice}")
     encoder.refuse_too_many()
     return out
 
@@ -238,7 +238,7 @@ def sft_examples(rows: Rows | Stream, tokenizer, max_length: int, data) -> Encod
             raise ValueError("no supervised token: the chat template shows nothing of the assistant's turns")
         return examples
 
-    return _encode(rows, Encoder(encode_row, max_length, _too_long(max_length), data, "sft"), tokenizer)
+    return _encode(rows, Encoder(encode_row, max_length, *too_long(max_length, data), data, "sft"), tokenizer)
 
 
 def pairs(rows: Rows | Stream, tokenizer, max_length: int, data) -> Encoded:
@@ -252,7 +252,7 @@ def pairs(rows: Rows | Stream, tokenizer, max_length: int, data) -> Encoded:
             raise ValueError("chosen and rejected become the same tokens: no preference to learn")
         return [Pair(*sides, index=index)]
 
-    return _encode(rows, Encoder(encode_row, max_length, _too_long(max_length), data, "dpo"), tokenizer)
+    return _encode(rows, Encoder(encode_row, max_length, *too_long(max_length, data), data, "dpo"), tokenizer)
 
 
 def labelled(rows: Rows | Stream, tokenizer, max_length: int, data) -> Encoded:
@@ -261,7 +261,7 @@ def labelled(rows: Rows | Stream, tokenizer, max_length: int, data) -> Encoded:
         completion = template.completion_ids(tokenizer, row["prompt"], row["completion"], **shown(row))
         return [Labelled(Example.of(prompt, completion), row["label"])]
 
-    return _encode(rows, Encoder(encode_row, max_length, _too_long(max_length), data, "reward"), tokenizer)
+    return _encode(rows, Encoder(encode_row, max_length, *too_long(max_length, data), data, "reward"), tokenizer)
 
 
 def prompts(rows: Rows | Stream, tokenizer, max_length: int, max_new_tokens: int, data, method: str) -> Encoded:
@@ -270,16 +270,12 @@ def prompts(rows: Rows | Stream, tokenizer, max_length: int, max_new_tokens: int
         raise UserError(
             f"{method}.max_new_tokens = {max_new_tokens} leaves no room for a prompt in data.max_length = {max_length}: lower one or raise the other"
         )
-    what = f"with a prompt over {room} tokens (data.max_length {max_length} − {max_new_tokens} new ones)"
+    said = too_long_to_answer(max_length, max_new_tokens, data, method)
 
     def encode_row(row: dict, index: int) -> list[Prompt]:
         return [Prompt(template.prompt_ids(tokenizer, row["prompt"], **shown(row)), row)]
 
-    return _encode(rows, Encoder(encode_row, room, what, data, method), tokenizer)
-
-
-def _too_long(max_length: int) -> str:
-    return f"longer than data.max_length = {max_length} tokens"
+    return _encode(rows, Encoder(encode_row, room, *said, data, method), tokenizer)
 
 
 def hold_out(encoded: Encoded, share: float, seed: int) -> tuple[Any, list]:
@@ -291,7 +287,9 @@ def hold_out(encoded: Encoded, share: float, seed: int) -> tuple[Any, list]:
     rows = sorted(set(encoded.group_of))
     count = max(1, round(share * len(rows)))
     if count >= len(rows):
-        raise UserError(f"data.validation_split = {share} leaves none of the {len(rows)} prompts to train on")
+        raise UserError(
+            f"data.validation_split = {share} leaves none of the {len(rows)} different prompts to train on: lower it"
+        )
     kept_out = set(random.Random(seed).sample(rows, count))
     pairs = list(zip(encoded.items, encoded.group_of, strict=True))
     return [x for x, row in pairs if row not in kept_out], [x for x, row in pairs if row in kept_out]

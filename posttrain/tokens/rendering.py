@@ -79,7 +79,7 @@ def _apply(tokenizer: Any, messages: Messages, generate: bool, tools: list | Non
         raise UserError(f"the tokenizer's chat template is broken (line {error.lineno}: {error.message})") from None
     except TemplateError as error:
         raise ValueError(f"the tokenizer's chat template refuses the conversation: {error}") from None
-    except (TypeError, KeyError, AttributeError, IndexError) as error:
+    except (TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         why = f"{type(error).__name__}: {error}"
         raise ValueError(f"the tokenizer's chat template fails on the conversation ({why})") from None
 

@@ -1,13 +1,15 @@
-"""data.overlong: truncate_prompt. A row that is too long -> the same row with less to read before what is learned.
+"""Rows that are too long: what to say of them, and how they are shortened with data.overlong: truncate_prompt.
 
-Whole oldest turns go first, then the beginning of the first question that is left. The system message stays, and the
-template writes the rest as a conversation that somebody could have had. What is learned is never touched.
+A row that does not fit becomes the same row with less to read before what is learned. Whole oldest turns go first, then
+the beginning of the first question that is left. The system message stays, and the template writes the rest as a
+conversation that somebody could have had. What is learned is never touched.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 
 def shortened(row: dict, learned_from: int, fits: Callable[[dict], bool]) -> dict | None:
@@ -57,3 +59,28 @@ def _with_a_shorter_question(row: dict, key: str, fits: Callable[[dict], bool]) 
             low, high = (low, middle) if fits(cut(starts[middle])) else (middle + 1, high)
         return cut(starts[high])
     return None
+
+
+# ---------------------------------------------------------------- what to say
+
+
+def too_long(max_length: int, data: Any) -> tuple[str, str]:
+    """(what such a row is, what would make room for it). data: config.data"""
+    return f"longer than data.max_length = {max_length} tokens", _more_room(max_length, data)
+
+
+def too_long_to_answer(max_length: int, max_new_tokens: int, data: Any, method: str) -> tuple[str, str]:
+    """The same of a prompt, behind which an answer must fit."""
+    what = (
+        f"longer than {max_length - max_new_tokens} tokens (data.max_length {max_length} − {max_new_tokens} new ones)"
+    )
+    if method == "best-of-k":
+        return what, "lower --max-new-tokens"
+    return what, f"lower {method}.max_new_tokens, or {_more_room(max_length, data)}"
+
+
+def _more_room(max_length: int, data: Any) -> str:
+    """data.max_length is, where it is not set, 1024 or what the model can read."""
+    if data.max_length is None and max_length < 1024:
+        return "shorten them (the model reads no more)"
+    return "raise data.max_length (as far as the model reads)"

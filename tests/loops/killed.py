@@ -27,7 +27,7 @@ from two_processes import DPO, GRPO, SFT
 
 from loops import dpo, grpo, ppo, reward, sft
 from posttrain.config import load
-from posttrain.run import checkpoint_files, training
+from posttrain.run import checkpoint_files, ending, training
 
 NOT_THE_SAME = {"seconds", "tokens_per_second", "memory_gib"}  # of a metrics row
 STEPS = 10
@@ -118,7 +118,6 @@ def die_before_operation(number: int) -> None:
 
     def saving(*arguments):
         torch.save, os.fsync, os.replace = counted(torch.save), counted(os.fsync), counted(os.replace)
-        checkpoint_files.shutil.rmtree = counted(checkpoint_files.shutil.rmtree)
         checkpoint_files.write = write
         write(*arguments)
 
@@ -195,7 +194,7 @@ def trial(case: str, model: str, folder: Path, kills: list[str]) -> dict:
 def main(folder: str, trials: str) -> None:
     torch.set_num_threads(1)
     if "random" not in trials:  # drawing takes most of a short run, and no kill of the others falls into it
-        training.plot_curves = lambda *told: None
+        ending.plot_curves = lambda *told: None
     report = {}
     for case, (model, kills) in json.loads(trials).items():
         try:

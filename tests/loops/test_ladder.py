@@ -7,6 +7,7 @@ import pytest
 from loops import ladder
 from posttrain import ROOT
 from posttrain.config import load
+from posttrain.errors import UserError
 from posttrain.tiny import names as tiny
 
 
@@ -73,3 +74,14 @@ def test_a_finished_ladder_is_not_overwritten(climbed):
 
     with pytest.raises(UserError, match="holds a finished ladder"):
         ladder.run(load(ROOT / "configs/ladder_tiny.yaml", {"output.dir": str(climbed[1])}))
+
+
+@pytest.mark.parametrize("name", ["report.md", "config.yaml", "sft/model/mine.bin"])
+def test_a_ladder_removes_nothing_that_no_ladder_has_written(tmp_path, name):
+    mine = tmp_path / name
+    mine.parent.mkdir(parents=True, exist_ok=True)
+    mine.write_text("mine")
+    config = load(ROOT / "configs/ladder_tiny.yaml", {"output.dir": str(tmp_path), "output.overwrite": True})
+    with pytest.raises(UserError, match="is not the folder of a run"):
+        ladder.run(config)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [mine] and mine.read_text() == "mine"

@@ -66,8 +66,9 @@ def test_the_same_with_adapters_packing_and_other_optimisers(tmp_path, case):
 
 @pytest.mark.long
 def test_killed_inside_a_save(tmp_path):
-    """Before the old .part is removed (1), between the files (2 to 4), among the fsyncs, before the rename (17), after it."""
-    report = trial(tmp_path, "sft", *(f"op:{n}" for n in (1, 2, 4, 5, 12, 16, 17, 18, 19)))
+    """Inside the note of what is to come (1, 2), between the files (3 to 5), among the fsyncs, inside the note of what is
+    whole (19, 20), before the rename (21), after it."""
+    report = trial(tmp_path, "sft", *(f"op:{n}" for n in (1, 2, 3, 5, 6, 12, 18, 19, 20, 21, 22)))
     whole = [found["checkpoints"] for found in report.values()]
     assert [] in whole and [3] in whole  # some kills fell before the checkpoint had its name, some after
 

@@ -154,5 +154,5 @@ def test_refusals(tmp_path, llama):
         run(llama, tmp_path, rows=[LABELS[0], LABELS[1] | {"label": 3}], reward__loss="outcome", reward__center_coef=0)
     with pytest.raises(UserError, match=r"expected the columns prompt \+ completion \+ label or messages \+ label"):
         run(llama, tmp_path, reward__loss="outcome", reward__center_coef=0)
-    with pytest.raises(UserError, match=r"cannot be loaded as a reward model"):
+    with pytest.raises(UserError, match=r"cannot be loaded as a reward model: no model there"):
         scalar.load_reward_model(str(tmp_path), device="cpu", key="ppo.reward_model")

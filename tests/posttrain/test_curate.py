@@ -168,3 +168,13 @@ def test_questions_that_are_none(tmp_path, rows, message):
         curate.identity("m", ["a"], "b", str(tmp_path / "o.jsonl"), questions=save(tmp_path / "q.jsonl", rows))
     with pytest.raises(UserError, match="must be at least 1"):
         curate.identity("m", ["a"], "b", str(tmp_path / "o.jsonl"), max_new_tokens=0)
+
+
+def test_a_set_of_which_nothing_is_left_is_no_success(tmp_path, capsys):
+    name, out = save(tmp_path / "rows.jsonl", [{"prompt": "a", "completion": "b"}]), tmp_path / "clean.jsonl"
+    out.write_text("older")
+    with pytest.raises(SystemExit) as stopped:
+        curate.main(["clean", name, "--min-chars", "100", "--out", str(out), "--dropped", str(tmp_path / "gone.jsonl")])
+    assert str(stopped.value.code).startswith("error: read 1 row from") and "dropped 1 (100.0%)" in stopped.value.code
+    assert stopped.value.code.endswith(f"nothing is left: {out} is not written")
+    assert out.read_text() == "older" and len(written(tmp_path / "gone.jsonl")) == 1

@@ -33,7 +33,8 @@ def wrong(layer):
 
 
 def test_for_a_config(tmp_path, capsys):
-    path = tiny_folder(tmp_path / "m")
+    tiny_folder(tmp_path / "run/model")
+    path = str(tmp_path / "run")  # the folder of a run will do
     doctor.main(["--config", str(ROOT / "configs/dpo_tiny.yaml"), "--model.name", path])
     out = capsys.readouterr().out
     assert "memory for" in out and "rows of up to 256 tokens" in out and "per process" in out

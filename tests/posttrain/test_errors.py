@@ -1,9 +1,16 @@
 """What the user can mend is one sentence and exit code 1; a bug keeps its traceback."""
 
-import pytest
-import torch.distributed as dist
+import errno
+import os
+import subprocess
+import sys
 
-from posttrain.errors import NonFiniteError, UserError, clear_exit, reason
+import pytest
+import torch
+import torch.distributed as dist
+from kit import environment
+
+from posttrain.errors import NonFiniteError, UserError, clear_exit, disk_reason, reason, writing
 
 
 def test_a_problem_becomes_its_sentence(monkeypatch):
@@ -53,3 +60,53 @@ def test_the_reason_is_the_first_line_of_what_a_library_says():
     outer.__cause__ = ValueError("while parsing")
     outer.__cause__.__cause__ = KeyError("a")
     assert reason(outer) == "while reading" and reason(outer, innermost=True) == "'a'"
+
+
+def test_what_the_file_system_says_of_python_rust_and_c(tmp_path):
+    full = "No space left on device"
+    assert disk_reason(OSError(errno.ENOSPC, full)) == full
+    rust = "Error while serializing: I/O error: No space left on device (os error 28)"
+    assert disk_reason(RuntimeError(rust)) == full
+    with pytest.raises(RuntimeError) as stopped:
+        torch.save({}, tmp_path / "nowhere" / "x.pt")
+    assert disk_reason(stopped.value) == f"Parent directory {tmp_path / 'nowhere'} does not exist"
+    torn = "[enforce fail at inline_container.cc:664] . unexpected pos 704 vs 598"
+    assert disk_reason(RuntimeError(torn)) == "the disk is full, or cannot be written"
+    for other in (ConnectionResetError(errno.ECONNRESET, "x"), OSError("no errno"), RuntimeError("x"), UserError(rust)):
+        assert disk_reason(other) is None
+    with (
+        pytest.raises(UserError, match=f"^x.json: cannot be written: {full}: make room$"),
+        writing("x.json", ": make room"),
+    ):
+        raise OSError(errno.ENOSPC, full)
+    with pytest.raises(ZeroDivisionError), writing("x.json"):
+        1 / 0  # noqa: B018
+
+
+def test_a_file_that_cannot_be_opened_is_one_sentence(tmp_path):
+    with pytest.raises(SystemExit) as stopped, clear_exit():
+        (tmp_path / "gone").read_text()
+    assert stopped.value.code == f"error: {tmp_path / 'gone'}: No such file or directory"
+    with pytest.raises(SystemExit) as stopped, clear_exit("\n(--help lists every key)"):
+        raise UserError("x")
+    assert stopped.value.code == "error: x\n(--help lists every key)"
+
+
+def test_a_library_that_ends_its_first_line_in_a_colon_is_heard_out():
+    assert reason(ValueError("one of: \n(1) this\n\nor (2) that\n")) == "one of: (1) this or (2) that"
+
+
+def test_nobody_listens_any_more_and_no_room_for_what_is_printed():
+    """python -m … | head, and python -m … > /dev/full: the descriptor alone is given, nothing is done to the device."""
+    code = "from posttrain.errors import clear_exit\nwith clear_exit():\n    for _ in range(9999): print('x' * 99)"
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(), text=True
+    ) as head:
+        head.stdout.close()
+        assert head.stderr.read() == "" and head.wait() == 1
+    read, write = os.pipe()
+    os.close(read)
+    out = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, env=environment(), text=True, check=False)
+    os.close(write)
+    assert (out.returncode, out.stderr) == (1, "")

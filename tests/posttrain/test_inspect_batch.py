@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from kit import sentencepiece_tokenizer, small_config, tiny_folder
+from kit import bytelevel_tokenizer, sentencepiece_tokenizer, small_config, tiny_folder
 
 from loops import dpo, grpo, sft
 from posttrain import ROOT, inspect_batch
@@ -74,7 +74,7 @@ def test_what_is_shown(tmp_path, llama, capsys):
         ]
     )
     out = capsys.readouterr().out
-    assert "1 rows as prompt + completion" in out and "learned: 'My name is Nova.<|im_end|>'" in out
+    assert "1 row as prompt + completion" in out and "learned: 'My name is Nova.<|im_end|>'" in out
     assert (
         "token weighting, total 7" in out.replace("\n", " ") and "'<|im_end|>'" in out and "completion (learned)" in out
     )
@@ -91,7 +91,7 @@ def test_tokens_that_look_like_markup_are_shown_as_they_are(tmp_path, capsys):
         ["--config", str(ROOT / "configs/sft_tiny.yaml"), "--model.name", mistral, "--data.name", str(rows)]
     )
     out = capsys.readouterr().out
-    assert "'[i]'" in out and "'[/b]'" in out
+    assert "' [i]'" in out and "' [/b]'" in out
 
 
 def with_tokens(tokenizer, tokens):
@@ -122,3 +122,9 @@ def test_bad_arguments(arguments, message, capsys):
     with pytest.raises(SystemExit) as stopped:
         inspect_batch.main(arguments)
     assert message in f"{stopped.value}{capsys.readouterr().err}"
+
+
+def test_the_text_of_the_tokens_is_the_text():
+    for tokenizer in (sentencepiece_tokenizer(), bytelevel_tokenizer()):
+        ids = tokenizer("the quick brown fox", add_special_tokens=False)["input_ids"]
+        assert len(ids) > 3 and "".join(inspect_batch._pieces(tokenizer, ids)).strip() == "the quick brown fox"

@@ -1,9 +1,12 @@
 """The merged model answers like the adapter model, on plain, 4-bit and 8-bit bases; one that does not is not written."""
 
+import errno
+from pathlib import Path
+
 import pytest
 import torch
 from kit import CHATML, LLAMA3, bytelevel_tokenizer, run_loop, tiny_folder
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from loops import sft
 from posttrain import models
@@ -146,3 +149,25 @@ def test_a_nan_is_not_below_any_threshold(tmp_path, adapters, monkeypatch):
 def test_an_adapter_on_a_tied_head_is_refused(tmp_path, make):
     with pytest.raises(UserError, match="the output head is tied to the embeddings"):
         make("gpt2", model__lora__targets=["c_attn", "lm_head"])
+
+
+def test_the_folder_of_a_run_will_do_and_nothing_that_stands_there_is_removed(tmp_path, adapters, monkeypatch):
+    run = str(Path(adapters["none"]).parent)
+    mine = tmp_path / "m.part/mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    with pytest.raises(UserError, match=r"--out .*/m: .*/m.part already exists: name another folder, or remove it"):
+        merge(run, str(tmp_path / "m"))
+    assert mine.read_text() == "mine"
+    assert merge(run, str(tmp_path / "merged"))[-1] == f"wrote {tmp_path}/merged"
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(UserError, match=r"/full: cannot be written: No space left on device$"),
+    ):
+        patch.setattr(PreTrainedTokenizerBase, "save_pretrained", full)
+        merge(run, str(tmp_path / "full"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.part", "merged"]
+
+
+def full(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import yaml
 
@@ -71,7 +73,12 @@ def test_refusals(tmp_path, text, expected):
 
 
 def test_files_that_cannot_be_read(tmp_path):
-    assert "no such file; there are" in problems(ROOT / "configs" / "nope.yaml")
+    assert f"no such file, did you mean {ROOT}/configs/sft_tiny.yaml" in problems(ROOT / "configs" / "sft_tinny.yaml")
+    assert re.search(r"no such file; \d+ .yaml files are there$", problems(ROOT / "configs" / "1234567890.yml"))
+    assert problems(ROOT / "no_such_folder" / "nope.yaml").endswith("no such file")
+    dotted = write(tmp_path, "training.max_steps: 1\ntraining:\n  training.seed: 3\nsft: {}\n")
+    assert "line 1: 'training.max_steps' is no key of a file: write max_steps below training:" in problems(dotted)
+    assert "line 3: 'training.seed' is no key of a file: write seed below training:" in problems(dotted)
     assert "'model.name' is given twice (first on line 2)" in problems(
         write(tmp_path, "model:\n  name: a\n  name: b\n")
     )

@@ -90,3 +90,9 @@ def test_it_is_there_in_under_a_second_and_without_torch():
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 1 and "did you mean 'beta'?" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_file_that_is_not_there_is_no_line_of_the_list():
+    with pytest.raises(SystemExit) as stopped:
+        __main__.main(["list", "configs", "nope"])
+    assert stopped.value.code == "error: nope: no such file"

@@ -1,9 +1,13 @@
 """Files of rows: what other tools write, and every problem told with its line."""
 
+import errno
+
+import pyarrow.parquet
 import pytest
 from kit import rows_for
 
-from posttrain.data.files import read_file
+from posttrain.data import files
+from posttrain.data.files import read_file, write_rows
 from posttrain.data.sources import iterate
 from posttrain.errors import UserError
 
@@ -45,6 +49,17 @@ def test_u2028_inside_a_json_string(tmp_path):
         ("huge.jsonl", b'{"text": ' + b"1" * 5000 + b"}", "huge.jsonl, line 1: not JSON that can be read"),
         ("deep.jsonl", b"[" * 100_000, "deep.jsonl, line 1: not"),
         ("list.jsonl", b'{"text": "a"}\n3', "row 2: expected an object with named columns, found int"),
+        ("twice.csv", b"prompt,completion,prompt\na,b,c\n", "twice.csv, line 1: two columns are called 'prompt'"),
+        (
+            "twice.jsonl",
+            b'{"text": "a", "text": "b"}',
+            "twice.jsonl, line 1: not JSON that can be read: an object has the key 'text' twice",
+        ),
+        (
+            "control.jsonl",
+            b'{"text": "\x01"}',
+            "control.jsonl, line 1: not valid JSON: Invalid control character at column 11",
+        ),
         ("bad.parquet", b"no parquet", "bad.parquet: cannot be read as parquet"),
         ("rows.txt", b"text", "rows.txt: expected a .jsonl, .json, .csv, .parquet file"),
         ("empty.jsonl", b"", "empty.jsonl: no rows"),
@@ -59,3 +74,33 @@ def test_bad_files(tmp_path, name, content, message, streaming):
         if streaming:
             list(rows.epoch(0))
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_parquet_says_one_sentence(tmp_path, capfd):
+    (tmp_path / "bad.parquet").write_text("garbage")
+    with pytest.raises(UserError, match=r"bad.parquet: cannot be read as parquet: "):
+        read_file(tmp_path / "bad.parquet")
+    assert capfd.readouterr() == ("", "")
+    pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([], pyarrow.string())}), tmp_path / "none.parquet")
+    with pytest.raises(UserError, match=r"none.parquet: no rows$"):
+        rows_for("sft", name=str(tmp_path / "none.parquet"))
+
+
+def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path, monkeypatch):
+    out = tmp_path / "rows.jsonl"
+    out.write_text("older")
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(UserError, match=r"rows.jsonl: cannot be written: No space left on device$"),
+    ):
+        patch.setattr(files.os, "replace", full)
+        write_rows(str(out), [{"text": "a"}])
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"] and out.read_text() == "older"
+    (tmp_path / "rows.jsonl.part").write_text("mine")
+    with pytest.raises(UserError, match=r"rows.jsonl.part is in the way of what is written to .*rows.jsonl: remove it"):
+        write_rows(str(out), [{"text": "a"}])
+    assert (tmp_path / "rows.jsonl.part").read_text() == "mine" and out.read_text() == "older"
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")

@@ -36,7 +36,7 @@ MORE, AGAIN = {"role": "user", "content": "And you?"}, {"role": "assistant", "co
 )  # fmt: skip
 def test_sft(row, messages, called):
     got = rows_for("sft", [row])
-    assert got.rows[0]["messages"] == messages and got.read == [f"1 rows as {called} from rows"]
+    assert got.rows[0]["messages"] == messages and got.read == [f"1 row as {called} from rows"]
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,14 @@
 """One raw row after the other: the format of the first shows how, a bad one is counted or stops the run; and what else a
 row may bring: tools and arguments for the template, labels, pictures."""
 
-import pytest
-from kit import bytelevel_tokenizer, rows_for
+import shlex
 
+import pytest
+from kit import bytelevel_tokenizer, rows_for, write_jsonl
+
+from posttrain import curate
 from posttrain.config.supervised import SftData as Data
+from posttrain.data.rows import load_rows
 from posttrain.errors import UserError
 from posttrain.tokens.examples import sft_examples
 
@@ -32,9 +36,7 @@ def test_a_bad_row_is_left_out_counted_and_told_or_stops_the_run(tmp_path):
     rows = rows_for("sft", [FINE] * 30 + [TWICE] + [FINE] * 9)
     assert len(rows) == 39 and len(rows.bad) == 1
     assert rows.bad[0].startswith("rows, row 31: 'messages', message 2: roles out of order")
-    with pytest.raises(
-        UserError, match=r"row 31: .*roles out of order.* Mend it, set data.bad_rows: drop, or clean the file"
-    ):
+    with pytest.raises(UserError, match=r"row 31: .*roles out of order.* Mend it, or set data.bad_rows: drop$"):
         rows_for("sft", [FINE] * 30 + [TWICE] + [FINE] * 9, bad_rows="error")
     with pytest.raises(UserError, match=r"row 1: .*2 such rows of 39; up to 5% would be left out"):
         rows_for("sft", [TWICE] * 2 + [FINE] * 37)
@@ -142,13 +144,32 @@ def test_what_a_config_leaves_out():
 def test_columns_that_no_loop_reads_are_said():
     pair = {"prompt": "q", "chosen": "a", "rejected": "b", "margin": 2.0, "id": 3, "note": None}
     assert rows_for("dpo", [pair]).read == [
-        "1 rows as prompt + chosen + rejected from rows (columns not used: margin, id)"
+        "1 row as prompt + chosen + rejected from rows (columns not used: margin, id)"
     ]
     assert rows_for("grpo", [{"prompt": "q", "level": 1}]).read == [
-        "1 rows as prompts from rows"
+        "1 row as prompts from rows"
     ]  # a reward function may
 
 
 def test_one_bad_answer_among_many_is_left_out_and_counted():
     got = rows_for("sft", [CHAT] * 30 + [CHAT | {"label": False}])
     assert len(got) == 30 and got.bad[0].startswith("rows, row 31: 'label' is False: a bad answer")
+
+
+@pytest.mark.parametrize(
+    ("method", "good", "bad"),
+    [("sft", FINE, TWICE), ("dpo", {"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "a", "chosen": "", "rejected": "c"}),
+     ("reward", {"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "a", "chosen": "b"}),
+     ("outcome", {"prompt": "a", "completion": "b", "label": True}, {"prompt": "a", "completion": "b", "label": 3}),
+     ("grpo", {"prompt": "a"}, {"prompt": ""}), ("ppo", {"prompt": "a"}, {"x": 1}), ("best-of-k", {"prompt": "a"}, {"x": 1})],
+)  # fmt: skip
+def test_the_command_that_is_advised_does_it(tmp_path, monkeypatch, method, good, bad):
+    monkeypatch.chdir(tmp_path)
+    name = write_jsonl(tmp_path / "my rows.jsonl", [good, bad])
+    with pytest.raises(UserError) as stopped:
+        load_rows(Data(name=name, bad_rows="error"), method)
+    assert ", row 2: " in str(stopped.value)
+    command = shlex.split(str(stopped.value).partition(", or run python -m posttrain.")[2])
+    assert command[0] == "curate"
+    curate.main(command[1:])
+    assert len(load_rows(Data(name="clean.jsonl", bad_rows="error"), method)) == 1

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -35,8 +36,8 @@ def adapter(tmp_path_factory, llama):
 
 def run_in(folder):
     return SimpleNamespace(
-        folder=folder, has_start=False, compute=torch.float32, device=torch.device("cpu"),
-        accelerator=SimpleNamespace(is_main_process=True), parallel=whole_models(),
+        folder=folder, compute=torch.float32, device=torch.device("cpu"), parallel=whole_models(),
+        write_start=lambda *both: [part.save_pretrained(folder / "start.part") for part in both] and str(folder / "start"),
     )  # fmt: skip
 
 
@@ -183,17 +184,59 @@ def test_a_policy_with_a_fresh_adapter_and_without_one(tmp_path, llama):
 
 
 def test_an_adapter_on_an_adapter_takes_its_start_along(tmp_path, adapter):
-    run = run_in(tmp_path)
-    (tmp_path / "start.part/left_by_a_killed_run").mkdir(parents=True)
-    model, _, _ = models.load_policy(Model(name=adapter[0], adapter="lora"), run)
-    assert not (tmp_path / "start.part/left_by_a_killed_run").exists()
-    assert run.has_start and model.peft_config["default"].base_model_name_or_path == str(tmp_path / "start")
+    model, _, _ = models.load_policy(Model(name=adapter[0], adapter="lora"), run_in(tmp_path))
+    assert model.peft_config["default"].base_model_name_or_path == str(tmp_path / "start")
     start = models.load(str(tmp_path / "start.part"))[0]
     torch.testing.assert_close(start(IDS).logits, adapter[1], atol=1e-4, rtol=0)
-    other = run_in(tmp_path / "other")
-    other.accelerator.is_main_process = False
-    assert loading.base_folder(Model(name=adapter[0]), other, model, None).endswith("/other/start")
-    assert not (tmp_path / "other").exists()
+
+
+def test_the_folder_of_a_run_means_its_model(tmp_path, llama, adapter):
+    shutil.copytree(llama, tmp_path / "run/model")
+    shutil.copytree(llama, tmp_path / "killed/checkpoints/step_3/model")
+    shutil.copytree(adapter[0], tmp_path / "lora/model")
+    assert loading.find(str(tmp_path / "run")) == str(tmp_path / "run/model")
+    assert loading.find(str(tmp_path / "run/model")) == str(tmp_path / "run/model")
+    assert loading.find(str(tmp_path / "killed/checkpoints/step_3")) == str(
+        tmp_path / "killed/checkpoints/step_3/model"
+    )
+    assert models.load(str(tmp_path / "run"))[0].config.hidden_size == 32
+    base = loading.base_folder(Model(name=str(tmp_path / "run")), run_in(tmp_path), None, None)
+    assert base == str(tmp_path / "run/model")  # where the adapter finds it again
+    _, _, lines = models.load_policy(
+        Model(name=llama, adapter="lora", adapter_path=str(tmp_path / "lora")), run_in(tmp_path)
+    )
+    assert lines[0].startswith(f"going on with the adapter {tmp_path}/lora/model: rank")
+    with pytest.raises(
+        UserError, match=r"killed': cannot be loaded: no model there .* last checkpoint is .*/step_3/model$"
+    ):
+        models.load(str(tmp_path / "killed"))
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(UserError, match=r"no model there \(neither config.json nor adapter_config.json\)$"):
+        models.load(str(tmp_path / "nothing"))
+
+
+def test_a_tokenizer_that_is_missing_or_broken_is_said_to_be(tmp_path, llama):
+    there = shutil.copytree(llama, tmp_path / "m")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (there / name).unlink()
+    with pytest.raises(
+        UserError,
+        match=r"its tokenizer cannot be read: is tokenizer.json there, and whole\? \(ValueError: .* one of: \(1\)",
+    ):
+        models.load(str(there))
+    (there / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match=r"its tokenizer cannot be read: is tokenizer.json there, and whole\?"):
+        models.load(str(there))
+
+
+def test_weights_of_another_shape_are_named(tmp_path, llama):
+    there = Path(shutil.copytree(llama, tmp_path / "m"))
+    config = json.loads((there / "config.json").read_text())
+    (there / "config.json").write_text(json.dumps(config | {"intermediate_size": 48}))
+    with pytest.raises(
+        UserError, match=r"mlp.down_proj.weight is \[32, 64\] in the checkpoint, \[32, 48\] by config.json"
+    ):
+        models.load(str(there))
 
 
 def test_a_saved_adapter_goes_on(tmp_path, llama, adapter):

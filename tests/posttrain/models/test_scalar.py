@@ -1,12 +1,14 @@
 """Scalar heads: scores by length, values before their tokens, and what a saved reward model needs."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
 import transformers
 from kit import CHATML, bytelevel_tokenizer, whole_models
+from safetensors.torch import load_file, save_file
 
 from posttrain import models
 from posttrain.config.keys import Lora, Model
@@ -162,3 +164,31 @@ def test_a_critic_on_the_policys_own_backbone(llama):
     torch.nn.init.ones_(both.head.weight)
     hidden = policy.with_hidden(batch)[2]
     torch.testing.assert_close(both(batch)[2], hidden.sum(-1), atol=1e-5, rtol=1e-5)
+
+
+def test_a_language_model_is_no_reward_model(tmp_path, llama):
+    for labels in ({}, {"num_labels": 1, "id2label": {"0": "score"}}):
+        there = shutil.copytree(llama, tmp_path / f"m{len(labels)}")
+        config = json.loads((there / "config.json").read_text())
+        (there / "config.json").write_text(json.dumps(config | labels))
+        with pytest.raises(
+            UserError, match=r"m\d' is a language model, not a reward model: it has no score.weight. Train a"
+        ):
+            scalar.load_reward_model(str(there), device="cpu", key="ppo.reward_model")
+    causal, tokenizer, _ = models.load(llama)
+    lora.add(causal, Lora(), llama).save_pretrained(tmp_path / "adapter")
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(UserError, match=r"adapter' is a language model, not a reward model: it is an adapter of one"):
+        scalar.load_reward_model(str(tmp_path / "adapter"), device="cpu", key="ppo.reward_model")
+    with pytest.raises(UserError, match=r"^ppo.reward_model '/no/where': cannot be loaded: no such folder$"):
+        scalar.load_reward_model("/no/where", device="cpu", key="ppo.reward_model")
+
+
+def test_a_reward_model_by_the_folder_of_its_run_and_one_that_is_not_whole(tmp_path, llama):
+    causal, tokenizer, _ = models.load(llama)
+    scalar.save_scorer(scalar.as_scorer(causal), tokenizer, tmp_path / "run/model")
+    assert scalar.load_reward_model(str(tmp_path / "run"), device="cpu", key="k")[0].head.out_features == 1
+    file = tmp_path / "run/model/model.safetensors"
+    save_file({n: t for n, t in load_file(file).items() if "up_proj" not in n}, file, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"the checkpoint lacks model.layers.0.mlp.up_proj.weight"):
+        scalar.load_reward_model(str(tmp_path / "run"), device="cpu", key="k")

@@ -1,6 +1,7 @@
 """Rejection sampling: what is kept of k scored answers, and that the command writes rows its loop reads."""
 
 import json
+import sys
 
 import pytest
 
@@ -115,3 +116,18 @@ def test_a_reward_model_may_score_them(tmp_path):
                 assert scalar.score_examples(rm, [row], its.pad_token_id, 1)[0] == pytest.approx(one.score, abs=1e-4)
     kept, _ = as_rows(groups, "best")
     assert all(row["score"] == max(s.score for s in pair if s.finished) for row, pair in zip(kept, groups, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("asks", "message"),
+    [("trainer_state", "asks for trainer_state; a training run alone has them"), ("colour", "asks for colour, the rows have answer, prompts")],
+)  # fmt: skip
+def test_a_function_that_asks_for_what_is_not_there_is_refused_before_anything_is_loaded(
+    tmp_path, monkeypatch, asks, message
+):
+    (tmp_path / "asking.py").write_text(f"def reward(completions, {asks}):\n    return [0.0] * len(completions)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "asking", raising=False)
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "answer": "1"}\n')
+    with pytest.raises(UserError, match=message):
+        best_of_k("no such model", str(tmp_path / "rows.jsonl"), ["asking:reward"], str(tmp_path / "out.jsonl"))

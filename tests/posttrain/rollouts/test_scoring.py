@@ -95,7 +95,7 @@ def test_what_is_watched_is_measured_and_pays_nothing():
         ({"reward": "right"}, None, r"^ppo.reward 'right': expected answer, reasoning_gym, or package.module:function"),
         ({"reward": "answer", "watch": "seen"}, None, r"^ppo.watch 'seen': expected package.module:function"),
         ({"reward": ["answer", "answer"], "reward_weights": [1, 2]}, length, "^ppo.reward_weights has 2 entries for 1"),
-        ({"reward": None, "reward_model": "/nowhere"}, None, r"^ppo.reward_model '/nowhere': cannot be loaded as a reward"),
+        ({"reward": None, "reward_model": "/nowhere"}, None, r"^ppo.reward_model '/nowhere': cannot be loaded: no such folder"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_found_names_its_key(keys, given, message):
@@ -147,7 +147,7 @@ def test_a_policy_with_another_vocabulary(reward_model):
 
 def test_a_language_model_is_no_reward_model(tmp_path):
     causal = tiny_folder(tmp_path / "m")
-    with pytest.raises(UserError, match=r"gives 2 numbers, not one score: is it a classifier\?"):
+    with pytest.raises(UserError, match=r"is a language model, not a reward model: it has no score.weight"):
         scorer("ppo", reward=None, reward_model=causal)
 
 

@@ -1,5 +1,6 @@
 """The files of a checkpoint: whole or not there at all, read without running code, and the very same numbers again."""
 
+import errno
 import os
 import random
 import sys
@@ -48,11 +49,26 @@ def test_what_a_killed_save_has_left_is_not_taken_over(tmp_path):
 def test_a_save_that_fails_leaves_nothing(tmp_path):
     def full(part):
         fill(part)
-        raise OSError("No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(UserError, match=r"step_2: the checkpoint cannot be written \(No space left on device\). Make"):
+    with pytest.raises(UserError, match=r"step_2: cannot be written: No space left on device"):
         write(tmp_path, 2, full)
     assert list((tmp_path / "checkpoints").iterdir()) == []
+    with pytest.raises(ZeroDivisionError):  # a bug is no full disk
+        write(tmp_path, 2, lambda part: 1 / 0)
+
+
+def test_what_no_run_has_written_is_not_removed(tmp_path):
+    for step in (1, 2):
+        write(tmp_path, step, fill)
+    mine = [tmp_path / "checkpoints" / name for name in ("step_1/mine.txt", "step_3.part/mine.txt")]
+    for path in mine:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    prune(tmp_path, 1, set())
+    with pytest.raises(UserError, match="step_3: cannot be written: File exists"):
+        write(tmp_path, 3, fill)
+    assert [path.read_text() for path in mine] == ["mine", "mine"] and all_steps(tmp_path) == [1, 2]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc what a file descriptor is")
@@ -68,7 +84,9 @@ def test_every_file_is_on_the_disk_before_the_name(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(os, "replace", named)
     write(tmp_path, 1, fill)
-    assert sorted(done[:3]) == ["a.txt", "model", "step_1.part"] and done[3:] == ["replace", "checkpoints"]
+    note = ["written.json.part", "replace"]  # what is the run's own, noted before it is there
+    assert sorted(done[2:5]) == ["a.txt", "model", "step_1.part"]
+    assert done[:2] + done[5:] == [*note, *note, "replace", "checkpoints"]
 
 
 def test_the_newest_and_the_best_stay(tmp_path):

@@ -1,5 +1,6 @@
 """The run folder: what may be there already, what is removed, and that one run writes there."""
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from kit import run_loop, small_config, tiny_folder
 from loops import sft
 from posttrain.config import load
 from posttrain.errors import UserError
-from posttrain.run import folder
+from posttrain.run import folder, written
 
 ROWS = [{"prompt": f"Is {i} even?", "completion": "Yes." if i % 2 == 0 else "No."} for i in range(4)]
 
@@ -23,6 +24,7 @@ def config(tmp_path, method="sft", **changes):
 
 def there(tmp_path, *names):
     """What an older run has left."""
+    written.note(tmp_path / "run", *names, *(f"{name}/*" for name in names))
     for name in names:
         path = tmp_path / "run" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,13 +76,58 @@ def test_a_folder_that_is_no_run(tmp_path, where, message):
 
 
 def test_files_of_ones_own_beside_a_run_are_no_reason_to_stop(tmp_path):
-    there(tmp_path, "notes.txt", "start.part", "logs", "model.old")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "notes.txt").write_text("mine")
     assert folder.choose(config(tmp_path)) is None
-    there(tmp_path, "my_other_things")
+    (run / "my_other_things").mkdir()
     with pytest.raises(UserError, match=r"is not the folder of a run \(it holds my_other_things\)"):
         folder.choose(config(tmp_path))
-    there(tmp_path, "config.yaml")  # a run's own: whatever else lies there
+    there(tmp_path, "metrics.jsonl")  # the folder of a run: whatever else lies there
     assert folder.choose(config(tmp_path)) is None
+
+
+@pytest.mark.parametrize("name", [*folder.NAMES, "written.json", "config.json"])
+def test_a_folder_that_no_run_has_marked_is_refused_whatever_it_holds(tmp_path, llama, name):
+    mine = tmp_path / "run" / name if "." in name else tmp_path / "run" / name / "mine.bin"
+    mine.parent.mkdir(parents=True)
+    mine.write_text('{"by": "me", "files": ["config.json"]}')
+    for changes in (
+        {"output__overwrite": True},
+        {"resume": True, "output__overwrite": False},
+        {"output__overwrite": False},
+    ):
+        with pytest.raises(
+            UserError, match=rf"is not the folder of a run \(it holds {name}\): no run has left its written.json"
+        ):
+            run_loop(sft, llama, tmp_path, rows=ROWS, **changes)
+    assert [path for path in (tmp_path / "run").rglob("*") if path.is_file()] == [mine]
+
+
+@pytest.mark.parametrize(
+    "name", ["model/README.md", "checkpoints/step_1/mine.bin", "checkpoints/notes.md", "logs/mine.txt"]
+)
+def test_what_one_has_put_into_a_runs_folders_is_not_deleted_with_them(tmp_path, llama, name):
+    run_loop(sft, llama, tmp_path, rows=ROWS, training__save_every=1)
+    mine = tmp_path / "run" / name
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("mine")
+    with pytest.raises(UserError, match=rf"{name} stands where a run writes, and was not written by the run in"):
+        run_loop(sft, llama, tmp_path, rows=ROWS)
+    assert mine.read_text() == "mine" and (tmp_path / "run/model/model.safetensors").exists()
+    mine.unlink()
+    assert len(run_loop(sft, llama, tmp_path, rows=ROWS).metrics) == 1
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_a_link_is_followed_nowhere(tmp_path, llama):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/mine.txt").write_text("mine")
+    run_loop(sft, llama, tmp_path, rows=ROWS)
+    (tmp_path / "run/checkpoints").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="checkpoints stands where a run writes"):
+        run_loop(sft, llama, tmp_path, rows=ROWS)
+    assert (tmp_path / "elsewhere/mine.txt").exists()
 
 
 @pytest.mark.parametrize(
@@ -110,12 +157,12 @@ def test_clearing_an_older_run_leaves_what_no_run_writes(tmp_path):
         "checkpoints.old/step_9",
         "metrics.jsonl",
         "samples.md",
-        "mine.txt",
     )
+    (tmp_path / "run/mine.txt").write_text("mine")
     folder.clear(config(tmp_path), None, False)
     try:
         left = {path.name for path in (tmp_path / "run").iterdir()}
-        assert left == {"mine.txt", "config.yaml"}
+        assert left == {"mine.txt", "config.yaml", "written.json"}
         assert load(tmp_path / "run/config.yaml").output.dir == str(tmp_path / "run")
     finally:
         folder.unlock(tmp_path / "run")
@@ -126,12 +173,12 @@ def test_a_resumed_run_keeps_all_but_the_mark_that_it_is_finished(tmp_path):
     folder.clear(config(tmp_path, resume=True), tmp_path / "run/checkpoints/step_1", True)
     try:
         left = {path.name for path in (tmp_path / "run").iterdir()}
-        assert left == {"model.old", "checkpoints", "metrics.jsonl", "start", "config.yaml"}
+        assert left == {"model.old", "checkpoints", "metrics.jsonl", "start", "config.yaml", "written.json"}
         assert [path.name for path in (tmp_path / "run/model.old").iterdir()] == ["a.txt"]
         there(tmp_path, "model.part/c.txt", "model/d.txt")
         folder.put_model(tmp_path / "run")
         left = {path.name for path in (tmp_path / "run").iterdir()}
-        assert left == {"model", "checkpoints", "metrics.jsonl", "start", "config.yaml"}
+        assert left == {"model", "checkpoints", "metrics.jsonl", "start", "config.yaml", "written.json"}
         assert [path.name for path in (tmp_path / "run/model").iterdir()] == ["c.txt"]
     finally:
         folder.unlock(tmp_path / "run")
@@ -145,6 +192,23 @@ def test_the_merged_start_under_an_adapter_gets_its_name(tmp_path):
     assert not (tmp_path / "run/start.part").exists()
 
 
+def test_a_start_is_written_whole_or_not_at_all(tmp_path):
+    run = tmp_path / "run"
+    there(tmp_path, "start.part/of_a_killed_run.txt")
+    folder.write_start(run, lambda part: (part.mkdir(), (part / "new.txt").write_text("new")))
+    assert [path.name for path in (run / "start.part").iterdir()] == ["new.txt"]
+    assert written.stranger(run, "start.part") is None
+
+    def full(part):
+        part.mkdir()
+        (part / "half.txt").write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(UserError, match=r"start.part: cannot be written: No space left on device$"):
+        folder.write_start(run, full)
+    assert not (run / "start.part").exists()
+
+
 def test_clearing_takes_the_checkpoints_first_and_all_at_once(tmp_path, llama):
     """Killed anywhere in there, no half of an old checkpoint is left to be resumed."""
     run_loop(sft, llama, tmp_path, rows=ROWS, training__save_every=1)
@@ -154,7 +218,7 @@ def test_clearing_takes_the_checkpoints_first_and_all_at_once(tmp_path, llama):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(folder.shutil, "rmtree", killed)
+        patch.setattr(written.shutil, "rmtree", killed)
         run_loop(sft, llama, tmp_path, rows=ROWS)
     assert not (tmp_path / "run/checkpoints").exists() and (tmp_path / "run/checkpoints.old/step_1").exists()
     assert len(run_loop(sft, llama, tmp_path, rows=ROWS).metrics) == 1

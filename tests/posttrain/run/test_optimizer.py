@@ -4,7 +4,7 @@ from torch import nn
 
 from posttrain.config.keys import Training
 from posttrain.config.supervised import PretrainTraining
-from posttrain.run.optimizer import make_optimizer, schedule
+from posttrain.run.optimizer import about_warmup, make_optimizer, schedule
 
 
 def test_linear_schedule_over_three_steps():
@@ -49,3 +49,11 @@ def test_decay_on_all_reaches_the_norms():
         groups = make_optimizer(policy, training, torch.device("cpu")).param_groups
         assert sorted(g["weight_decay"] for g in groups) == sorted(expected)
         assert all(g["betas"] == (0.8, 0.7) for g in groups)
+
+
+def test_a_run_that_is_all_warm_up_is_told():
+    # steps 0 and 1 of a warm-up over 100 are 1/101 and 2/101 of the peak
+    (line,) = about_warmup(2, 100, 1e-3)
+    assert line == "warning: training.warmup_steps = 100 of 2 steps: the learning rate comes to 2e-05, not to 0.001"
+    assert schedule(1, 2, 100, "linear") * 1e-3 == pytest.approx(1.98e-5, abs=1e-7)
+    assert "warmup_steps = 1 of 1 step:" in about_warmup(1, 1, 1e-3)[0] and about_warmup(2, 1, 1e-3) == []

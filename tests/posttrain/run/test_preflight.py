@@ -1,11 +1,14 @@
 """Each check refuses its own fault before the first update, can be switched off, and says what passed."""
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from kit import run_loop, tiny_model
+from safetensors.torch import load_file, save_file
 
 from loops import dpo, grpo, ppo, sft
 from posttrain import models
@@ -262,6 +265,31 @@ def test_one_answer_among_many_that_the_reference_says_otherwise():
     )
     active[7] = False  # a muted row is no answer
     assert refused(preflight.reference, True, policy, reference, active, same_rows=True) is None
+
+
+def test_what_to_do_about_a_nan(tmp_path, llama):
+    rl = SimpleNamespace(config=SimpleNamespace(method="ppo"), step=3)
+    policy = torch.nn.Linear(2, 1)
+    assert preflight.why_not_finite(rl, policy) == "Lower training.learning_rate, or look at the rewards of this step"
+    rl.step, rl.config.method = 0, "sft"
+    assert preflight.why_not_finite(rl, policy) == "Look at the rows of this step"
+    there = Path(shutil.copytree(llama, tmp_path / "m"))
+    weights = load_file(there / "model.safetensors")
+    weights["model.norm.weight"][3] = float("nan")
+    save_file(weights, there / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        UserError, match=r"step 1: the loss is nan .* model.model.norm.weight held NaN or infinity before: is"
+    ):
+        run(str(there), tmp_path)
+
+
+def test_a_first_rollout_of_which_no_answer_ends_is_told(tmp_path, llama, capsys):
+    for method in ("grpo", "ppo"):
+        run(llama, tmp_path, method, **{f"{method}__max_new_tokens": 1}, training__max_steps=1)
+        said = (
+            f"warning: no answer of the first rollout ended within {method}.max_new_tokens: the reward may see none of"
+        )
+        assert said in capsys.readouterr().err
 
 
 def test_rounding_that_moves_only_uncertain_tokens_is_no_other_temperature():

@@ -234,11 +234,11 @@ def test_the_folder_is_finished_when_the_model_has_its_name(tmp_path, capsys):
     run.log({})
     result = run.finish([("Who?", "a", "b")])
     written = {path.name for path in (tmp_path / "run").iterdir()}
-    assert written == {"config.yaml", "metrics.jsonl", "curves.png", "samples.md", "model"}
+    assert written == {"config.yaml", "metrics.jsonl", "curves.png", "samples.md", "model", "written.json"}
     assert (result.model, result.folder, len(result.metrics)) == (run.model, tmp_path / "run", 1)
     err = capsys.readouterr().err
-    assert "training 1 of 401 parameters for 1 steps in float32 on 1 x cpu" in err and "sft: 1 steps in " in err
-    assert f"wrote {tmp_path / 'run'}/: config.yaml, curves.png, metrics.jsonl, model/, samples.md" in err
+    assert "training 1 of 401 parameters for 1 step in float32 on 1 x cpu" in err and "sft: 1 step in " in err
+    assert f"wrote {tmp_path / 'run'}/: config.yaml, curves.png, metrics.jsonl, model/, samples.md, written.json" in err
 
 
 def test_gradients_are_sent_around_on_the_last_micro_batch(tmp_path):

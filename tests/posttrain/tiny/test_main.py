@@ -40,3 +40,10 @@ def test_another_seed_goes_elsewhere(monkeypatch, capsys, builds, tmp_path):
     with pytest.raises(SystemExit, match="error: --seed needs --out"):
         main(monkeypatch, "--seed", 3)
     assert len(builds) == 1
+
+
+def test_what_stands_where_it_is_built_is_left_alone(monkeypatch, builds, tmp_path):
+    (tmp_path / "new.part").mkdir()
+    with pytest.raises(SystemExit, match=r"error: .*/new.part exists already: name a new folder"):
+        main(monkeypatch, "--out", tmp_path / "new")
+    assert (tmp_path / "new.part").exists() and builds == []

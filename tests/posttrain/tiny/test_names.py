@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from posttrain import ROOT
+from posttrain.errors import UserError
 from posttrain.tiny import data, names
 
 ALL = [(name, "train") for name in names.MODELS] + [
@@ -144,7 +145,7 @@ def test_a_files_build(tmp_path):
 
 
 def test_a_build_that_fails_leaves_no_model(tmp_path):
-    with pytest.raises(RuntimeError, match=r"(?s)building it failed: python -c .* ended with 3"):
+    with pytest.raises(UserError, match=r"(?s)building it failed: python -c .* ended with 3; why stands above"):
         names.build(["-c", f"{LOOP}\nsys.exit(3)"], tmp_path / "it")
     assert not (tmp_path / "it").exists()
 

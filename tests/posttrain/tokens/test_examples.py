@@ -160,7 +160,7 @@ def test_a_prompt_that_is_cut_keeps_its_system_message_and_headers():
         and len(made.items[0]) <= 60
     )
     assert text.endswith("What is 2 + 3?<|im_end|>\n<|im_start|>assistant\n5<|im_end|>")
-    assert "cut the beginning of 1 prompts of rows longer than data.max_length = 60" in made.summary()
+    assert "cut the beginning of 1 prompt of a row longer than data.max_length = 60" in made.summary()
 
 
 def test_what_the_template_adds_is_remarked_once_and_not_of_plain_text():

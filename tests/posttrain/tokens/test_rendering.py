@@ -36,6 +36,7 @@ def test_arguments_of_the_template():
             ValueError,
             "template fails on the conversation (TypeError",
         ),
+        ("{{ 1 / 0 }}", ValueError, "template fails on the conversation (ZeroDivisionError: division by zero)"),
     ],
 )
 def test_a_template_that_fails_is_told_in_one_sentence(jinja, error, message):

@@ -1,4 +1,6 @@
-from posttrain.tokens.shorten import shortened
+from types import SimpleNamespace
+
+from posttrain.tokens.shorten import shortened, too_long, too_long_to_answer
 
 
 def user(text):
@@ -48,3 +50,18 @@ def test_what_is_learned_is_not_touched():
 def test_a_tool_s_answer_goes_with_its_turn():
     called = [user("q"), bot("", tool_calls=[{}]), {"role": "tool", "content": "x" * 50}, bot("y")]
     assert shortened({"prompt": [*called, user("z")]}, 5, up_to(10)) == {"prompt": [user("z")]}
+
+
+def test_what_is_said_can_be_done():
+    given, not_given = SimpleNamespace(max_length=64), SimpleNamespace(max_length=None)
+    assert too_long(64, given) == (
+        "longer than data.max_length = 64 tokens",
+        "raise data.max_length (as far as the model reads)",
+    )
+    assert too_long(512, not_given)[1] == "shorten them (the model reads no more)"  # or it would be 1024
+    assert too_long(1024, not_given)[1] == "raise data.max_length (as far as the model reads)"
+    assert too_long_to_answer(512, 100, not_given, "grpo") == (
+        "longer than 412 tokens (data.max_length 512 − 100 new ones)",
+        "lower grpo.max_new_tokens, or shorten them (the model reads no more)",
+    )
+    assert too_long_to_answer(512, 100, not_given, "best-of-k")[1] == "lower --max-new-tokens"
