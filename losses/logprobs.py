@@ -7,7 +7,7 @@ T = S − 1 predictions, and position t of every [B, T] tensor scores `input_ids
 predictions count: `active = completion_mask[:, 1:]`.
 
 Kept from the textbooks: everything. Changed: the softmax is taken in float32 even when the logits are bfloat16. A bf16
-log-probability near −8 has a spacing of 1/32 nat, and a running bf16 sum near −1400 one of 8 nats: over 200 tokens the
+log-probability near −7 has a spacing of 1/32 nat, and a running bf16 sum near −1400 one of 8 nats: over 200 tokens the
 error can reach nats (the bug museum shows it), and a DPO margin is a few nats. (float64 stays float64, for tests by
 finite differences.)
 

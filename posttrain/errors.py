@@ -1,6 +1,7 @@
 """One exception for what the user can mend, and the one place that turns it, and what the file system says, into a
 sentence and an exit code. A bug keeps its traceback."""
 
+import atexit
 import contextlib
 import os
 import re
@@ -90,7 +91,12 @@ def _give_up_stdout() -> None:
 
 
 def _leave_the_others() -> None:
-    """One of several processes that just ends may be aborted (exit code -6): threads still listen to the others."""
+    """One of several processes that just ends may be aborted (exit code -6): threads still listen to the others, and
+    the interpreter takes their objects down around them. So its work is done here, and the process left at once."""
     group = sys.modules.get("torch.distributed")
     if group is not None and group.is_available() and group.is_initialized():
         group.destroy_process_group()
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)

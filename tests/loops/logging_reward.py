@@ -8,6 +8,7 @@ import sys
 from loops import grpo
 from posttrain import ROOT
 from posttrain.config import load
+from posttrain.errors import clear_exit
 
 ROWS = [{"prompt": f"Question {i}?" + " Hm." * (i % 3), "number": i} for i in range(1, 8)]
 SEEN = []  # of the trainer's state
@@ -43,4 +44,5 @@ def train(model: str, out: str, **overrides):
 
 
 if __name__ == "__main__":
-    train(*sys.argv[1:])
+    with clear_exit():
+        train(*sys.argv[1:])

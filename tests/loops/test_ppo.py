@@ -14,6 +14,7 @@ from posttrain.config import load
 from posttrain.errors import UserError
 from posttrain.rollouts import sampling
 from posttrain.rollouts.answers import Answer
+from posttrain.run import written
 from posttrain.tokens.batch import Example
 
 ROWS = [{"prompt": f"Question {i}?" + " Hm." * (i % 3), "answer": str(i)} for i in range(8)]
@@ -168,6 +169,7 @@ def test_the_critic_does_not_throttle_the_policy(tmp_path, llama):
 
 def test_the_reward_model_is_not_overwritten(tmp_path, llama):
     (tmp_path / "run" / "model").mkdir(parents=True)
+    written.note(tmp_path / "run", "model/*")  # of an earlier run
     keys = {"ppo__reward": None, "ppo__reward_model": str(tmp_path / "run" / "model")}
     with pytest.raises(UserError, match=r"ppo.reward_model .* lies in the run folder"):
         run(llama, tmp_path, reward=None, **keys)

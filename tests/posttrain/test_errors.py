@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from kit import environment
 
+from posttrain import errors
 from posttrain.errors import NonFiniteError, UserError, clear_exit, disk_reason, reason, writing
 
 
@@ -41,6 +42,8 @@ def test_a_bug_keeps_its_traceback():
 def test_one_of_several_processes_takes_its_leave_at_a_good_end(monkeypatch):
     left = []
     monkeypatch.setattr(dist, "destroy_process_group", lambda: left.append("left"))
+    monkeypatch.setattr(errors.atexit, "_run_exitfuncs", lambda: left.append("what was to be done at the end"))
+    monkeypatch.setattr(errors.os, "_exit", left.append)
     with clear_exit():
         pass
     assert left == []  # alone
@@ -50,7 +53,7 @@ def test_one_of_several_processes_takes_its_leave_at_a_good_end(monkeypatch):
     assert left == []
     with clear_exit():
         pass
-    assert left == ["left"]
+    assert left == ["left", "what was to be done at the end", 0]
 
 
 def test_the_reason_is_the_first_line_of_what_a_library_says():
