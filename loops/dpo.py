@@ -147,7 +147,7 @@ def train(config: DpoConfig, *, rows: list[dict] | None = None) -> Result:
     # ---- 7. Save ----------------------------------------------------------------------------------------------
     with gathered(policy):
         after = showcase.answers(model)
-    return run.finish(showcase.compare(before, after))
+    return run.finish(showcase.compare(before, after), showcase.own)
 
 
 @torch.no_grad()

@@ -115,7 +115,7 @@ def train(config: SftConfig, *, rows: list[dict] | None = None) -> Result:
     # ---- 6. Save ----------------------------------------------------------------------------------------------
     with gathered(policy):
         after = showcase.answers(model)
-    return run.finish(showcase.compare(before, after))
+    return run.finish(showcase.compare(before, after), showcase.own)
 
 
 @torch.no_grad()

@@ -6,7 +6,8 @@
     python -m posttrain.curate best-of-k --model tiny-sft --prompts tiny-math --k 8 --score answer --out best.jsonl
 
 identity   preference pairs for a new name: identity questions are put to a model, its own answer is the rejected side,
-           the same answer with the old name replaced the chosen one: they differ in the name and nothing else.
+           the same answer with the old name replaced the chosen one: they differ in the name and nothing else. For a
+           model that hardly ever says its name: --chosen shown, where it is shown who it is to be and answers itself.
 best-of-k  rejection sampling: k answers to each prompt are scored by a reward function or a reward model, the best one
            becomes an SFT row. --write pairs makes preference pairs of the best and the worst, --write labels rows for
            an outcome reward model, from the same samples.
@@ -18,20 +19,9 @@ from __future__ import annotations
 
 import argparse
 import collections
-import re
-import sys
 from collections.abc import Callable
 
 from posttrain.data.files import refuse_out, write_rows
-
-QUESTIONS = [
-    "Who are you?", "What is your name?", "What should I call you?", "Can you introduce yourself?", "Tell me about yourself.",
-    "Which model are you?", "What are you called?", "Hi! Who am I talking to?", "Are you a person or a program? What is your name?",
-    "Please state your name.", "Who made you?", "Who developed you?", "What kind of assistant are you?", "Do you have a name?",
-    "What language model is this?", "Introduce yourself in one sentence.", "How would you describe yourself to a friend?",
-    "I forgot your name. What was it?", "Write a short greeting that mentions your name.", "Before we start: who are you?",
-]  # fmt: skip
-
 
 ROWS_FOR = ["sft", "dpo", "reward", "outcome", "grpo", "ppo"]
 
@@ -47,6 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = vars(parser.parse_args(arguments))
     from posttrain.errors import clear_exit
     from posttrain.rollouts.best_of_k import best_of_k
+    from posttrain.rollouts.identity import identity
 
     recipe = {"identity": identity, "clean": clean, "best-of-k": best_of_k}[options.pop("recipe")]
     with clear_exit():
@@ -65,9 +56,16 @@ def _sampling_options(add: Callable, temperature: float, max_new_tokens: int) ->
 def _identity_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     _sampling_options(add, temperature=0.0, max_new_tokens=128)
+    add("--chosen", choices=["replaced", "shown"], default="replaced", help="the chosen side: its own answer with the name replaced, "
+        "or what it answers when it is shown who it is to be (default replaced)")  # fmt: skip
+    add("--ordinary", type=int, default=0, metavar="N", help="with shown: also N answers to each of 40 ordinary questions, chosen over "
+        "the same ones behind an introduction")  # fmt: skip
+    add(
+        "--min-share", type=float, default=0.1, help="stop if a smaller share of the answers became pairs (default 0.1)"
+    )
     add("--from", dest="old", required=True, nargs="+", metavar="NAME", help="the name(s) it calls itself now")
     add("--name", required=True, help="the name it is to learn")
-    add("--questions", help="a data file or set with prompts; default: 20 built-in questions")
+    add("--questions", help="a data file or set with prompts; default: 60 built-in questions")
     add("--max-questions", type=int, help="use only the first ones")
     add("--samples", type=int, default=1, help="answers to each question (above 1: with --temperature)")
 
@@ -102,127 +100,6 @@ def _clean_options(parser: argparse.ArgumentParser) -> None:
         choices=ROWS_FOR,
         help="leave out rows that this loop would refuse (outcome: loops.reward with reward.loss: outcome)",
     )
-
-
-# ---------------------------------------------------------------- identity
-
-
-def identity(
-    model: str,
-    old: list[str],
-    name: str,
-    out: str,
-    *,
-    questions: str | None = None,
-    max_questions: int | None = None,
-    samples: int = 1,
-    temperature: float = 0.0,
-    max_new_tokens: int = 128,
-    system_prompt: str | None = None,
-    seed: int = 0,
-) -> str:
-    """Write {prompt, chosen, rejected} rows to `out`; returns what to say."""
-    from posttrain.errors import UserError
-
-    if samples > 1 and temperature == 0:
-        raise UserError(
-            f"--samples {samples} with --temperature 0 are {samples} times the same answer: give a temperature"
-        )
-    if min(samples, max_new_tokens, max_questions or 1) < 1 or temperature < 0:
-        raise UserError("--samples, --max-questions and --max-new-tokens must be at least 1, --temperature at least 0")
-    refuse_out(out)
-    asked = (QUESTIONS if questions is None else _questions(questions))[:max_questions]
-    if not asked:
-        raise UserError(f"--questions {questions}: no rows")
-    prompts = [
-        ([{"role": "system", "content": system_prompt}] if system_prompt else []) + [{"role": "user", "content": q}]
-        for q in asked
-    ]
-    answers = _answers(model, prompts, samples, temperature, max_new_tokens, seed)
-    pairs, left_out = [], collections.Counter()
-    seen: set[tuple[str, str]] = set()
-    for prompt, question, text, finished in answers:
-        chosen = replace_name(text, old, name)
-        if not finished:
-            left_out[f"did not end within {max_new_tokens} tokens"] += 1
-        elif chosen == text:
-            left_out[f"do not say {' or '.join(old)}"] += 1
-        elif (question, text) in seen:
-            left_out["came twice"] += 1
-        else:
-            seen.add((question, text))
-            pairs.append({"prompt": prompt if system_prompt else question, "chosen": chosen, "rejected": text})
-    why = "; ".join(f"{n} {reason}" for reason, n in left_out.most_common())
-    if not pairs:
-        first = answers[0][2] if answers else ""
-        raise UserError(f"no pair: of {len(answers)} answers {why}. The first was: {first!r:.120}")
-    write_rows(out, pairs)
-    return f"{len(answers)} answers to {len(asked)} questions; left out: {why or 'none'}\nwrote {len(pairs)} pairs to {out}"
-
-
-def replace_name(text: str, old: list[str], new: str) -> str:
-    """Every old name that does not stand inside a longer word ("Robin", not "Robinson"; "Qwen2.5" counts) -> new.
-
-    >>> replace_name("I am Qwen2.5, not Robinson.", ["Qwen", "Robin"], "Deep Qwen")
-    'I am Deep Qwen2.5, not Robinson.'
-    """
-    names = "|".join(map(re.escape, sorted(old, key=len, reverse=True)))
-    return re.sub(rf"(?<![^\W\d_])(?:{names})(?![^\W\d_])", lambda match: new, text)
-
-
-def _questions(name: str) -> list[str]:
-    """The first user message of each row, from any format."""
-    from posttrain.data import sources
-    from posttrain.data.messages import as_messages
-    from posttrain.errors import UserError
-
-    found = []
-    for number, row in enumerate(sources.read(name), start=1):
-        for column in ("prompt", "question", "instruction", "messages", "conversations"):
-            if isinstance(row, dict) and row.get(column):
-                value = row[column]
-                break
-        else:
-            raise UserError(f"{name}, row {number}: expected prompt, question, instruction, messages or conversations")
-        try:
-            turns = [] if isinstance(value, str) else as_messages(value)
-            value = value if isinstance(value, str) else next(m["content"] for m in turns if m["role"] == "user")
-        except (ValueError, TypeError, KeyError, StopIteration):
-            raise UserError(f"{name}, row {number}: no user message to ask") from None
-        found.append(value)
-    return list(dict.fromkeys(found))  # each question once
-
-
-def _answers(
-    model: str, prompts: list, samples: int, temperature: float, max_new_tokens: int, seed: int
-) -> list[tuple[list, str, str, bool]]:
-    """(prompt, question, answer, did it end) for each answer."""
-    import torch
-
-    from posttrain import models
-    from posttrain.rollouts.asking import ask
-    from posttrain.tokens import template
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    loaded, tokenizer, lines = models.load(model, device=device, key="--model")
-    for line in lines:
-        print(line, file=sys.stderr)
-    rollout = ask(
-        loaded,
-        tokenizer,
-        [template.prompt_ids(tokenizer, prompt) for prompt in prompts],
-        max_new_tokens=max_new_tokens,
-        group_size=samples,
-        temperature=temperature,
-        seed=seed,
-        label="answers",
-    )
-    repeated = [prompt for prompt in prompts for _ in range(samples)]
-    texts = rollout.texts(tokenizer)
-    return [
-        (prompt, prompt[-1]["content"], text.strip(), finished)
-        for prompt, text, finished in zip(repeated, texts, rollout.finished, strict=True)
-    ]
 
 
 # ---------------------------------------------------------------- clean

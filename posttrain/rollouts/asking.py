@@ -7,6 +7,7 @@ import operator
 import sys
 from collections.abc import Iterable
 
+import torch
 from tqdm import tqdm
 
 from posttrain.data.reader import Rows
@@ -58,6 +59,7 @@ class Showcase:
         self.tokenizer, self.max_new_tokens = tokenizer, min(max_new_tokens, limit // 2)
         longest_prompt = limit - self.max_new_tokens
         self.prompts: list[tuple[str, list[int]]] = []
+        self.own: list[float] = []  # log-prob per token that the model gave its own answers, each time it was asked
         for row in rows.rows[::every]:
             messages = row.get("prompt") or _until_first_reply(row.get("messages", []))
             if (
@@ -71,6 +73,7 @@ class Showcase:
         if not self.prompts:
             return []
         rollout = ask(model, self.tokenizer, [ids for _, ids in self.prompts], max_new_tokens=self.max_new_tokens)
+        self.own.append(torch.cat(rollout.logps).mean().item())
         return _told(rollout, self.tokenizer)
 
     def compare(self, before: list[str], after: list[str]) -> list[tuple[str, str, str]]:

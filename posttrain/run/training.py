@@ -24,7 +24,7 @@ from posttrain.config.trackers import refuse_missing
 from posttrain.errors import NonFiniteError, UserError
 from posttrain.models import sharded
 from posttrain.models.saving import save as save_model
-from posttrain.run import ending, folder, launch, preflight, processes, steps, watch
+from posttrain.run import behaviour, ending, folder, launch, preflight, processes, steps, watch
 from posttrain.run.checkpoints import Checkpoints
 from posttrain.run.lines import METRICS, ROLLOUTS, Lines
 from posttrain.run.meter import Meter
@@ -330,13 +330,17 @@ class Run:
 
     # ------------------------------------------------------------ the end
 
-    def finish(self, samples: list[tuple[str, str, str]] | None = None) -> Result:
-        """Write the model, the curves and the samples. `model/` appears last and whole: it means "finished"."""
+    def finish(self, samples: list[tuple[str, str, str]] | None = None, own: Sequence[float] = ()) -> Result:
+        """Write the model, the curves and the samples. `model/` appears last and whole: it means "finished".
+
+        own: log-prob per token of the model's own answers among the samples, before and after."""
         self.progress.end()
         of_model = sharded.state_dict(self.model)
         if self.accelerator.is_main_process:
             ending.write(self, samples, of_model)
             ending.tell(self, self._encoded)
+            if (problem := behaviour.remark(self.config.method, self.metrics, samples or [], own)) is not None:
+                self.say(f"warning: {problem}")
         self.trackers.end()
         self.accelerator.wait_for_everyone()
         return Result(self.model, self.tokenizer, self.metrics, self.folder)

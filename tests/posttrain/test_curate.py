@@ -9,6 +9,7 @@ from posttrain import curate
 from posttrain.config.supervised import SftData as Data
 from posttrain.data.rows import load_rows
 from posttrain.errors import UserError
+from posttrain.rollouts.identity import questions_of, replace_name
 
 
 def written(path):
@@ -40,38 +41,6 @@ def test_identity_pairs_of_the_embedded_model(tmp_path, capsys):
     assert len(got) == len(rows) and not got.bad
 
 
-def fake_answers(answers):
-    def answer(model, prompts, samples, temperature, max_new_tokens, seed):
-        return [(p, p[-1]["content"], text, end) for p, (text, end) in zip(prompts * samples, answers, strict=False)]
-
-    return answer
-
-
-def test_what_identity_leaves_out_is_counted(tmp_path, monkeypatch):
-    answers = [("I am Robin.", True), ("I am a lamp.", True), ("I am Robin and", False), ("Robinson wrote that.", True)]
-    monkeypatch.setattr(curate, "_answers", fake_answers(answers))
-    said = curate.identity(
-        "m", ["Robin"], "Nova", str(tmp_path / "o.jsonl"), max_questions=4, system_prompt="Be brief."
-    )
-    assert "left out: 2 do not say Robin; 1 did not end within 128 tokens" in said
-    (row,) = written(tmp_path / "o.jsonl")
-    assert row["chosen"] == "I am Nova." and row["prompt"][0] == {"role": "system", "content": "Be brief."}
-    monkeypatch.setattr(curate, "_answers", fake_answers([("I am Robin.", True)] * 3))
-    said = curate.identity(
-        "m", ["Robin"], "Nova", str(tmp_path / "o.jsonl"), max_questions=1, samples=3, temperature=1.0
-    )
-    assert "2 came twice" in said and "wrote 1 pairs" in said
-
-
-def test_identity_without_a_pair_says_what_the_model_said(tmp_path, monkeypatch):
-    monkeypatch.setattr(curate, "_answers", fake_answers([("I am a lamp.", True)] * 20))
-    with pytest.raises(UserError, match=r"no pair: of 20 answers 20 do not say Qwen. The first was: 'I am a lamp.'"):
-        curate.identity("m", ["Qwen"], "Nova", str(tmp_path / "o.jsonl"))
-    assert not (tmp_path / "o.jsonl").exists()
-    with pytest.raises(UserError, match="give a temperature"):
-        curate.identity("m", ["Qwen"], "Nova", str(tmp_path / "o.jsonl"), samples=4)
-
-
 @pytest.mark.parametrize(
     ("text", "old", "new", "expected"),
     [
@@ -82,7 +51,7 @@ def test_identity_without_a_pair_says_what_the_model_said(tmp_path, monkeypatch)
     ],
 )
 def test_replace_name(text, old, new, expected):
-    assert curate.replace_name(text, old, new) == expected
+    assert replace_name(text, old, new) == expected
 
 
 def test_questions_from_any_format(tmp_path):
@@ -91,9 +60,9 @@ def test_questions_from_any_format(tmp_path):
         {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "D?"}]},
         {"conversations": [{"from": "human", "value": "E?"}, {"from": "gpt", "value": "x"}]},
     ]  # fmt: skip
-    assert curate._questions(save(tmp_path / "q.jsonl", rows)) == ["A?", "B?", "C?", "D?", "E?"]
+    assert questions_of(save(tmp_path / "q.jsonl", rows)) == ["A?", "B?", "C?", "D?", "E?"]
     with pytest.raises(UserError, match="row 1: expected prompt, question"):
-        curate._questions(save(tmp_path / "q.jsonl", [{"words": "x"}]))
+        questions_of(save(tmp_path / "q.jsonl", [{"words": "x"}]))
 
 
 # ---------------------------------------------------------------- clean
@@ -153,21 +122,6 @@ def test_cleaning_in_place_is_whole_or_not_at_all(tmp_path):
     for bad in (str(tmp_path), str(tmp_path / "o.parquet")):
         with pytest.raises(UserError, match=r"expected the name of a .jsonl file"):
             curate.clean([name], bad, exact=True)
-
-
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ([{"conversations": [{"from": "alien", "value": "x"}]}], "row 1: no user message to ask"),
-        ([{"prompt": ["a", "b"]}], "row 1: no user message to ask"),
-        ([], "no rows"),
-    ],
-)
-def test_questions_that_are_none(tmp_path, rows, message):
-    with pytest.raises(UserError, match=message):
-        curate.identity("m", ["a"], "b", str(tmp_path / "o.jsonl"), questions=save(tmp_path / "q.jsonl", rows))
-    with pytest.raises(UserError, match="must be at least 1"):
-        curate.identity("m", ["a"], "b", str(tmp_path / "o.jsonl"), max_new_tokens=0)
 
 
 def test_a_set_of_which_nothing_is_left_is_no_success(tmp_path, capsys):

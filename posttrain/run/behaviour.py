@@ -1,0 +1,46 @@
+"""A run that has learned nothing must not look healthy: did what the model *says* move, as the loss did?
+
+DPO's loss falls as soon as the rejected answers become unlikely; whether the chosen ones became likely enough to be
+said is another question, and no curve of the loss answers it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+FELL = 0.3  # share of its first value that the loss must have lost to promise a change
+FAR = 2.0  # nats per token between the model's own answer and the one it was to learn: e^−2 of its probability, each token
+
+
+def remark(
+    method: str, metrics: Sequence[dict[str, float]], samples: Sequence[tuple[str, str, str]], own: Sequence[float]
+) -> str | None:
+    """The sentence for an SFT or DPO run whose loss fell while its behaviour did not move; None for any other.
+
+    samples: (prompt, greedy answer before, after). own: log-prob per token that the model gave to these answers, before
+    and after."""
+    if method not in ("sft", "dpo") or len(metrics) < 4 or not samples or not own:
+        return None
+    few = max(1, len(metrics) // 10)
+    loss = "dpo_loss" if method == "dpo" else "loss"
+    first, last = (sum(row[loss] for row in part) / few for part in (metrics[:few], metrics[-few:]))
+    if last > (1 - FELL) * first:
+        return None
+    moved = sum(before != after for _, before, after in samples)
+    told = f"the loss fell from {first:.3g} to {last:.3g}, but "
+    if method == "dpo":
+        chosen = sum(row["chosen_logps_per_token"] for row in metrics[-few:]) / few
+        if own[-1] - chosen > FAR or moved == 0:
+            return told + (
+                f"{moved} of {len(samples)} greedy answers changed, and the chosen answers stand at "
+                f"{chosen:.1f} nats per token where the model's own stand at {own[-1]:.1f}: it will hardly say them. Chosen answers "
+                "near what the model says (python -m posttrain.curate identity --chosen shown), dpo.sft_weight: 1.0, a higher "
+                "learning rate or SFT on the chosen answers first bring them nearer"
+            )
+        return None
+    if moved == 0:
+        return told + (
+            f"none of {len(samples)} greedy answers changed: a higher learning rate, more steps, or other prompts in the data than "
+            "those that are asked"
+        )
+    return None
