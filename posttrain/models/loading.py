@@ -93,7 +93,7 @@ def why_not(path: str, error: Exception) -> str:
     """What to say of a model that could not be loaded from `path`."""
     folder = Path(path)
     if not folder.exists():
-        return f"no such folder, not embedded ({', '.join(tiny.MODELS)}), and the hub does not give it: {reason(error)}"
+        return f"no such folder, not embedded ({', '.join(tiny.MODELS)}, {fetching.SMOLLM2}), and the hub does not give it: {reason(error)}"
     if folder.is_dir() and not lora.holds_a_model(folder):
         saved = sorted(folder.glob("checkpoints/step_*/model"), key=lambda model: model.stat().st_mtime)
         hint = f"; this run has not finished, its last checkpoint is {saved[-1]}" if saved else ""
