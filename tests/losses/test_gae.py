@@ -127,6 +127,8 @@ def test_advantage_refusals():
 def test_explained_variance_by_hand():
     # returns 1, 3 (mean 2, variance 1); errors ½, −½ (mean 0, variance ¼): 1 − ¼ / 1
     assert explained_variance((4.0, 10.0, 2.0), (0.0, 0.5, 2.0)) == pytest.approx(0.75)
+    # returns 0, 4 (variance 4); errors 1, −1 (variance 1): 1 − 1 / 4
+    assert explained_variance((4.0, 16.0, 2.0), (0.0, 2.0, 2.0)) == pytest.approx(0.75)
     # a constant error is no lack of knowledge of the differences: variance 0
     assert explained_variance((4.0, 10.0, 2.0), (2.0, 2.0, 2.0)) == 1.0
     # returns that are all the same: nothing to explain

@@ -267,6 +267,21 @@ def test_one_answer_among_many_that_the_reference_says_otherwise():
     assert refused(preflight.reference, True, policy, reference, active, same_rows=True) is None
 
 
+def test_unlikely_answers_beside_other_rows_in_bf16():
+    """As on SmolLM2: hand-written answers of 22 nats, whose reference was computed in another batch. 0.50 / √6 = 0.206 on
+    one of them, √(Σ gap² / tokens / 16) = 0.061 over all. With the gaps of all answers twice as large: 0.122."""
+    gaps = torch.tensor([0, 0, 0, 0, 0, 0.0435, 0.0655, 0.5034, 0, 0, 0, 0, 0, 0.1017, 0.2423, 0.1981])
+    lengths = torch.tensor([13, 13, 9, 9, 9, 6, 6, 6, 10, 10, 11, 11, 11, 7, 7, 7])
+    active = torch.arange(13) < lengths[:, None]
+    policy = -3.0 * lengths
+    assert refused(preflight.reference, False, policy, policy + gaps, active, same_rows=False) is None
+    said = refused(preflight.reference, False, policy, policy + 2 * gaps, active, same_rows=False)
+    assert (
+        "by 1 nats on an answer of 6 tokens (1.2 allowed), by 0.12 nats per √token over all of them (0.12 allowed)"
+        in said
+    )
+
+
 def test_what_to_do_about_a_nan(tmp_path, llama):
     rl = SimpleNamespace(config=SimpleNamespace(method="ppo"), step=3)
     policy = torch.nn.Linear(2, 1)
