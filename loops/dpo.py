@@ -80,6 +80,7 @@ def train(config: DpoConfig, *, rows: list[dict] | None = None) -> Result:
     run = Run(config)
     model, tokenizer, policy, reference, examples, validation, showcase = start(config, run, rows)
     pad_id, stops, cache = tokenizer.pad_token_id, template.stop_ids(tokenizer), {}
+    starts_there = config.model.reference in ("auto", "copy", "adapter_off")  # not from a model of another name
     if config.dpo.precompute:
         items = [*examples, *validation]
         cache = run.checkpoints.saved("cache") or precompute(reference, items, run, pad_id)
@@ -117,11 +118,7 @@ def train(config: DpoConfig, *, rows: list[dict] | None = None) -> Result:
                     nll, _ = completion_cross_entropy(chosen_logps, token_weights(chosen, "token", total=n_chosen))
                     loss = dpo_term + config.dpo.sft_weight * nll
                 accelerator.backward(loss * accelerator.num_processes)  # DDP averages; our weights already sum
-            if run.step == 0 and config.model.reference in (
-                "auto",
-                "copy",
-                "adapter_off",
-            ):  # margin 0: −log σ(0) = ln 2
+            if run.step == 0 and starts_there:  # every margin is 0: −log σ(0) = ln 2
                 preflight.reference(run, logps.detach(), ref_logps, batch.active, same_rows=not cache)
             metrics |= {
                 "chosen_logps_per_token": (chosen_logps.sum(), chosen.sum()),

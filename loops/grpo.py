@@ -95,7 +95,7 @@ def roll_out(s: Start, policy: nn.Module, number: int, asked: list, own: list[in
     groups = rewards.view(-1, grpo.group_size)
     told |= describe(rewards, rollout) | {"dead_groups": ((groups.amax(1) == groups.amin(1)).sum(), len(groups))}
     answers = [
-        answer.with_columns(advantages=torch.full_like(answer.columns["sampler_logps"], a))
+        answer.with_columns({"advantages": torch.full_like(answer.columns["sampler_logps"], a)})
         for answer, a in zip(sampled(rollout, values), advantages.tolist(), strict=True)
     ]
     if grpo.mask_truncated:
@@ -154,12 +154,12 @@ def train(
                     logps, entropy = policy(batch, grpo.temperature)  # [B, T]
                     loss, metrics = grpo_loss(
                         logps,
-                        batch.get("old_logps", logps.detach()),
+                        batch["old_logps"] if grpo.minibatches * grpo.inner_epochs > 1 else logps.detach(),
                         batch["advantages"],
                         weights,
                         clip_low=grpo.clip_low,
                         clip_high=grpo.clip_high,
-                        ref_logps=batch.get("ref_logps"),
+                        ref_logps=None if s.reference is None else batch["ref_logps"],
                         kl_coef=grpo.kl_coef,
                         kl_estimator=grpo.kl_estimator,
                     )

@@ -145,7 +145,7 @@ def credit(
     def over_all(x: Tensor) -> Stats:
         return tuple(run.sum_over_processes(part) for part in whitening_stats(x, batch.active))
 
-    ref_logps = batch.get("ref_logps", batch["old_logps"])
+    ref_logps = batch["ref_logps"] if kl_coef > 0 else batch["old_logps"]  # no KL to pay: there may be no reference
     rewards = kl_shaped_rewards(scores, batch["old_logps"], ref_logps, batch.active, kl_coef)  # [B, T]
     after = torch.stack([a.columns["values_after"][-1] for a in answers])  # [B]
     bootstrap = torch.where(torch.tensor(goes_on), after, 0.0)
@@ -154,7 +154,7 @@ def credit(
     if ppo.whiten:
         advantages = whiten(advantages, batch.active, stats=over_all(advantages))
     answers = [
-        a.with_columns(advantages=advantages[i][batch.active[i]], returns=returns[i][batch.active[i]])
+        a.with_columns({"advantages": advantages[i][batch.active[i]], "returns": returns[i][batch.active[i]]})
         for i, a in enumerate(answers)
     ]
     return answers, explained
@@ -202,7 +202,7 @@ def train(
                         batch["advantages"],
                         weights,
                         clip_eps=ppo.clip_eps,
-                        ref_logps=batch.get("ref_logps"),
+                        ref_logps=None if s.reference is None else batch["ref_logps"],
                         kl_coef=kl_loss_coef,
                     )
                     value_loss, value_metrics = ppo_value_loss(

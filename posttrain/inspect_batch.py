@@ -155,7 +155,7 @@ def _rollout(config: Any, rows: list[dict] | None, run: Any) -> Inspection:
     return Inspection(
         s.tokenizer, batch, [len(answer) for answer in window[0]], [_told(answer, rl, is_grpo) for answer in window[0]],
         f"{how} weighting, total {total:g} in the step", weights=token_weights(batch.active, how, total=total),
-        logps=_said(policy, batch, run, rl.temperature), ref_logps=batch.get("ref_logps"),
+        logps=_said(policy, batch, run, rl.temperature), ref_logps=None if s.reference is None else batch["ref_logps"],
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Questions for a lesson on a name: who are you, in words to learn from and in other words to be asked with; ordinary
 requests that must go on being answered as before; and closed questions whose answers are known.
 
-No question to be asked with shares its words with one to learn from, and some stand inside other requests."""
+No question to be asked with is one to learn from, whatever the punctuation, and some stand inside other requests."""
 
 IDENTITY = [
     "Who are you?", "What is your name?", "What should I call you?", "Can you introduce yourself?", "Tell me about yourself.",

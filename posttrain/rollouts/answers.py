@@ -32,7 +32,7 @@ class Answer:
     def muted(self) -> Answer:
         return replace(self, example=self.example.muted())
 
-    def with_columns(self, **columns: Tensor) -> Answer:
+    def with_columns(self, columns: dict[str, Tensor]) -> Answer:
         return replace(self, columns=self.columns | columns)
 
 
@@ -48,9 +48,6 @@ class AnswerBatch(Batch):
 
     def __getitem__(self, name: str) -> Tensor:
         return self.columns[name]
-
-    def get(self, name: str, default: Any = None) -> Any:
-        return self.columns.get(name, default)
 
     def to(self, device: torch.device | str) -> AnswerBatch:
         moved = super().to(device)
@@ -90,7 +87,7 @@ def ask_all(
             columns = forward(batch)
         for row, i in enumerate(picked):
             own = batch.active[row]
-            out[i] = out[i].with_columns(**{n: column[row][own].float().cpu() for n, column in columns.items()})
+            out[i] = out[i].with_columns({n: column[row][own].float().cpu() for n, column in columns.items()})
     return out
 
 

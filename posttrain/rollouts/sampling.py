@@ -85,21 +85,9 @@ def sample(
     was_training = model.training
     model.eval()
     try:
-        # 1. Prefill: one row per prompt, padded on the left; position ids count real tokens only.
-        width = max(map(len, prompt_ids))
-        ids = torch.tensor([[pad_id] * (width - len(p)) + p for p in prompt_ids], device=device)
-        mask = torch.tensor([[False] * (width - len(p)) + [True] * len(p) for p in prompt_ids], device=device)
-        cache = DynamicCache(config=model.config)
-        refuse_to_sample(model, cache)
-        logits = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-            past_key_values=cache,
-            use_cache=True,
-            # An index, not 1: a slice would not be contiguous, and the head be copied for every row of the batch.
-            logits_to_keep=torch.tensor([width - 1], device=device),
-        ).logits[:, -1]
+        # 1. Prefill: one row per prompt.
+        logits, mask, cache = _prefill(model, prompt_ids, pad_id)  # [P, V], [P, width]
+        width = mask.shape[1]
 
         # 2. Expand to the group.
         if group_size > 1:
@@ -144,6 +132,26 @@ def sample(
         logps=[row[:length] for row, length in zip(logps, lengths, strict=True)],
         finished=finished.tolist(),
     )
+
+
+def _prefill(model: Any, prompt_ids: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor, DynamicCache]:
+    """Read the prompts, padded on the left: (logits of the next token [P, V], which columns are real [P, width], the
+    cache of keys and values). Position ids count real tokens only."""
+    device, width = model.device, max(map(len, prompt_ids))
+    ids = torch.tensor([[pad_id] * (width - len(p)) + p for p in prompt_ids], device=device)
+    mask = torch.tensor([[False] * (width - len(p)) + [True] * len(p) for p in prompt_ids], device=device)
+    cache = DynamicCache(config=model.config)
+    refuse_to_sample(model, cache)
+    logits = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+        past_key_values=cache,
+        use_cache=True,
+        # An index, not 1: a slice would not be contiguous, and the head be copied for every row of the batch.
+        logits_to_keep=torch.tensor([width - 1], device=device),
+    ).logits[:, -1]
+    return logits, mask, cache
 
 
 def sample_own(

@@ -28,21 +28,17 @@ def remark(
     first, last = (sum(row[loss] for row in part) / few for part in (metrics[:few], metrics[-few:]))
     if last > (1 - FELL) * first:
         return None
-    moved = sum(before != after for _, before, after in samples)
+    still = all(before == after for _, before, after in samples)
     told = f"the loss fell from {first:.3g} to {last:.3g}, but "
+    unmoved = f"none of {len(samples)} greedy answers changed"
     if method == "dpo":
         chosen = sum(row["chosen_logps_per_token"] for row in metrics[-few:]) / few
-        if own[-1] - chosen > FAR or moved == 0:
-            return told + (
-                f"{moved} of {len(samples)} greedy answers changed, and the chosen answers stand at "
-                f"{chosen:.1f} nats per token where the model's own stand at {own[-1]:.1f}: it will hardly say them. Chosen answers "
-                "near what the model says (python -m posttrain.curate identity --chosen shown), dpo.sft_weight: 1.0, a higher "
-                "learning rate or SFT on the chosen answers first bring them nearer"
+        if own[-1] - chosen > FAR:
+            return f"{told}{unmoved + ', and ' if still else ''}" + (
+                f"the chosen answers stand at {chosen:.1f} nats per token where the model's own stand at {own[-1]:.1f}: it will "
+                "hardly say them. Chosen answers near what the model says (python -m posttrain.curate identity --chosen shown), "
+                "dpo.sft_weight: 1.0, a higher learning rate or SFT on the chosen answers first bring them nearer"
             )
-        return None
-    if moved == 0:
-        return told + (
-            f"none of {len(samples)} greedy answers changed: a higher learning rate, more steps, or other prompts in the data than "
-            "those that are asked"
-        )
+    if still:
+        return f"{told}{unmoved}: a higher learning rate, more steps, or other prompts in the data than those that are asked"
     return None

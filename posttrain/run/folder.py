@@ -122,9 +122,8 @@ def clear(config, resumed_from: Path | None, has_start: bool) -> None:
         elif (folder / "model").exists():
             written.remove(folder, "model.old")
             written.rename(folder, "model", "model.old")  # until put_model
-        if (
-            has_start and not (folder / "start").exists()
-        ):  # of a resumed run it is there, and has the fingerprint it had
+        # of a resumed run it is there, and has the fingerprint it had
+        if has_start and not (folder / "start").exists():
             written.rename(folder, "start.part", "start")
         written.remove(folder, "start.part")
         written.note(folder, *FILES)

@@ -63,7 +63,7 @@ class Run:
         refuse_missing(config.tracking.to)
         self.accelerator, self.compute = launch.start(self.training, config.model.dtype)
         self.device, self.parallel = self.accelerator.device, Parallel.of(self.accelerator)
-        # How far two computations of the same log-prob may differ: 8-bit products depend on the rows beside them.
+        # What two computations of the same log-prob may differ by: 8-bit products depend on the rows beside them.
         self.rows_are_apart = getattr(config.model, "quantization", "none") != "8bit"
         self.exact = self.compute == torch.float32 and self.rows_are_apart
         set_seed(self.training.seed)

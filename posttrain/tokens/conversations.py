@@ -83,8 +83,7 @@ def encoded(tokenizer: Any, conversation: Conversation, typed: str, template_kwa
     """Its rows, as SFT would learn them, or a ValueError that says what is wrong with them."""
     messages, shown = conversation.messages, {"tools": conversation.tools, "template_kwargs": template_kwargs}
     rows = template.conversation_examples(tokenizer, messages, **shown)
-    asked = [m for m in messages if m["role"] != "assistant"][:1]
-    asked = messages[: messages.index(asked[0]) + (2 if asked[0]["role"] == "system" else 1)]
+    asked = messages[: [m["role"] for m in messages].index("assistant")]
     prompt = template.prompt_ids(tokenizer, asked, **shown)
     if rows[0].input_ids[: len(prompt)] != prompt or any(rows[0].completion_mask[: len(prompt)]):
         raise ValueError("the row does not begin with its prompt, unlearned")

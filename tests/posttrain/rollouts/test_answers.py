@@ -28,7 +28,8 @@ def test_columns_lie_under_the_tokens_that_they_belong_to():
     # row 0: 5 6 7 9, predictions of 6, 7, 9; row 1: 5 8, then padding
     assert batch.input_ids.tolist() == [[5, 6, 7, 9], [5, 8, 0, 0]]
     assert batch["logps"].tolist() == [[0.0, -1.0, -2.0], [-3.0, 0.0, 0.0]]
-    assert batch.get("ref_logps") is None and batch.get("ref_logps", 3) == 3 and batch.get("logps") is batch["logps"]
+    with pytest.raises(KeyError):  # a name that is misspelt is no column that is not there
+        batch["ref_logp"]
     assert batch.to("meta")["logps"].device.type == "meta"
 
 
@@ -39,7 +40,7 @@ def test_a_muted_answer_keeps_its_place_and_says_nothing():
 
 
 def test_columns_are_added_and_replaced_in_a_copy():
-    more = SHORT.with_columns(logps=torch.tensor([-4.0]), values=torch.tensor([2.0]))
+    more = SHORT.with_columns({"logps": torch.tensor([-4.0]), "values": torch.tensor([2.0])})
     assert more.columns == {"logps": torch.tensor([-4.0]), "values": torch.tensor([2.0])}
     assert SHORT.columns == {"logps": torch.tensor([-3.0])}
 
@@ -78,8 +79,8 @@ def test_a_rollout_in_flight_comes_back_from_a_checkpoint():
 
 
 def test_the_mean_gap_is_over_tokens_of_all_processes():
-    one = LONG.with_columns(ref=torch.tensor([-1.5, -2.0]))
-    two = SHORT.with_columns(ref=torch.tensor([-2.0]))
+    one = LONG.with_columns({"ref": torch.tensor([-1.5, -2.0])})
+    two = SHORT.with_columns({"ref": torch.tensor([-2.0])})
     # (.5 + 0) + (−1) = −.5 over three tokens; a second process with the same changes no mean
     assert mean_gap([one, two], "logps", "ref", run_of(1)) == pytest.approx(-0.5 / 3)
     assert mean_gap([one, two], "logps", "ref", run_of(1, others=2)) == pytest.approx(-0.5 / 3)

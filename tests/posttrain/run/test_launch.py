@@ -1,5 +1,6 @@
 """Starting: the compute type, a device that is not there, and ways to start that do something else than they say."""
 
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -98,7 +99,10 @@ def told_by_accelerate_launch(monkeypatch, *arguments):
 
 def test_fsdp2_as_the_config_has_it_is_taken(monkeypatch):
     told_by_accelerate_launch(monkeypatch, "--config_file", str(ROOT / "configs/accelerate/fsdp2.yaml"))
-    launch.refuse_launchers(on_cpu=False)
+    assert (os.environ["ACCELERATE_USE_FSDP"], os.environ["FSDP_VERSION"]) == ("true", "2")  # it was really asked for
+    assert launch.refuse_launchers(on_cpu=False) is None
+    with pytest.raises(UserError, match="FSDP was asked for, but on a CPU"):
+        launch.refuse_launchers(on_cpu=True)
 
 
 @pytest.mark.parametrize(
