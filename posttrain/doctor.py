@@ -116,8 +116,6 @@ def packages() -> list[str]:
 def device() -> list[str]:
     import torch
 
-    from posttrain.run.launch import compute_dtype
-
     lines = []
     for i in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(i)
@@ -129,9 +127,21 @@ def device() -> list[str]:
     ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     lines.append(f"cpu: {os.cpu_count()} cores, {ram:.0f} GiB of memory, {torch.get_num_threads()} torch threads")
     on_cpu = not torch.cuda.is_available()
-    auto = str(compute_dtype("auto", on_cpu)).removeprefix("torch.")
-    lines.append(f"training.device: auto is {'cpu' if on_cpu else 'cuda'}, model.dtype: auto computes in {auto}")
+    lines.append(f"training.device: auto is {'cpu' if on_cpu else 'cuda'}, model.dtype: auto computes in {auto(on_cpu)}")
     return lines
+
+
+def auto(on_cpu: bool) -> str:
+    """What model.dtype: auto means here, in words."""
+    import torch
+
+    from posttrain.models.size import LARGE
+    from posttrain.run.launch import cpu_has_bf16
+
+    if on_cpu and cpu_has_bf16():
+        return f"bfloat16 (models of more than {LARGE / 1e6:.0f} million parameters), else float32"
+    bf16 = not on_cpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if bf16 else "float32"
 
 
 def tried() -> list[str]:
@@ -234,24 +244,20 @@ def extras() -> list[str]:
 def memory_lines(config, shares: int = 1) -> list[str]:
     """shares: processes that FSDP2 spreads the models over."""
     import torch
-    from transformers import AutoConfig
 
-    from posttrain.models import loading, lora, memory
+    from posttrain.models import memory, size
     from posttrain.run.launch import compute_dtype
 
     name = config.model.name
     try:
-        path = loading.find(name)
-        while lora.is_adapter(path):  # the shapes are those of the model under it
-            path = lora.base_of(path).name
-        about = AutoConfig.from_pretrained(path, trust_remote_code=config.model.trust_remote_code)
+        about = size.config_of(name, config.model.trust_remote_code)
         shape = memory.shape_of(about, config.model.lora if config.model.adapter == "lora" else None)
     except Exception as problem:
         raise UserError(
             f"model.name '{name}': its config cannot be read, so nothing can be estimated: {reason(problem)}"
         ) from None
     on_cpu = config.training.device == "cpu" or not torch.cuda.is_available()
-    compute = compute_dtype(config.model.dtype, on_cpu)
+    compute = compute_dtype(config.model, on_cpu)
     parts = memory.estimate(config, shape, compute.itemsize, shares)
     length = config.data.max_length or min(1024, shape.longest)
     lines = [

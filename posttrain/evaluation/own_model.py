@@ -50,7 +50,7 @@ class Patient:
     def __post_init__(self) -> None:
         on_cpu = self.config.training.device == "cpu" or not torch.cuda.is_available()
         self.device = torch.device("cpu" if on_cpu else "cuda")
-        self.compute = compute_dtype(self.config.model.dtype, on_cpu)
+        self.compute = compute_dtype(self.config.model, on_cpu)
         self.parallel = Parallel(self.device, self.autocast)
 
     @property

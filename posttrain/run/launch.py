@@ -12,16 +12,17 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 
 from posttrain.errors import UserError
+from posttrain.models.size import is_large
 
 
-def start(training: Any, dtype: str) -> tuple[Accelerator, torch.dtype]:
-    """config.training, model.dtype -> (Accelerate, float32 or bfloat16)."""
+def start(training: Any, model: Any) -> tuple[Accelerator, torch.dtype]:
+    """config.training, config.model -> (Accelerate, float32 or bfloat16)."""
     device = training.device
     for kind, there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())):
         if device == kind and not there:
             raise UserError(f"training.device is {kind}, but torch finds none here: use auto or cpu")
     on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
-    compute = compute_dtype(dtype, on_cpu)
+    compute = compute_dtype(model, on_cpu)
     refuse_launchers(on_cpu)
     # Accelerate keeps one state per Python process: a second run in a notebook may want another precision or device.
     AcceleratorState._reset_state(reset_partial_state="WORLD_SIZE" not in os.environ)
@@ -43,12 +44,20 @@ def start(training: Any, dtype: str) -> tuple[Accelerator, torch.dtype]:
     return accelerator, compute
 
 
-def compute_dtype(asked: str, on_cpu: bool) -> torch.dtype:
-    """model.dtype -> float32 or bfloat16; auto takes bf16 only on a GPU that has it in hardware."""
-    if asked == "auto":
-        native = not on_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if native else torch.float32
-    return getattr(torch, asked)
+def compute_dtype(model: Any, on_cpu: bool) -> torch.dtype:
+    """config.model -> float32 or bfloat16; auto takes bf16 only where the hardware has it, on a CPU for large models."""
+    if model.dtype != "auto":
+        return getattr(torch, model.dtype)
+    if on_cpu:
+        native = cpu_has_bf16() and is_large(model)
+    else:
+        native = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if native else torch.float32
+
+
+def cpu_has_bf16() -> bool:
+    """Products of bf16 in hardware (AVX512-BF16, AMX); without, they are slower than float32."""
+    return any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 # What accelerate launch may tell FSDP, and why it is not taken: the loops spread their models themselves

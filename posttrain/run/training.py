@@ -61,7 +61,7 @@ class Run:
     def __init__(self, config: Any):
         self.config, self.training, self.folder = config, config.training, config.folder
         refuse_missing(config.tracking.to)
-        self.accelerator, self.compute = launch.start(self.training, config.model.dtype)
+        self.accelerator, self.compute = launch.start(self.training, config.model)
         self.device, self.parallel = self.accelerator.device, Parallel.of(self.accelerator)
         # What two computations of the same log-prob may differ by: 8-bit products depend on the rows beside them.
         self.rows_are_apart = getattr(config.model, "quantization", "none") != "8bit"

@@ -5,22 +5,42 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import LlamaConfig
 
 from posttrain import ROOT
-from posttrain.config.keys import Training
+from posttrain.config.keys import Model, Training
 from posttrain.errors import UserError
 from posttrain.run import launch
 from posttrain.run.launch import compute_dtype
 
 
+def of(dtype: str, name: str = "tiny-sft") -> Model:
+    return Model(name=name, dtype=dtype)
+
+
 def test_compute_dtype(monkeypatch):
-    assert compute_dtype("auto", on_cpu=True) == torch.float32
-    assert compute_dtype("bfloat16", on_cpu=True) == torch.bfloat16
-    assert compute_dtype("float32", on_cpu=False) == torch.float32
+    assert compute_dtype(of("bfloat16"), on_cpu=True) == torch.bfloat16
+    assert compute_dtype(of("float32"), on_cpu=False) == torch.float32
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for native, expected in ((True, torch.bfloat16), (False, torch.float32)):  # a GPU, with bf16 and without
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, native=native: native)
-        assert compute_dtype("auto", on_cpu=False) == expected and compute_dtype("auto", on_cpu=True) == torch.float32
+        assert compute_dtype(of("auto"), on_cpu=False) == expected
+
+
+def test_compute_dtype_on_a_cpu(monkeypatch, tmp_path):
+    """bf16 where the hardware has it *and* the model is large enough for it to pay."""
+    shape = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 1}
+    for name, vocabulary in (("small", 1000), ("large", 1_000_000)):  # 1,000,000 * 64 = 64 million, the head is tied
+        LlamaConfig(**shape, vocab_size=vocabulary, tie_word_embeddings=True).save_pretrained(tmp_path / name)
+    for able, name, expected in (
+        ({"avx512_bf16": True}, "large", torch.bfloat16),
+        ({"amx_bf16": True}, "large", torch.bfloat16),
+        ({"avx512_bf16": True}, "small", torch.float32),
+        ({"avx512_bf16": True}, "nowhere", torch.float32),
+        ({"avx512_f": True}, "large", torch.float32),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
+        assert compute_dtype(of("auto", str(tmp_path / name)), on_cpu=True) == expected
 
 
 @pytest.mark.parametrize("device", ["cuda", "mps"])
@@ -28,7 +48,7 @@ def test_a_device_that_is_not_there(monkeypatch, device):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(UserError, match=rf"training.device is {device}, but torch finds none here: use auto or cpu"):
-        launch.start(Training(device=device), "auto")
+        launch.start(Training(device=device), of("auto"))
 
 
 @pytest.mark.parametrize(
@@ -40,7 +60,7 @@ def test_where_it_runs(monkeypatch, device, there, on_cpu):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     monkeypatch.setattr(launch, "Accelerator", lambda **given: told.update(given) or SimpleNamespace(num_processes=1))
-    _, compute = launch.start(Training(device=device), "auto")
+    _, compute = launch.start(Training(device=device), of("auto"))
     assert told["cpu"] is on_cpu and compute == (torch.float32 if on_cpu else torch.bfloat16)
     assert told["mixed_precision"] == ("no" if on_cpu else "bf16") and not told["kwargs_handlers"][0].broadcast_buffers
 
@@ -48,8 +68,8 @@ def test_where_it_runs(monkeypatch, device, there, on_cpu):
 def test_the_next_run_may_want_another_precision(monkeypatch):
     """Accelerate keeps one state per Python process; a notebook starts one run after the other."""
     for dtype, precision in (("bfloat16", "bf16"), ("auto", "no")):
-        accelerator, compute = launch.start(Training(device="cpu"), dtype)
-        assert accelerator.mixed_precision == precision and compute == compute_dtype(dtype, on_cpu=True)
+        accelerator, compute = launch.start(Training(device="cpu"), of(dtype))
+        assert accelerator.mixed_precision == precision and compute == compute_dtype(of(dtype), on_cpu=True)
 
 
 def test_processes_that_do_not_see_each_other_are_refused(monkeypatch):
@@ -66,7 +86,7 @@ def test_processes_that_do_not_see_each_other_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     launch.AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.raises(UserError, match="WORLD_SIZE is 2, but Accelerate sees 1 process"):
-        launch.start(Training(device="cpu"), "auto")
+        launch.start(Training(device="cpu"), of("auto"))
 
 
 @pytest.mark.parametrize(
@@ -81,7 +101,7 @@ def test_launchers_that_would_do_something_else_are_refused(monkeypatch, variabl
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=message):
-        launch.start(Training(device="cpu"), "auto")
+        launch.start(Training(device="cpu"), of("auto"))
 
 
 def told_by_accelerate_launch(monkeypatch, *arguments):
