@@ -127,7 +127,9 @@ def device() -> list[str]:
     ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     lines.append(f"cpu: {os.cpu_count()} cores, {ram:.0f} GiB of memory, {torch.get_num_threads()} torch threads")
     on_cpu = not torch.cuda.is_available()
-    lines.append(f"training.device: auto is {'cpu' if on_cpu else 'cuda'}, model.dtype: auto computes in {auto(on_cpu)}")
+    lines.append(
+        f"training.device: auto is {'cpu' if on_cpu else 'cuda'}, model.dtype: auto computes in {auto(on_cpu)}"
+    )
     return lines
 
 
