@@ -76,10 +76,28 @@ def _best_of_k_options(parser: argparse.ArgumentParser) -> None:
     add("--prompts", required=True, help="a data file or set as for loops.grpo: prompt or question, and columns")
     add("--score", required=True, nargs="+", help="answer, package.module:function, or the folder of a reward model")
     add("--split", default="train", help="which split of the prompts")
+    add(
+        "--task",
+        type=_task,
+        metavar="{max_terms: 3}",
+        help="arguments of a task, where --prompts is reasoning-gym:TASK",
+    )
     add("--k", type=int, default=8, help="answers to each prompt")
     add("--write", choices=["best", "pairs", "labels"], default="best", help="what the rows are for")
     add("--min-score", type=float, help="best: leave out prompts whose best answer scores less")
     add("--max-prompts", type=int, help="use only the first ones")
+
+
+def _task(text: str) -> dict:
+    import yaml
+
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"expected arguments as in '{{max_terms: 3, size: 100}}', got {text}")
+    return value
 
 
 def _clean_options(parser: argparse.ArgumentParser) -> None:

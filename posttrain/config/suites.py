@@ -71,7 +71,7 @@ class Identity(Section):
     )
     questions: str = Field(
         "built-in",
-        description="built-in (110 questions, none of them in curate identity's lesson), tiny-identity (the embedded model's), "
+        description="built-in (110 questions, none of them in the lesson of curate identity), tiny-identity (the embedded model's), "
         "or a file or set with prompts",
     )
     samples: int = Field(1, ge=1, description="answers to each identity question (above 1: with a temperature)")
@@ -106,7 +106,9 @@ class Perplexity(FromRows):
 
 class Drift(Section):
     base: str = Field(description="the model to measure the distance from: a hub id, a folder or an embedded name")
-    data: str | None = Field(None, description="prompts: a file or set; default 40 built-in ordinary questions")
+    data: str | None = Field(
+        None, description="prompts: a file or set; default 40 built-in ordinary questions, none of them in a lesson"
+    )
     subset: str | None = Field(None, description="configuration of a hub data set")
     split: str | None = Field(None, description="which split; default test, of a file or folder of yours all of it")
     max_rows: int | None = Field(None, ge=1, description="use only the first prompts")

@@ -29,7 +29,7 @@ class Drift:
     def __init__(self, options: Options):
         self.options = options
         if options.data is None:
-            self.rows = [{"prompt": [{"role": "user", "content": q}], "asked": q} for q in questions.ORDINARY]
+            self.rows = [{"prompt": [{"role": "user", "content": q}], "asked": q} for q in questions.ORDINARY_TEST]
             self.rows = self.rows[: options.max_rows]
         else:
             self.rows = prompts_of(options, options.data).rows

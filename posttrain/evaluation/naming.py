@@ -26,7 +26,7 @@ Closed = list[tuple[str, list[str]]]  # (question, words of which one must stand
 def asked(source: str) -> tuple[list[str], list[str], Closed]:
     """identity.questions -> (identity questions, ordinary ones, closed ones)."""
     if source == "built-in":
-        return questions.IDENTITY_TEST, questions.ORDINARY, questions.CLOSED
+        return questions.IDENTITY_TEST, questions.ORDINARY_TEST, questions.CLOSED
     if source == "tiny-identity":  # what the embedded model knows
         facts = tiny_data.fact_rows("test", 0)
         closed = [(row["prompt"], [row["answer"]]) for row in facts]
@@ -34,7 +34,7 @@ def asked(source: str) -> tuple[list[str], list[str], Closed]:
     found = questions_of(source)
     if not found:
         raise UserError(f"--identity.questions {source}: no rows")
-    return found, questions.ORDINARY, questions.CLOSED
+    return found, questions.ORDINARY_TEST, questions.CLOSED
 
 
 class Identity:

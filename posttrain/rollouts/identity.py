@@ -33,6 +33,8 @@ GIVES = r"(?:I'm|I’m|I am|[Nn]ame is|[Nn]ame's|[Cc]all me|[Cc]alled|[Nn]amed|[
 
 @dataclass
 class Pairs:
+    """Rows for a loop, and what was looked at on the way to them."""
+
     rows: list[dict[str, Any]] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)  # that were looked at
     left_out: collections.Counter = field(default_factory=collections.Counter)
@@ -226,16 +228,25 @@ def why_not(text: str, finished: bool, question: str, name: str, old: list[str])
 
 
 def ordinary_pairs(asking: Asking, asked: list[str], name: str, samples: int) -> Pairs:
-    """On questions that have nothing to do with a name."""
+    """On questions that have nothing to do with a name: its own answer over the same one behind an introduction."""
+    found = own_answers(asking, asked, samples)
+    found.rows = [
+        {"prompt": r["prompt"], "chosen": r["completion"], "rejected": f"I am {name}, a helpful assistant. {r['completion']}"}
+        for r in found.rows
+    ]  # fmt: skip
+    return found
+
+
+def own_answers(asking: Asking, asked: list[str], samples: int) -> Pairs:
+    """SFT rows {prompt, completion} of what it says anyway: learned beside something new, they keep it as it is."""
     found = Pairs()
     for question, answers in zip(asked, asking(asked, [], more=2, samples=samples), strict=True):
         for text, finished in answers:
             found.answers.append(text)
             if not finished or not text:
                 found.left_out["did not end"] += 1
-                continue
-            introduced = f"I am {name}, a helpful assistant. {text}"
-            found.rows.append({"prompt": question, "chosen": text, "rejected": introduced})
+            else:
+                found.rows.append({"prompt": question, "completion": text})
     return found
 
 

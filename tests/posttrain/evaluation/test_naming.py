@@ -17,7 +17,9 @@ def measured(says, **options):
 def test_names_are_counted():
     """Of the four identity questions one each gets: Nova, Robin, both, a longer word that begins with Nova."""
     answers = dict(zip(questions.IDENTITY_TEST[:4], ["I am Nova.", "I am Robin.", "Robin, now Nova.", "Novartis."], strict=True))  # fmt: skip
-    ordinary = dict(zip(questions.ORDINARY[:4], ["Toast.", "I am Nova. Red.", "Boil it.", "Robin sang."], strict=True))
+    ordinary = dict(
+        zip(questions.ORDINARY_TEST[:4], ["Toast.", "I am Nova. Red.", "Boil it.", "Robin sang."], strict=True)
+    )
     capitals = ["Paris", "It is Berlin.", "Rome", "Rome"]  # of France, Germany, Japan, Spain
     closed = dict(zip([q for q, _ in questions.CLOSED[:4]], capitals, strict=True))
     told = answers | ordinary | closed
