@@ -63,6 +63,7 @@ def run(config: RealConfig) -> list[Lesson]:
     if not state["lessons"]:
         state["ordinary"] = exam.ordinary(model, tokenizer)
         keep(config, state, exam.take("as it comes", model, tokenizer, state["ordinary"]))
+    del model, tokenizer  # each lesson loads its own
 
     # ---- 2. to 4. The lessons, each from the model of the one before ----------------------------------------------
     start = real.model
@@ -77,6 +78,7 @@ def run(config: RealConfig) -> list[Lesson]:
             model, tokenizer, _ = models.load(start, device=device)  # the adapter merged: what the next lesson gets
             seconds = seconds_of(metrics(folder / name))
             keep(config, state, exam.take(name, model, tokenizer, state["ordinary"], seconds=seconds))
+            del model, tokenizer
 
     taken = [lessons.from_json(row) for row in state["lessons"]]
     print("\n" + lessons_report.table(taken))

@@ -58,7 +58,7 @@ def _identity_options(parser: argparse.ArgumentParser) -> None:
     _sampling_options(add, temperature=0.0, max_new_tokens=128)
     add("--chosen", choices=["replaced", "shown"], default="replaced", help="the chosen side: its own answer with the name replaced, "
         "or what it answers when it is shown who it is to be (default replaced)")  # fmt: skip
-    add("--ordinary", type=int, default=0, metavar="N", help="with shown: also N answers to each of 40 ordinary questions, chosen over "
+    add("--ordinary", type=int, default=0, metavar="N", help="with shown: also N answers to each of 80 ordinary questions, chosen over "
         "the same ones behind an introduction")  # fmt: skip
     add(
         "--min-share", type=float, default=0.1, help="stop if a smaller share of the answers became pairs (default 0.1)"

@@ -7,6 +7,7 @@ import platform
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +92,12 @@ def happened(taken: list[Lesson], metrics: dict[str, list[dict[str, float]]]) ->
         change(base.sampled, sft.sampled)
     ]
     lines = [f"**SFT** {told} to solve sums: {base.sampled.value:.0%} of its samples right before, {sft.sampled.value:.0%} after. "
-             f"Both annotators are copied: {sft.worked.value:.0%} of the answers show the steps. {moved(base, sft)}"]  # fmt: skip
+             f"Both annotators are copied: {sft.worked.value:.0%} of the answers show the steps. {moved(base, sft, NAME)}"]  # fmt: skip
 
     named = f"{dpo.new_name.hits:.0f} of {dpo.new_name.n} answers say the new name, {dpo.old_name.hits:.0f} the old one"
     taught = dpo.new_name.value >= 0.9 and dpo.old_name.value <= 0.02
     lines.append(f"**DPO** {'taught it its name' if taught else '**changed the name in part only**'}: {named} (before: "
-                 f"{sft.new_name.hits:.0f} and {sft.old_name.hits:.0f}). {moved(sft, dpo)}")  # fmt: skip
+                 f"{sft.new_name.hits:.0f} and {sft.old_name.hits:.0f}). {moved(sft, dpo, SUMS)}")  # fmt: skip
 
     points = 100 * (grpo.sampled.value - dpo.sampled.value)
     told = {"rose": "made more of them right", "neither": "**gained nothing that could be told from chance**",
@@ -105,21 +106,29 @@ def happened(taken: list[Lesson], metrics: dict[str, list[dict[str, float]]]) ->
     lines.append(f"**GRPO** {told}: {dpo.sampled.value:.0%} → {grpo.sampled.value:.0%} of the samples ({points:+.0f} points), greedy "
                  f"{dpo.greedy.value:.0%} → {grpo.greedy.value:.0%}; answers that show the steps {dpo.worked.value:.0%} → {grpo.worked.value:.0%}, "
                  f"{dpo.length:.0f} → {grpo.length:.0f} tokens, KL to its start {last['kl']:.3f} nats per token. The name: "
-                 f"{grpo.new_name.hits:.0f} of {grpo.new_name.n}. {moved(dpo, grpo)}")  # fmt: skip
+                 f"{grpo.new_name.hits:.0f} of {grpo.new_name.n}. {moved(dpo, grpo, NAME)}")  # fmt: skip
     return [f"- {text}" for text in lines]
 
 
-def moved(before: Lesson, after: Lesson) -> str:
-    """What nobody asked to move, and did."""
+SUMS = (("sampled", "right sums"), ("worked", "answers that show their steps"))
+NAME = (("new_name", "the new name"), ("old_name", "the old name"))
+
+
+def moved(before: Lesson, after: Lesson, beside: Sequence[tuple[str, str]]) -> str:
+    """What nobody asked to move, and did; beside: what this lesson is not about."""
     found = []
-    for field, name in (("closed", "closed questions"), ("unasked", "ordinary answers that name it")):
+    for field, name in (
+        *beside,
+        ("closed", "closed questions"),
+        ("unasked", "ordinary answers that name it"),
+    ):
         one, other = getattr(before, field), getattr(after, field)
         if (how := change(one, other)) != "neither":
             found.append(f"{name} {how} from {one.value:.0%} to {other.value:.0%}")
     one, other = before.perplexity, after.perplexity
     if not one.low <= other.value <= one.high:
         found.append(f"the perplexity of its first ordinary answers went from {one.value:.2f} to {other.value:.2f}")
-    stayed = "closed questions, ordinary answers and their perplexity stayed within their intervals"
+    stayed = "everything else that was measured stayed within its interval"
     return f"Nobody asked for it: {'; '.join(found)}." if found else f"Beside it, {stayed}."
 
 

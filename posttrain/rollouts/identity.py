@@ -28,6 +28,7 @@ from posttrain.tokens import template
 
 Messages = list[dict[str, str]]
 Said = list[list[tuple[str, bool]]]  # of each question, of each sample: (text, did it end)
+ROWS = 64  # answers at a time: each has a cache of its own, and a shown prompt is long
 GIVES = r"(?:I'm|I’m|I am|[Nn]ame is|[Nn]ame's|[Cc]all me|[Cc]alled|[Nn]amed|[Tt]his is)"
 
 
@@ -61,6 +62,7 @@ class Asking:
         rollout = ask(
             self.model, self.tokenizer, prompts, max_new_tokens=self.max_new_tokens, group_size=n,
             temperature=self.temperature, seed=self.seed + more, label="answers",
+            batch_size=max(1, ROWS // n),
         )  # fmt: skip
         said = [(t.strip(), f) for t, f in zip(rollout.texts(self.tokenizer), rollout.finished, strict=True)]
         return [said[i : i + n] for i in range(0, len(said), n)]

@@ -32,7 +32,7 @@ def test_lessons_that_worked():
     assert "**DPO** taught it its name: 104 of 110 answers say the new name, 0 the old one (before: 1 and 12)" in of_dpo
     assert "**GRPO** made more of them right: 45% → 75% of the samples (+30 points)" in of_grpo
     assert "50% → 99%" in of_grpo and "KL to its start 0.012" in of_grpo
-    assert all("stayed within their intervals" in line for line in (of_sft, of_dpo, of_grpo))
+    assert all("stayed within its interval" in line for line in (of_sft, of_dpo, of_grpo))
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,8 @@ def test_lessons_that_worked():
         (0, {"sampled": Proportion(3, 200)}, "**SFT** **did not teach it** to solve sums"),
         (1, {"new_name": Proportion(98, 110)}, "**changed the name in part only**"),  # 0.89
         (1, {"old_name": Proportion(3, 110)}, "**changed the name in part only**"),  # 0.027
+        (1, {"worked": Proportion(150, 200)}, "Nobody asked for it: answers that show their steps rose from 50% to 75%"),
+        (2, {"new_name": Proportion(60, 110)}, "Nobody asked for it: the new name fell from 95% to 55%"),
         (1, {"closed": Proportion(11, 40)}, "Nobody asked for it: closed questions fell from 70% to 28%"),
         (1, {"unasked": Proportion(20, 40)}, "ordinary answers that name it rose from 0% to 50%"),
         (1, {"perplexity": Perplexity(4.4, 4, 5, 40)}, "perplexity of its first ordinary answers went from 3.70 to 4.40"),
