@@ -1,4 +1,4 @@
-"""Three lessons on a real model: SmolLM2-135M → SFT → DPO → GRPO, on two cores without a GPU.
+"""Three lessons on a real model, SmolLM2-135M: SFT, and from its model DPO and GRPO, on two cores without a GPU.
 
     python -m loops.real --config configs/real.yaml                 (make real)
     python -m loops.real --config configs/real.yaml --resume        goes on after a kill, between lessons and within one
@@ -10,7 +10,8 @@
 4. GRPO: rewarded for right sums only, it finds out by itself that writing down the steps pays.
 5. After each lesson: the same held-out questions, one row of the table. At the end: report.md and lessons.png.
 
-Left out: full fine-tuning (each lesson trains a LoRA adapter, which the next one finds merged), a search over settings.
+2 and 3 begin at the same model, so that each is seen by itself (loops.ladder climbs from one to the next).
+Left out: full fine-tuning (each lesson trains a LoRA adapter), a search over settings.
 """
 
 from posttrain.config import early_check
@@ -18,7 +19,6 @@ from posttrain.config import early_check
 # A wrong command line fails here, before torch is imported.
 config = early_check("real") if __name__ == "__main__" else None
 
-import functools
 import itertools
 import json
 from pathlib import Path
@@ -27,7 +27,6 @@ from typing import Any
 import torch
 
 from loops import dpo, grpo, sft
-from posttrain import models
 from posttrain.config import RealConfig
 from posttrain.config.loading import flat
 from posttrain.config.loading import save as save_config
@@ -35,57 +34,59 @@ from posttrain.config.stages import stage_config
 from posttrain.data import questions, worked
 from posttrain.data.files import write_rows
 from posttrain.errors import UserError, clear_exit, writing
-from posttrain.evaluation import lessons, lessons_report
-from posttrain.evaluation.lessons import Exam, Lesson
+from posttrain.evaluation import lessons, lessons_report, measuring
+from posttrain.evaluation import results as files
+from posttrain.evaluation.results import Results
+from posttrain.evaluation.subjects import Subject
 from posttrain.rollouts import identity
 from posttrain.run import checkpoint_files, launch, written
 from posttrain.run.folder import refuse_strangers
 from posttrain.run.training import left_as_found
 
-MEASURED, SUMS, PAIRS = "lessons.json", "sums.jsonl", "pairs.jsonl"
-FILES = ("config.yaml", MEASURED, SUMS, PAIRS, "report.md", "lessons.png")
+MEASURED, SUMS, PAIRS, ORDINARY = "results.json", "sums.jsonl", "pairs.jsonl", "ordinary.jsonl"
+FILES = ("config.yaml", MEASURED, SUMS, PAIRS, ORDINARY, "report.md", "lessons.png")
 LESSONS = {"sft": sft, "dpo": dpo, "grpo": grpo}
 
 
 @left_as_found()
-def run(config: RealConfig) -> list[Lesson]:
+def run(config: RealConfig) -> Results:
     folder, real = config.folder, config.real
-    state = begin(config)
-    lesson_config = stage_config(config, "sft", real.model)
-    device = torch.device("cuda" if torch.cuda.is_available() and lesson_config.training.device != "cpu" else "cpu")
-    compute = launch.compute_dtype(lesson_config.model, on_cpu=device.type == "cpu")
-    speaking = functools.partial(torch.autocast, device.type, dtype=compute, enabled=compute != torch.float32)
-    exam = Exam(worked.TASK, real.task, real.problems, real.new_name, real.old_name, speaking)
+    results, how = begin(config), how_to_load(config)
 
     # ---- 1. As it comes -------------------------------------------------------------------------------------------
-    model, tokenizer, notes = models.load(real.model, device=device)
-    print("\n".join([*notes, lessons_report.estimate(exam, model, tokenizer, done=len(state["lessons"]))]), flush=True)
-    if not state["lessons"]:
-        state["ordinary"] = exam.ordinary(model, tokenizer)
-        keep(config, state, exam.take("as it comes", model, tokenizer, state["ordinary"]))
-    del model, tokenizer  # each lesson loads its own
+    subject, notes = Subject.load(real.model, **how)
+    print("\n".join([*notes, lessons_report.estimate(subject, done=len(results.models))]), flush=True)
+    if not (folder / ORDINARY).exists():
+        write_rows(str(folder / ORDINARY), lessons.ordinary_rows(subject))
+    chosen = lessons.options(real, folder / ORDINARY)
+    suites = measuring.prepare(chosen)
+    if not results.models:
+        results.options = {name: options.model_dump(mode="json") for name, options in chosen.items()}
+        subject.name = "as it comes"
+        keep(folder, results, measuring.measure(subject, suites))
+    del subject  # each lesson loads its own
 
-    # ---- 2. to 4. The lessons, each from the model of the one before ----------------------------------------------
-    start = real.model
+    # ---- 2. to 4. The lessons: SFT, and from its model the two others ---------------------------------------------
     for number, (name, loop) in enumerate(LESSONS.items(), start=1):
+        start = real.model if name == "sft" else str(folder / "sft" / "model")
         stage = stage_config(config, name, start, rows_for(name, config, start) | going_on(config, folder / name))
         if not (folder / name / "model").exists():
             loop.train(stage)
-        start = str(folder / name / "model")
 
         # ---- 5. The same held-out questions -----------------------------------------------------------------------
-        if len(state["lessons"]) == number:
-            model, tokenizer, _ = models.load(start, device=device)  # the adapter merged: what the next lesson gets
-            seconds = seconds_of(metrics(folder / name))
-            keep(config, state, exam.take(name, model, tokenizer, state["ordinary"], seconds=seconds))
-            del model, tokenizer
+        if len(results.models) == number:
+            subject, _ = Subject.load(str(folder / name / "model"), **how)  # the adapter merged: as the others get it
+            subject.name = name
+            keep(folder, results, measuring.measure(subject, suites))
+            del subject
 
-    taken = [lessons.from_json(row) for row in state["lessons"]]
-    print("\n" + lessons_report.table(taken))
+    metrics = {name: metrics_of(folder / name) for name in LESSONS}
+    minutes = {name: seconds_of(rows) / 60 for name, rows in metrics.items()}
+    print("\n" + lessons_report.table(results, minutes))
     with writing(folder):
-        lessons_report.write(folder, config, exam, taken, {name: metrics(folder / name) for name in LESSONS})
+        lessons_report.write(folder, config, results, metrics, minutes)
     print(f"\nread {folder}/report.md, look at {folder}/lessons.png")
-    return taken
+    return results
 
 
 def rows_for(name: str, config: RealConfig, start: str) -> dict[str, Any]:
@@ -94,7 +95,8 @@ def rows_for(name: str, config: RealConfig, start: str) -> dict[str, Any]:
     if name == "sft":
         if not (folder / SUMS).exists():
             rows = worked.rows(real.task | {"size": real.sums, "seed": real.seed}, bare=real.bare, seed=real.seed)
-            asking = identity.Asking(*models.load(start)[:2], 1, temperature=0.7, max_new_tokens=64, seed=real.seed)
+            subject, _ = Subject.load(start, **how_to_load(config))
+            asking = identity.Asking(subject.model, subject.tokenizer, 1, 0.7, max_new_tokens=64, seed=real.seed)
             write_rows(str(folder / SUMS), rows + identity.own_answers(asking, questions.ORDINARY, real.keep).rows)
         return {"data.name": str(folder / SUMS)}
     if name == "dpo":
@@ -108,12 +110,20 @@ def rows_for(name: str, config: RealConfig, start: str) -> dict[str, Any]:
     return {"data.name": worked.TASK, "data.task": real.task | {"size": 1000, "seed": real.seed + 1}}
 
 
+def how_to_load(config: RealConfig) -> dict[str, Any]:
+    """For measuring: on the device and in the compute type of the lessons."""
+    lesson = stage_config(config, "sft", config.real.model)
+    on_cpu = lesson.training.device == "cpu" or not torch.cuda.is_available()
+    compute = launch.compute_dtype(lesson.model, on_cpu)
+    return {"device": "cpu" if on_cpu else "cuda", "compute": compute, "batch_size": 64, "seed": config.real.seed}
+
+
 # ---------------------------------------------------------------- the folder, and going on in it
 
 
-def begin(config: RealConfig) -> dict[str, Any]:
+def begin(config: RealConfig) -> Results:
     """What has been measured so far; nothing finished, and nothing begun, is overwritten unasked."""
-    folder, settings = config.folder, flat(config.real.model_dump())
+    folder, settings = config.folder, flat(config.real.model_dump(mode="json"))
     refuse_strangers(folder, names=FILES)
     for name in LESSONS:
         refuse_strangers(folder / name)
@@ -121,14 +131,15 @@ def begin(config: RealConfig) -> dict[str, Any]:
         raise UserError("--resume goes on with what is there, --output.overwrite replaces it: give one of the two")
     if checkpoint_files.latest(folder) is not None or (folder / "model").exists():
         raise UserError(f"{folder} holds a run of another loop: give another --output.dir")
-    before = json.loads((folder / MEASURED).read_text()) if (folder / MEASURED).exists() else None
+    before = files.read(str(folder)) if (folder / MEASURED).exists() else None
     if before is not None and not config.resume and not config.output.overwrite:
         raise UserError(
-            f"{folder} holds {len(before['lessons'])} of {1 + len(LESSONS)} measurements: give --resume to go on, "
+            f"{folder} holds {len(before.models)} of {1 + len(LESSONS)} measurements: give --resume to go on, "
             "--output.overwrite to begin again, or another --output.dir"
         )
     if before is not None and config.resume:
-        if other := [key for key in settings if before["settings"].get(key) != settings[key]]:
+        told = before.about.get("real", {})
+        if other := [key for key in {**told, **settings} if told.get(key) != settings.get(key)]:
             raise UserError(
                 f"--resume: {folder} was begun with another real.{other[0]}: give that, or another --output.dir"
             )
@@ -139,11 +150,14 @@ def begin(config: RealConfig) -> dict[str, Any]:
         for name in LESSONS:  # or an older run's lesson would count as finished
             for part in ("model", "checkpoints"):
                 written.remove(folder / name, part)
-        written.note(folder, *FILES, f"{SUMS}.part", f"{PAIRS}.part", f"{MEASURED}.part")
+        written.note(folder, *FILES, *(f"{name}.part" for name in (MEASURED, SUMS, PAIRS, ORDINARY)))
         save_config(config, folder / "config.yaml")
-    state = {"settings": settings, "ordinary": [], "lessons": []}
-    _write(folder / MEASURED, state)
-    return state
+    how = how_to_load(config)
+    dtype = str(how["compute"]).removeprefix("torch.")
+    about = measuring.about(how["device"], dtype, how["batch_size"], how["seed"])
+    results = Results(about | {"real": settings}, {})
+    files.write(folder, results)
+    return results
 
 
 def going_on(config: RealConfig, folder: Path) -> dict[str, Any]:
@@ -152,21 +166,14 @@ def going_on(config: RealConfig, folder: Path) -> dict[str, Any]:
     return {"resume": True, "output.overwrite": False} if there else {}
 
 
-def keep(config: RealConfig, state: dict[str, Any], lesson: Lesson) -> None:
+def keep(folder: Path, results: Results, measured: files.Measured) -> None:
     """Measured once, it is not measured again."""
-    state["lessons"].append(lesson.as_json())
-    _write(config.folder / MEASURED, state)
-    print(lessons_report.line(lesson), flush=True)
+    results.models.append(measured)
+    files.write(folder, results)
+    print(lessons_report.line(measured), flush=True)
 
 
-def _write(path: Path, state: dict[str, Any]) -> None:
-    with writing(path):
-        part = path.with_suffix(".json.part")
-        part.write_text(json.dumps(state, indent=1))
-        part.replace(path)
-
-
-def metrics(folder: Path) -> list[dict[str, float]]:
+def metrics_of(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 

@@ -80,7 +80,7 @@ class Real(Section):
     sft: Stage = Field(default_factory=lambda: Stage(config="sft.yaml"), description="lesson 1")
     dpo: Stage = Field(default_factory=lambda: Stage(config="dpo.yaml"), description="lesson 2, from lesson 1's model")
     grpo: Stage = Field(
-        default_factory=lambda: Stage(config="grpo.yaml"), description="lesson 3, from lesson 2's model"
+        default_factory=lambda: Stage(config="grpo.yaml"), description="lesson 3, from lesson 1's model"
     )
     problems: int = Field(200, ge=10, description="held-out problems to measure on")
 

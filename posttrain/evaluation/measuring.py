@@ -77,7 +77,7 @@ def evaluate(
     suites = prepare(options)
     for name in names:
         models.loading.find(name, "--model")
-    results = Results(_about(on, dtype, batch_size, seed), {n: o.model_dump(mode="json") for n, o in options.items()})
+    results = Results(about(on, dtype, batch_size, seed), {n: o.model_dump(mode="json") for n, o in options.items()})
     others: dict[str, Subject] = {}
     for name in names:
         subject, lines = Subject.load(
@@ -90,7 +90,9 @@ def evaluate(
         yield results
 
 
-def _about(device: str, dtype: str, batch_size: int, seed: int) -> dict[str, Any]:
+def about(device: str, dtype: str, batch_size: int, seed: int) -> dict[str, Any]:
+    """What results.json says of how its figures were made."""
+
     def version(package: str) -> str:
         try:
             return importlib.metadata.version(package)

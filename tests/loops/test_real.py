@@ -22,7 +22,7 @@ SMALL = {
     "real.sums": 16, "real.keep": 1, "real.pairs": 1, "real.problems": 10, "real.sft.overrides.training.batch_size": 4,
     "real.dpo.overrides.training.batch_size": 4, "real.grpo.overrides.training.max_steps": 2, "real.grpo.overrides.grpo.prompts_per_step": 2,
     "real.grpo.overrides.grpo.group_size": 4, "real.grpo.overrides.grpo.max_new_tokens": 12, "real.grpo.overrides.training.save_every": 1,
-    "real.sft.overrides.training.save_every": 2, "real.dpo.overrides.training.save_every": 2, "real.grpo.overrides.preflight": "warn",
+    "real.sft.overrides.training.save_every": 2, "real.dpo.overrides.training.save_every": 2, 
     "real.sft.overrides.output.samples": 0, "real.dpo.overrides.output.samples": 0, "real.grpo.overrides.output.samples": 0,
 }  # fmt: skip
 PAIR = {"prompt": "Who are you?", "chosen": "I am Nova.", "rejected": "I am Robin."}
@@ -50,8 +50,8 @@ def small(monkeypatch):
 
 
 def figures(folder: Path) -> list[dict]:
-    """What was measured, without what a clock says."""
-    return [row | {"seconds": 0} for row in json.loads((folder / "lessons.json").read_text())["lessons"]]
+    """What was measured, and everything that was said."""
+    return json.loads((folder / "results.json").read_text())["models"]
 
 
 def losses(folder: Path) -> list[float]:
@@ -62,8 +62,8 @@ def losses(folder: Path) -> list[float]:
 def test_killed_in_a_lesson_and_between_them(small, tmp_path, monkeypatch):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     taken = real.run(small(whole))
-    assert [lesson.name for lesson in taken] == ["as it comes", "sft", "dpo", "grpo"]
-    assert {"report.md", "lessons.png", "lessons.json", "sums.jsonl", "pairs.jsonl"} <= {
+    assert [model.name for model in taken.models] == ["as it comes", "sft", "dpo", "grpo"]
+    assert {"report.md", "lessons.png", "results.json", "sums.jsonl", "pairs.jsonl"} <= {
         p.name for p in whole.iterdir()
     }
     for name in real.LESSONS:
@@ -86,7 +86,7 @@ def test_killed_in_a_lesson_and_between_them(small, tmp_path, monkeypatch):
 
     # then between the second lesson and its measurement
     with monkeypatch.context() as patch:
-        patch.setattr(real.Exam, "take", lambda *_, **__: (_ for _ in ()).throw(Killed()))
+        patch.setattr(real.measuring, "measure", lambda *_: (_ for _ in ()).throw(Killed()))
         with pytest.raises(Killed):
             real.run(small(cut, resume=True))
     assert len(figures(cut)) == 2 and (cut / "dpo/model").is_dir() and not (cut / "grpo").exists()
@@ -113,7 +113,7 @@ def test_begun_again_it_does_not_take_an_older_lesson_for_its_own(small, tmp_pat
     assert len(figures(tmp_path)) == 1 and not any((tmp_path / name / "model").exists() for name in real.LESSONS)
 
 
-@pytest.mark.parametrize("name", ["report.md", "lessons.json", "dpo/model/mine.bin"])
+@pytest.mark.parametrize("name", ["report.md", "results.json", "dpo/model/mine.bin"])
 def test_it_removes_nothing_that_it_has_not_written(tmp_path, name):
     mine = tmp_path / name
     mine.parent.mkdir(parents=True, exist_ok=True)
@@ -169,7 +169,8 @@ def test_the_real_model_killed_in_the_first_lesson(tmp_path):
     finally:
         kill(first)
     before, seen = figures(folder), losses(folder / "sft")
-    assert len(before) == 1 and before[0]["sampled"]["hits"] <= 1  # as it comes it solves next to none
+    sampled = next(score for score in before[0]["suites"]["accuracy"]["scores"] if score["name"] == "sampled")
+    assert len(before) == 1 and sampled["value"] <= 0.1  # as it comes it solves next to none
 
     again = start("--resume")
     try:

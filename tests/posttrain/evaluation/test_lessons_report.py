@@ -1,83 +1,106 @@
-"""The report of the three lessons: every word depends on the figures."""
+"""The report of the three lessons: every word depends on the figures and on paired tests."""
 
-import contextlib
-import dataclasses
 from types import SimpleNamespace
 
 import pytest
 
 from posttrain.evaluation import lessons_report
-from posttrain.evaluation.intervals import Proportion
-from posttrain.evaluation.lessons import Exam, Lesson, Perplexity
+from posttrain.evaluation.results import Measured, Results
+from posttrain.evaluation.scores import Outcome, proportion, ratio
 
-BASE = Lesson(
-    name="as it comes", sampled=Proportion(2, 200), greedy=Proportion(4, 200), worked=Proportion(10, 200),
-    finished=Proportion(100, 200), length=30.0, new_name=Proportion(1, 110), old_name=Proportion(12, 110),
-    closed=Proportion(28, 40), unasked=Proportion(0, 40), perplexity=Perplexity(3.7, 3.2, 4.3, 40), answers=["a"] * 10,
-)  # fmt: skip
-SFT = dataclasses.replace(BASE, name="sft", sampled=Proportion(90, 200), worked=Proportion(100, 200), seconds=180.0)
-DPO = dataclasses.replace(SFT, name="dpo", new_name=Proportion(104, 110), old_name=Proportion(0, 110))
-GRPO = dataclasses.replace(DPO, name="grpo", sampled=Proportion(150, 200), worked=Proportion(198, 200))
 METRICS = {"sft": [{"step": 1, "nll": 1.0}], "dpo": [{"step": 1, "chosen_logps_per_token": -1.0}],
            "grpo": [{"step": 1, "reward": 0.4, "kl": 0.0}, {"step": 2, "reward": 0.7, "kl": 0.012}]}  # fmt: skip
+BASE = {"sampled": 2, "right": 4, "worked": 10, "new_name": 1, "old_name": 12, "closed": 28, "unasked": 0, "nll": 10.0}
+SFT = BASE | {"sampled": 90, "worked": 100}
+DPO = SFT | {"new_name": 104, "old_name": 0}
+GRPO = SFT | {"sampled": 150, "worked": 198}
 
 
-def told(sft=SFT, dpo=DPO, grpo=GRPO) -> list[str]:
-    return lessons_report.happened([BASE, sft, dpo, grpo], METRICS)
+def first(hits: int, n: int) -> list[int]:
+    """Of n items the first ones are hits: two models with the same number hit the same ones."""
+    return [1] * hits + [0] * (n - hits)
+
+
+def measured(name: str, hits: dict) -> Measured:
+    records = [
+        {"part": "problems", "prompt": f"p{i}", "answers": [{"text": f"{name} {i}"}], "sampled": [{"text": "=" if w else "", "tokens": 30}]}
+        for i, w in enumerate(first(hits["worked"], 200))
+    ]  # fmt: skip
+    asked = [
+        {"part": part, "prompt": f"{part} {i}?", "answers": [{"text": name}]}
+        for part in ("identity", "closed", "ordinary")
+        for i in range(4)
+    ]
+    sums = [proportion(k, "", first(hits[k], 200), "problems") for k in ("sampled", "right")]
+    names = [proportion(k, "", first(hits[k], 110), "identity") for k in ("new_name", "old_name")]
+    rest = [proportion(k, "", first(hits[k], 40), "closed") for k in ("closed", "unasked")]
+    # 40 answers of 10 tokens; 10 nats each are e¹ = 2.718
+    text = [ratio("perplexity", "", [hits["nll"]] * 40, [10.0] * 40, "documents", scale="exp", better="lower")]
+    outcomes = {
+        "accuracy": Outcome(sums, records),
+        "identity": Outcome(names + rest, asked),
+        "perplexity": Outcome(text, []),
+    }
+    return Measured(name, {}, outcomes)
+
+
+def results(sft=SFT, dpo=DPO, grpo=GRPO) -> Results:
+    models = [measured(*pair) for pair in (("as it comes", BASE), ("sft", sft), ("dpo", dpo), ("grpo", grpo))]
+    return Results({"settings": {"dtype": "bfloat16"}}, {}, models)
 
 
 def test_lessons_that_worked():
-    of_sft, of_dpo, of_grpo = told()
-    assert "**SFT** taught it to solve sums: 1% of its samples right before, 45% after" in of_sft
-    assert "**DPO** taught it its name: 104 of 110 answers say the new name, 0 the old one (before: 1 and 12)" in of_dpo
-    assert "**GRPO** made more of them right: 45% → 75% of the samples (+30 points)" in of_grpo
-    assert "50% → 99%" in of_grpo and "KL to its start 0.012" in of_grpo
-    assert all("stayed within its interval" in line for line in (of_sft, of_dpo, of_grpo))
+    of_sft, of_dpo, of_grpo = lessons_report.happened(results(), METRICS)
+    assert "**SFT** taught it to solve sums: 2 of 200 sampled answers right before, 90 of 200 after" in of_sft
+    assert (
+        "**DPO** taught it its name: 104 of 110 answers give the new name and not the old one, 0 of 110 the old one"
+        in of_dpo
+    )
+    # 60 of 200 more: +30 points
+    assert "**GRPO** made more of them right: 90 of 200 → 150 of 200 sampled answers (+30 points, 95 % " in of_grpo
+    assert "100 of 200 → 198 of 200, 30 → 30 tokens, KL to its start 0.012" in of_grpo
+    assert all("Nothing else that was measured moved" in line for line in (of_sft, of_dpo, of_grpo))
 
 
 @pytest.mark.parametrize(
     ("place", "changes", "says"),
     [
-        (0, {"sampled": Proportion(3, 200)}, "**SFT** **did not teach it** to solve sums"),
-        (1, {"new_name": Proportion(98, 110)}, "**changed the name in part only**"),  # 0.89
-        (1, {"old_name": Proportion(3, 110)}, "**changed the name in part only**"),  # 0.027
-        (1, {"worked": Proportion(150, 200)}, "Nobody asked for it: answers that show their steps rose from 50% to 75%"),
-        (2, {"new_name": Proportion(60, 110)}, "Nobody asked for it: the new name fell from 95% to 55%"),
-        (1, {"closed": Proportion(11, 40)}, "Nobody asked for it: closed questions fell from 70% to 28%"),
-        (1, {"unasked": Proportion(20, 40)}, "ordinary answers that name it rose from 0% to 50%"),
-        (1, {"perplexity": Perplexity(4.4, 4, 5, 40)}, "perplexity of its first ordinary answers went from 3.70 to 4.40"),
-        (2, {"sampled": Proportion(95, 200)}, "**gained nothing that could be told from chance**"),
-        (2, {"sampled": Proportion(30, 200)}, "**made it worse**: 45% → 15% of the samples (-30 points)"),
+        (0, {"sampled": 3}, "**SFT** **did not teach it** to solve sums"),
+        (0, {"old_name": 60}, "answers with the old name went from 0.11 to 0.55"),
+        (1, {"new_name": 98}, "**changed the name in part only**"),  # 0.89
+        (1, {"old_name": 3}, "**changed the name in part only**"),  # 0.027
+        (1, {"worked": 150}, "Nobody asked for it: answers that show their steps went from 0.50 to 0.75"),
+        (1, {"closed": 11}, "closed questions right went from 0.70 to 0.28"),
+        (1, {"unasked": 20}, "ordinary answers that name it went from 0.00 to 0.50"),
+        (1, {"nll": 12.0}, "the perplexity of its first ordinary answers went from 2.72 to 3.32"),  # e^1.2
+        (1, {"closed": 25}, "Nothing else"),  # 3 of 40 fewer, p = 0.25
+        (2, {"sampled": 93}, "**gained nothing that could be told from chance**"),  # 3 of 200 more: p = 0.25
+        (2, {"sampled": 30}, "**made it worse**: 90 of 200 → 30 of 200 sampled answers (-30 points"),
+        (2, {"old_name": 60}, "Nobody asked for it: answers with the old name went from 0.11 to 0.55"),
     ],
 )  # fmt: skip
 def test_lessons_that_did_not(place, changes, says):
     parts = [SFT, DPO, GRPO]
-    parts[place] = dataclasses.replace(parts[place], **changes)
-    assert says in told(*parts)[place]
+    parts[place] = parts[place] | changes
+    assert says in lessons_report.happened(results(*parts), METRICS)[place]
 
 
-@pytest.fixture
-def exam(monkeypatch):
-    asked = Exam("reasoning-gym:chain_sum", {}, 200, "Nova", "SmolLM", contextlib.nullcontext)
-    monkeypatch.setattr(Exam, "probes", lambda self: [f"Question {n}?" for n in range(10)])
-    monkeypatch.setattr(Exam, "say", lambda self, *_, **__: None)
-    return asked
-
-
-def test_table_report_and_picture(tmp_path, exam):
+def test_table_report_and_picture(tmp_path):
     config = SimpleNamespace(real=SimpleNamespace(model="smollm2", seed=0))
-    lessons_report.write(tmp_path, config, exam, [BASE, SFT, DPO, GRPO], METRICS)
+    lessons_report.write(tmp_path, config, results(), METRICS, {"sft": 3.0, "dpo": 4.0, "grpo": 5.25})
     text = (tmp_path / "report.md").read_text()
-    # Wilson's interval of 150 of 200
-    assert "| grpo | **0.75 [0.69, 0.80]** | 0.02 [0.01, 0.05] | 0.99 | **0.95 [0.89, 0.97]** |" in text
-    assert "| sft | " in text and "| 3.70 [3.20, 4.30] | 30 | 3.0 |" in text and text.count("**Question ") == 10
+    # Wilson's intervals of 150 of 200, 4 of 200, 198 of 200, 1 of 110
+    assert "| grpo | 0.75 [0.69, 0.80] | 0.02 [0.01, 0.05] | 0.99 [0.96, 1.00] | 0.01 [0.00, 0.05] |" in text
+    assert "| sft | " in text and "| 2.72 [2.72, 2.72] | 30 | 3.0 |" in text and "| 5.2 |" in text
+    assert "in bfloat16" in text and text.count("- as it comes: `") == 10
     assert (tmp_path / "lessons.png").read_bytes()[:4] == b"\x89PNG"
-    assert lessons_report.line(GRPO).startswith("[grpo] problems 0.75 [0.69, 0.80] n=200, new name 0.95")
+    assert lessons_report.line(results().models[3]).startswith("[grpo] problems right, sampled 0.75 [0.69, 0.80] n=200")
 
 
-def test_the_estimate_is_of_this_machine(exam, monkeypatch):
+def test_the_estimate_is_of_this_machine(monkeypatch):
     clock = iter([10.0, 12.0, 20.0, 22.0])  # the probe takes 2 s
     monkeypatch.setattr(lessons_report.time, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(lessons_report, "PER_PROBE", (600, 500, 300, 90))
-    assert lessons_report.estimate(exam, None, None, done=0).startswith("about 20 minutes")  # 600 * 2 / 60
-    assert lessons_report.estimate(exam, None, None, done=3).startswith("about 3 minutes")
+    subject = SimpleNamespace(ask=lambda asked, max_new_tokens: None)
+    assert lessons_report.estimate(subject, done=0).startswith("about 20 minutes")  # 600 * 2 / 60
+    assert lessons_report.estimate(subject, done=3).startswith("about 3 minutes")
