@@ -5,6 +5,7 @@
 
     python -m posttrain.curate best-of-k --model tiny-sft --prompts tiny-math --k 8 --score answer --out best.jsonl
     python -m posttrain.curate answers --model NAME --url http://localhost:8000/v1 --prompts asked.jsonl --out new.jsonl
+    python -m posttrain.curate constitution --model smollm2 --prompts asked.jsonl --write pairs --out mended.jsonl
 
 identity   preference pairs for a new name: identity questions are put to a model, its own answer is the rejected side,
            the same answer with the old name replaced the chosen one: they differ in the name and nothing else. For a
@@ -14,6 +15,8 @@ best-of-k  rejection sampling: k answers to each prompt are scored by a reward f
            an outcome reward model, from the same samples.
 answers    SFT rows from a stronger model, local or behind an OpenAI-compatible server (--url): every answer is kept as
            it comes, and the same command goes on where it was stopped.
+constitution  a model criticises its own answers by written principles and writes them again (--write sft | pairs); or
+           which of two of its answers keeps to a principle better, by a judge's log-probabilities (--write labels).
 clean      leave out duplicates, rows too short or too long, rows that match a pattern, and text that went wrong. Says
            how many went and why; --dropped keeps them.
 """
@@ -37,15 +40,17 @@ def main(arguments: list[str] | None = None) -> None:
     _identity_options(recipes.add_parser("identity", help="preference pairs for a new name"))
     _best_of_k_options(recipes.add_parser("best-of-k", help="sample k answers to each prompt, keep the best"))
     _answers_options(recipes.add_parser("answers", help="SFT rows from the answers of a stronger model"))
+    _constitution_options(recipes.add_parser("constitution", help="a model mends its own answers by principles"))
     _clean_options(recipes.add_parser("clean", help="leave out duplicates, broken rows and what you name"))
     options = vars(parser.parse_args(arguments))
     from posttrain.errors import clear_exit
     from posttrain.rollouts.best_of_k import best_of_k
+    from posttrain.rollouts.constitution import constitution
     from posttrain.rollouts.distilled import distil
     from posttrain.rollouts.identity import identity
 
     recipes_of = {"identity": identity, "clean": clean, "best-of-k": best_of_k, "answers": distil}
-    recipe = recipes_of[options.pop("recipe")]
+    recipe = (recipes_of | {"constitution": constitution})[options.pop("recipe")]
     with clear_exit():
         print(recipe(**options))
 
@@ -117,6 +122,17 @@ def _answers_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--score", nargs="+", help="answer, package.module:function, or the folder of a reward model")
     add("--min-score", type=float, help="leave out answers that score less")
+
+
+def _constitution_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    _sampling_options(add, temperature=0.7, max_new_tokens=256)
+    _prompts_options(add)
+    add("--principles", metavar="FILE", help="one a line (default: twelve in posttrain/data/principles.txt)")
+    add("--critic", metavar="MODEL", help="who criticises, or judges (default: the model itself)")
+    add("--write", choices=["sft", "pairs", "labels"], default="sft", help="the revision; the revision above the answer; or two "
+        "answers that were compared")  # fmt: skip
+    add("--margin", type=float, help="labels: how far from a half the judge's preference must be (default 0.05)")
 
 
 def _clean_options(parser: argparse.ArgumentParser) -> None:
