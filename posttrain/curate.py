@@ -108,9 +108,9 @@ def _answers_options(parser: argparse.ArgumentParser) -> None:
         "is POSTTRAIN_API_KEY or OPENAI_API_KEY in the environment")  # fmt: skip
     add("--body", metavar="JSON", help="more of each request, e.g. '{\"top_p\": 0.9}'; null takes a key out")
     add("--requests-per-minute", type=float, metavar="N")
-    add("--concurrency", type=int, default=4, help="requests at once (default 4)")
-    add("--retries", type=int, default=6, help="of a request that met 429, 5xx or a broken connection (default 6)")
-    add("--timeout", type=float, default=120.0, metavar="SECONDS", help="of one request (default 120)")
+    add("--concurrency", type=int, help="requests at once (default 4)")
+    add("--retries", type=int, help="of a request that met 429, 5xx or a broken connection (default 6)")
+    add("--timeout", type=float, metavar="SECONDS", help="of one request (default 120)")
     add("--min-chars", type=int, help="leave out shorter answers")
     add("--max-chars", type=int, help="leave out longer answers")
     add(

@@ -19,6 +19,7 @@ No pattern goes back over more than a few dozen characters: a line without an en
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import ipaddress
@@ -114,7 +115,7 @@ CALLED = re.compile(
 DATE = re.compile(r"\d\d([-/ ])\d\d\1(?:19|20)\d\d\b")
 NUMBERED = re.compile(
     r"(?:\b(?:v|ver|version|release|build|firmware|section|sections|sec|chapter|clause|paragraph|article|rule|table|figure|fig"
-    r"|abschnitt|kapitel)\.?|§)[ ]{0,2}(?:is |no\. )?$",
+    r"|abschnitt|kapitel)\.?|§|[=<>~!]=)[ ]{0,2}(?:is |no\. )?$",
     re.IGNORECASE,
 )
 SOCIAL = re.compile(r"\b(?:ssn|social[ -]security)\b[^\n]{0,24}$", re.IGNORECASE)
@@ -261,8 +262,9 @@ def substitute(kind: str, value: str, action: str, salt: bytes = b"") -> str:
 def _same(kind: str, value: str) -> str:
     """One way to write what may be written in several. (A phone number with its country's code and one without stay
     two.)"""
-    if kind == "ipv6" and "%" not in value:
-        return str(ipaddress.IPv6Address(value))
+    if kind == "ipv6":
+        with contextlib.suppress(ValueError):  # what was merged with something beside it is no address
+            return str(ipaddress.IPv6Address(value))
     if kind == "phone":
         digits = re.sub(r"\D", "", value.replace("(0)", ""))
         return digits.removeprefix("00")

@@ -65,7 +65,7 @@ def constitution(
 ) -> str:
     """Write rows to `out`; returns what to say."""
     refuse_out(out)
-    if min(max_new_tokens, max_prompts or 1) < 1 or temperature < 0:
+    if min(max_new_tokens, 1 if max_prompts is None else max_prompts) < 1 or temperature < 0:
         raise UserError("--max-new-tokens and --max-prompts must be at least 1, --temperature at least 0")
     if write == "labels" and temperature == 0:
         raise UserError("--write labels compares two samples: give a --temperature above 0")

@@ -43,9 +43,9 @@ def distil(
     url: str | None = None,
     body: str | None = None,
     requests_per_minute: float | None = None,
-    concurrency: int = 4,
-    retries: int = 6,
-    timeout: float = 120.0,
+    concurrency: int | None = None,
+    retries: int | None = None,
+    timeout: float | None = None,
     split: str = "train",
     max_prompts: int | None = None,
     temperature: float = 0.0,
@@ -61,14 +61,9 @@ def distil(
 ) -> str:
     """Write {prompt, completion, model, settings} rows to `out`; returns what to say."""
     refuse_out(out)
-    if min(max_new_tokens, max_prompts or 1, concurrency) < 1 or min(temperature, retries) < 0 or timeout <= 0:
-        raise UserError(
-            "--max-new-tokens, --max-prompts and --concurrency must be at least 1, --temperature and --retries at least 0"
-        )
-    if url is None and (body is not None or requests_per_minute is not None):
-        raise UserError("--body and --requests-per-minute belong to --url")
-    if requests_per_minute is not None and requests_per_minute <= 0:
-        raise UserError(f"--requests-per-minute {requests_per_minute:g}: expected more than 0")
+    if min(max_new_tokens, 1 if max_prompts is None else max_prompts) < 1 or temperature < 0:
+        raise UserError("--max-new-tokens and --max-prompts must be at least 1, --temperature at least 0")
+    _check_options_of_a_server(url, body, requests_per_minute, concurrency, retries, timeout)
     if min_score is not None and score is None:
         raise UserError("--min-score needs --score")
     settings = {"temperature": temperature, "max_tokens": max_new_tokens, "seed": seed} | _more(body)
@@ -79,7 +74,12 @@ def distil(
     unique = {key_of(row["prompt"]): row for row in rows}
     endpoint = None
     if url is not None:
-        endpoint = Endpoint(url, requests_per_minute=requests_per_minute, retries=retries, timeout=timeout)
+        endpoint = Endpoint(
+            url,
+            requests_per_minute=requests_per_minute,
+            retries=6 if retries is None else retries,
+            timeout=timeout or 120.0,
+        )
     asked = Asked(out, {"model": model, "url": url, "system_prompt": system_prompt, **settings})
     pending = {key: row["prompt"] for key, row in unique.items() if key not in asked.said}
     before = len(unique) - len(pending)
@@ -87,7 +87,7 @@ def distil(
         if endpoint is None:
             _ask_model(model, pending, asked, max_new_tokens, temperature, seed)
         else:
-            _ask_server(endpoint, {"model": model, **settings}, pending, asked, concurrency)
+            _ask_server(endpoint, {"model": model, **settings}, pending, asked, concurrency or 4)
     except (UserError, KeyboardInterrupt) as problem:
         done = sum(key in asked.said for key in unique)
         raise UserError(
@@ -124,6 +124,24 @@ def distil(
 
 def key_of(messages: Messages) -> str:
     return hashlib.sha256(json.dumps(messages, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _check_options_of_a_server(
+    url: str | None, body: str | None, per_minute: float | None, *numbers: float | None
+) -> None:
+    concurrency, retries, timeout = numbers
+    given = {
+        "--body": body,
+        "--requests-per-minute": per_minute,
+        "--concurrency": concurrency,
+        "--retries": retries,
+        "--timeout": timeout,
+    }
+    for name, value in given.items():
+        if value is not None and url is None:
+            raise UserError(f"{name} belongs to --url")
+        if isinstance(value, int | float) and value <= 0 and (name, value) != ("--retries", 0):
+            raise UserError(f"{name} {value:g}: expected more than 0")
 
 
 def _more(body: str | None) -> dict[str, Any]:

@@ -22,7 +22,7 @@ def found(text, *kinds):
         ("Table 5 4111111111111111", [("credit_card", "4111111111111111")]),
         ("DE89 3704 0044 0532 0130 00 BIC COBADEFF", [("iban", "DE89 3704 0044 0532 0130 00")]),  # of the registry
         ("DE88 3704 0044 0532 0130 00", []),
-        ("at 10.0.0.19:80, in 1.2.3.4 of version 10.0.0.19", [("ipv4", "10.0.0.19")]),
+        ("at 10.0.0.19:80, in 1.2.3.4 of version 10.0.0.19, x>=10.0.0.19", [("ipv4", "10.0.0.19")]),
         ("fe80::1%eth0 or 2001:db8::1: no answer", [("ipv6", "fe80::1%eth0"), ("ipv6", "2001:db8::1")]),
         ("12:34:56 std::map a::b x[::2] 00:1A:2B:3C:4D:5E", []),
         ("123-45-6789, 666-45-6789, 123 45 6789", [("ssn", "123-45-6789")]),
@@ -90,6 +90,11 @@ def test_what_stands_there_instead():
         assert (
             substitute(kind, a, "hash", b"s") == substitute(kind, b, "hash", b"s") != substitute(kind, a, "hash", b"t")
         )
+
+
+def test_what_was_merged_is_hashed_as_it_stands():
+    """No address any more, and still somebody's."""
+    assert len(substitute("ipv6", "2001:db8::1, 0170/1234567", "hash", b"s")) == len("[IPV6_0123456789abcdef]")
 
 
 @pytest.mark.parametrize("action", privacy.ACTIONS)

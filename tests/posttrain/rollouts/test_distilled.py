@@ -183,13 +183,16 @@ def long_enough(completions, answer, completion_ids):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"body": "{}"}, "--body and --requests-per-minute belong to --url"),
+        ({"body": "{}"}, "--body belongs to --url"),
+        ({"timeout": 5.0}, "--timeout belongs to --url"),
+        ({"max_prompts": 0}, "--max-prompts must be at least 1"),
         ({"url": "http://x", "body": "["}, r"--body \[: not JSON"),
         ({"url": "http://x", "body": '{"stream": true}'}, "--body must be an object"),
         ({"url": "http://x", "requests_per_minute": 0}, "--requests-per-minute 0: expected more than 0"),
         ({"url": "x"}, "--url x: expected the address of a server"),
         ({"min_score": 1}, "--min-score needs --score"),
-        ({"concurrency": 0}, "--concurrency must be at least 1"),
+        ({"url": "http://x", "concurrency": 0}, "--concurrency 0: expected more than 0"),
+        ({"url": "http://x", "retries": -1}, "--retries -1: expected more than 0"),
         ({"drop_refusals": "("}, r"'\(' is not a regular expression"),
     ],
 )
