@@ -1,4 +1,5 @@
 # make demo   set everything up and climb the ladder: tiny base -> SFT -> DPO -> GRPO      (outputs/ladder/report.md)
+# make real   three lessons on a real model, SmolLM2-135M, on two cores; killed, it goes on   (outputs/real/report.md)
 # make test   set everything up and prove the mathematics
 PYTHON ?= python3
 BIN := .venv/bin
@@ -6,10 +7,13 @@ export OMP_WAIT_POLICY := PASSIVE
 # on all cores, a file on one of them; in the order of tests/conftest.py
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations 10
 
-.PHONY: demo test test-long test-all soak mutate notebooks lint clean
+.PHONY: demo real test test-long test-all soak mutate notebooks lint clean
 
 demo: .venv/installed
 	$(BIN)/python -m loops.ladder --config configs/ladder_tiny.yaml --output.overwrite
+
+real: .venv/installed-tasks
+	$(BIN)/python -m loops.real --config configs/real.yaml $(if $(wildcard outputs/real/lessons.json),--resume)
 
 test: .venv/installed
 	$(PYTEST) -m "not long and not soak"
@@ -45,6 +49,10 @@ clean:
 	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -r requirements.txt
 	@touch $@
 
-.venv/installed-extras: .venv/installed requirements-tracking.txt requirements-notebooks.txt requirements-tasks.txt
-	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -r requirements-tracking.txt -r requirements-notebooks.txt -r requirements-tasks.txt
+.venv/installed-tasks: .venv/installed requirements-tasks.txt
+	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -r requirements-tasks.txt
+	@touch $@
+
+.venv/installed-extras: .venv/installed-tasks requirements-tracking.txt requirements-notebooks.txt
+	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -r requirements-tracking.txt -r requirements-notebooks.txt
 	@touch $@

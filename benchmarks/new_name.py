@@ -33,7 +33,7 @@ def measure(name: str) -> None:
         return ask(model, tokenizer, prompts, max_new_tokens=48).texts(tokenizer)
 
     who, ordinary, closed = (
-        say(part) for part in (questions.IDENTITY_TEST, questions.ORDINARY, [q for q, _ in questions.CLOSED])
+        say(part) for part in (questions.IDENTITY_TEST, questions.ORDINARY_TEST, [q for q, _ in questions.CLOSED])
     )
     right = sum(any(word in text for word in words) for text, (_, words) in zip(closed, questions.CLOSED, strict=True))
     print(name)

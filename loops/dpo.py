@@ -42,7 +42,7 @@ from posttrain.run import preflight, processes
 from posttrain.run.training import Result, Run, left_as_found
 from posttrain.tokens import template
 from posttrain.tokens.batch import Batch, collate, stop_probability
-from posttrain.tokens.examples import both_sides, hold_out, pairs
+from posttrain.tokens.examples import both_sides, hold_out, pairs, to_show
 
 
 class Start(NamedTuple):
@@ -70,7 +70,8 @@ def start(config: DpoConfig, run: Run, rows: list[dict] | None = None) -> Start:
     policy = run.parallel.spread(models.CompletionLogps(model.train()))
     reference = frozen_reference(policy, config.model, run)
     run.checkpoints.remember("the reference", reference)
-    showcase = Showcase(data, tokenizer, config.output.samples, limit)
+    shown = to_show(encoded, config.data.validation_split, config.data.seed)
+    showcase = Showcase(shown, tokenizer, config.output.samples, limit)
     return Start(model, tokenizer, policy, reference, examples, validation, showcase)
 
 

@@ -35,7 +35,7 @@ from posttrain.rollouts.asking import Showcase
 from posttrain.run.training import Result, Run, left_as_found
 from posttrain.tokens import template
 from posttrain.tokens.batch import collate, collate_packed, stop_probability
-from posttrain.tokens.examples import hold_out, sft_examples
+from posttrain.tokens.examples import hold_out, sft_examples, to_show
 
 
 class Start(NamedTuple):
@@ -63,7 +63,8 @@ def start(config: SftConfig, run: Run, rows: list[dict] | None = None) -> Start:
     if config.training.packing:
         with gathered(policy):
             policy.find_a_way_to_pack()
-    showcase = Showcase(data, tokenizer, config.output.samples, limit)
+    shown = to_show(encoded, config.data.validation_split, config.data.seed)
+    showcase = Showcase(shown, tokenizer, config.output.samples, limit)
     pack_to = limit if config.training.packing else None
     return Start(model, tokenizer, policy, examples, validation, pack_to, showcase)
 

@@ -69,7 +69,7 @@ def _identity_options(parser: argparse.ArgumentParser) -> None:
     _sampling_options(add, temperature=0.0, max_new_tokens=128)
     add("--chosen", choices=["replaced", "shown"], default="replaced", help="the chosen side: its own answer with the name replaced, "
         "or what it answers when it is shown who it is to be (default replaced)")  # fmt: skip
-    add("--ordinary", type=int, default=0, metavar="N", help="with shown: also N answers to each of 40 ordinary questions, chosen over "
+    add("--ordinary", type=int, default=0, metavar="N", help="with shown: also N answers to each of 80 ordinary questions, chosen over "
         "the same ones behind an introduction")  # fmt: skip
     add(
         "--min-share", type=float, default=0.1, help="stop if a smaller share of the answers became pairs (default 0.1)"
@@ -87,16 +87,40 @@ def _best_of_k_options(parser: argparse.ArgumentParser) -> None:
     add("--prompts", required=True, help="a data file or set as for loops.grpo: prompt or question, and columns")
     add("--score", required=True, nargs="+", help="answer, package.module:function, or the folder of a reward model")
     add("--split", default="train", help="which split of the prompts")
+    add(
+        "--task",
+        type=_task,
+        metavar="{max_terms: 3}",
+        help="arguments of a task, where --prompts is reasoning-gym:TASK",
+    )
     add("--k", type=int, default=8, help="answers to each prompt")
     add("--write", choices=["best", "pairs", "labels"], default="best", help="what the rows are for")
     add("--min-score", type=float, help="best: leave out prompts whose best answer scores less")
     add("--max-prompts", type=int, help="use only the first ones")
 
 
+def _task(text: str) -> dict:
+    import yaml
+
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"expected arguments as in '{{max_terms: 3, size: 100}}', got {text}")
+    return value
+
+
 def _prompts_options(add: Callable) -> None:
     add("--prompts", required=True, help="a data file or set as for loops.grpo: prompt or question")
     add("--split", default="train", help="which split of the prompts")
     add("--max-prompts", type=int, help="use only the first ones")
+    add(
+        "--task",
+        type=_task,
+        metavar="{max_terms: 3}",
+        help="arguments of a task, where --prompts is reasoning-gym:TASK",
+    )
     add("--min-share", type=float, default=0.1, help="stop if a smaller share became rows (default 0.1)")
 
 

@@ -23,6 +23,7 @@ import warnings
 from posttrain import ROOT
 from posttrain.config.command_line import parse
 from posttrain.config.loading import load
+from posttrain.config.stages import SEVERAL
 from posttrain.errors import UserError, clear_exit, reason
 
 CORE = ("torch", "transformers", "datasets", "peft", "bitsandbytes", "accelerate", "numpy", "matplotlib", "pydantic")
@@ -48,8 +49,8 @@ def main(arguments: list[str] | None = None) -> None:
         if path is None and (overrides or shares > 1):
             raise UserError("--KEY VALUE needs --config FILE")
         config = load(path, overrides, origin="command line") if path is not None else None
-        if config is not None and config.method == "ladder":
-            raise UserError(f"{path}: give the config of one of its stages; a ladder holds several")
+        if config is not None and config.method in SEVERAL:
+            raise UserError(f"{path}: give the config of one of its stages; loops.{config.method} runs several")
         for title, lines in (
             ("packages", packages()),
             ("device", device()),
@@ -128,7 +129,9 @@ def device() -> list[str]:
     ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     lines.append(f"cpu: {os.cpu_count()} cores, {ram:.0f} GiB of memory, {torch.get_num_threads()} torch threads")
     on_cpu = not torch.cuda.is_available()
-    lines.append(f"training.device: auto is {'cpu' if on_cpu else 'cuda'}, model.dtype: auto computes in {auto(on_cpu)}")
+    lines.append(
+        f"training.device: auto is {'cpu' if on_cpu else 'cuda'}, model.dtype: auto computes in {auto(on_cpu)}"
+    )
     return lines
 
 

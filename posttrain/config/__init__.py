@@ -2,7 +2,7 @@
 
 from posttrain.config.command_line import early_check
 from posttrain.config.loading import load
-from posttrain.config.methods import LadderConfig
+from posttrain.config.methods import LadderConfig, RealConfig
 from posttrain.config.rl import GrpoConfig, PpoConfig
 from posttrain.config.supervised import DpoConfig, PretrainConfig, RewardConfig, SftConfig
 
@@ -12,6 +12,7 @@ __all__ = [
     "LadderConfig",
     "PpoConfig",
     "PretrainConfig",
+    "RealConfig",
     "RewardConfig",
     "SftConfig",
     "early_check",

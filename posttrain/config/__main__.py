@@ -20,7 +20,7 @@ from pydantic_core import PydanticUndefined
 from posttrain.config.command_line import parse
 from posttrain.config.loading import load, resolve, type_name
 from posttrain.config.methods import METHODS
-from posttrain.config.stages import refuse_incomplete
+from posttrain.config.stages import SEVERAL, refuse_incomplete
 from posttrain.errors import UserError, clear_exit
 
 # What stands in a template where a key has no default: the embedded model and data, so that it runs as it is.
@@ -83,7 +83,7 @@ def _template_lines(kind: type[BaseModel], method: str, prefix: str = "", given:
         annotation, key = field.annotation, prefix + name
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             lines += ([""] if not indent else []) + [f"{indent}{name}:"]
-            own = field.get_default(call_default_factory=True) if method == "ladder" else None
+            own = field.get_default(call_default_factory=True) if method in SEVERAL else None
             lines += _template_lines(annotation, method, f"{key}.", own)
             continue
         value = EXAMPLES.get(f"{method}.{key}", EXAMPLES.get(key, PydanticUndefined))

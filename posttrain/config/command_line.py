@@ -14,7 +14,7 @@ from typing import Any
 
 from posttrain.config.loading import describe, load
 from posttrain.config.methods import METHODS
-from posttrain.config.stages import refuse_incomplete
+from posttrain.config.stages import SEVERAL, refuse_incomplete
 from posttrain.config.trackers import refuse_missing
 from posttrain.errors import UserError, clear_exit
 
@@ -29,7 +29,7 @@ def early_check(method: str) -> Any:
         path, overrides = parse(arguments)
         config = load(path, overrides, method=method, origin="command line")
         refuse_incomplete(config)
-        if method != "ladder":
+        if method not in SEVERAL:
             refuse_missing(config.tracking.to)
         return config
 

@@ -6,9 +6,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from posttrain.config.keys import Output, Section
+from posttrain.config.keys import Output, Section, from_the_command_line
 from posttrain.config.rl import GrpoConfig, PpoConfig
 from posttrain.config.supervised import DpoConfig, PretrainConfig, RewardConfig, SftConfig
 
@@ -62,6 +62,45 @@ class LadderConfig(Section):
         return "ladder"
 
 
+class Real(Section):
+    model: str = Field("smollm2", description="the model to teach: smollm2, a hub id, or a folder of a chat model")
+    old_name: str = Field("SmolLM", description="what it calls itself, if it calls itself anything")
+    new_name: str = Field("Nova", description="the name that lesson 2 teaches")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="training.seed of every lesson, and of the data made for it")
+    task: dict[str, Any] = Field(
+        default_factory=lambda: {"min_terms": 2, "max_terms": 4, "min_digits": 1, "max_digits": 1},
+        description="the problems of lessons 1 and 3: arguments of reasoning-gym's chain_sum",
+    )
+    sums: int = Field(800, ge=1, description="lesson 1: worked problems to learn from")
+    bare: float = Field(0.5, ge=0, le=1, description="lesson 1: share of them that show the result and no step")
+    keep: int = Field(
+        2, ge=0, description="lesson 1: of its own answers to each of 80 ordinary questions, how many to learn beside"
+    )
+    pairs: int = Field(6, ge=1, description="lesson 2: answers sampled to each of 60 questions about its name")
+    sft: Stage = Field(default_factory=lambda: Stage(config="sft.yaml"), description="lesson 1")
+    dpo: Stage = Field(default_factory=lambda: Stage(config="dpo.yaml"), description="lesson 2, from lesson 1's model")
+    grpo: Stage = Field(
+        default_factory=lambda: Stage(config="grpo.yaml"), description="lesson 3, from lesson 2's model"
+    )
+    problems: int = Field(200, ge=10, description="held-out problems to measure on")
+
+    _typed = field_validator("task", mode="before")(from_the_command_line)
+
+
+class RealConfig(Section):
+    real: Real = Field(default_factory=Real)
+    output: Output = Field(default_factory=Output)
+    resume: bool = Field(False, exclude=True, description="go on where it was, between lessons and within one")
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.output.dir or "outputs/real")
+
+    @property
+    def method(self) -> str:
+        return "real"
+
+
 METHODS: dict[str, type[Section]] = {
     "pretrain": PretrainConfig,
     "sft": SftConfig,
@@ -70,6 +109,7 @@ METHODS: dict[str, type[Section]] = {
     "grpo": GrpoConfig,
     "ppo": PpoConfig,
     "ladder": LadderConfig,
+    "real": RealConfig,
 }
 
 _TRUNCATED = (

@@ -69,6 +69,30 @@ ORDINARY = [
     "Tell me about the moon.", "What is a healthy snack?", "How do birds fly?", "What is the boiling point of water?",
     "Give me an idea for a weekend.", "What language is spoken in Brazil?", "What is a triangle?", "How do I save money?",
     "What is the fastest animal?", "Describe a forest.", "What is a good gift for a friend?", "What season comes after winter?",
+    "What is the capital of Norway?", "What is the capital of Turkey?", "What is the capital of Ireland?", "What is the capital of Peru?",
+    "What is the smallest planet?", "Which planet has rings?", "Who wrote Don Quixote?", "Who painted Sunflowers?",
+    "Who discovered penicillin?", "What is the chemical symbol of iron?", "What gas do plants take in?", "How many legs does a bee have?",
+    "On which continent is India?", "On which continent is Egypt?", "In which country is Big Ben?", "In which country is Machu Picchu?",
+    "Which month comes after July?", "Which day comes after Monday?", "What colour is a ruby?", "Which animal meows?",
+    "What is the longest river in Africa?", "Which instrument has four strings?", "Which organ do we think with?", "What is a verb?",
+    "What language is spoken in Austria?", "What do hens lay?", "What is steam?", "Name an ocean.", "What is an island?",
+    "What is a library for?", "Why do leaves fall in autumn?", "Give me a tip for learning a language.", "Name two vegetables.",
+    "Write a sentence with the word river.", "What is bread made of?", "What is a good way to start the day?", "How do fish breathe?",
+    "Write a birthday wish.", "What does a baker do?", "What is the opposite of early?",
+]  # fmt: skip
+
+# The same kind, to measure with: no model was trained on them.
+ORDINARY_TEST = [
+    "What can I cook for dinner?", "Name three fruits.", "How do I make pancakes?", "Write a sentence about the mountains.",
+    "Why is snow white?", "Give me a tip for running faster.", "What do spiders make?", "Write a short poem about autumn.",
+    "How many months are in a year?", "What is evaporation?", "Explain electricity to a child.", "Suggest a title for my diary.",
+    "How can I learn to swim?", "List four tools.", "What is glass made of?", "What is an adjective?", "How do clouds form?",
+    "Give me a fact about penguins.", "What is the opposite of heavy?", "Write a note to say sorry to a friend.",
+    "How do I make coffee?", "What is a telephone?", "Name a famous composer.", "What does a teacher do?", "Why do we dream?",
+    "Tell me about volcanoes.", "What is a good drink on a hot day?", "How do boats float?", "At what temperature does water freeze?",
+    "Give me an idea for a holiday.", "What is a circle?", "How do I keep my room tidy?", "What is the slowest animal?",
+    "Describe a beach.", "What is a good present for a teacher?", "What season comes before summer?", "What is a museum?",
+    "How do I plant a tree?", "What does a pilot do?", "Write a riddle about the moon.",
 ]  # fmt: skip
 
 # (question, words of which one must stand in the answer)

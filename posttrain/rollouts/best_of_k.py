@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -35,18 +36,22 @@ def best_of_k(
     max_new_tokens: int = 256,
     system_prompt: str | None = None,
     split: str = "train",
+    task: dict[str, Any] | None = None,
     seed: int = 0,
 ) -> str:
     """Write the rows to `out`; returns what to say."""
     from posttrain.data.files import refuse_out, write_rows
+    from posttrain.data.procedural import is_task
     from posttrain.errors import UserError
 
     refuse_out(out)
     if k < 2 or temperature <= 0 or max_new_tokens < 1:
         raise UserError("--k must be at least 2, --temperature above 0, --max-new-tokens at least 1")
+    if task and not is_task(prompts):
+        raise UserError(f"--task belongs to --prompts reasoning-gym:TASK, not to '{prompts}'")
     groups = sample_and_score(
         model, prompts, score, k=k, max_prompts=max_prompts, temperature=temperature, max_new_tokens=max_new_tokens,
-        system_prompt=system_prompt, split=split, seed=seed,
+        system_prompt=system_prompt, split=split, task=task, seed=seed,
     )  # fmt: skip
     rows, left_out = as_rows(groups, write, min_score, right_above=0.0 if is_reward_model(score) else 0.5)
     first = sum(group[0].score for group in groups) / len(groups)
@@ -101,6 +106,7 @@ def sample_and_score(
     max_new_tokens: int = 256,
     system_prompt: str | None = None,
     split: str = "train",
+    task: dict[str, Any] | None = None,
     seed: int = 0,
 ) -> list[list[Scored]]:
     """k scored answers to each prompt."""
@@ -114,7 +120,7 @@ def sample_and_score(
     from posttrain.rollouts.asking import ask
     from posttrain.tokens.examples import prompts as encode
 
-    settings = Data(name=prompts, split=split, max_samples=max_prompts, system_prompt=system_prompt)
+    settings = Data(name=prompts, split=split, max_samples=max_prompts, system_prompt=system_prompt, task=task or {})
     data = load_rows(settings, "grpo")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     by_model = is_reward_model(score)

@@ -19,15 +19,14 @@ import collections
 import random
 import re
 from pathlib import Path
+from typing import Any
 
-from posttrain.config.keys import Data
 from posttrain.data.files import reading, refuse_out, write_rows
 from posttrain.data.filters import normalised
 from posttrain.data.messages import Messages
-from posttrain.data.rows import load_rows
 from posttrain.errors import UserError
 from posttrain.rollouts.preference_labels import Judge, labelled
-from posttrain.rollouts.speaking import Said, Speaker, one_prompt
+from posttrain.rollouts.speaking import Said, Speaker, one_prompt, rows_to_ask
 
 PRINCIPLES = Path(__file__).parents[1] / "data" / "principles.txt"
 CRITIQUE = (
@@ -56,6 +55,7 @@ def constitution(
     write: str = "sft",
     margin: float | None = None,
     split: str = "train",
+    task: dict[str, Any] | None = None,
     max_prompts: int | None = None,
     temperature: float = 0.7,
     max_new_tokens: int = 256,
@@ -72,7 +72,7 @@ def constitution(
     if margin is not None and (write != "labels" or not 0 <= margin < 0.5):
         raise UserError("--margin belongs to --write labels, and lies between 0 and 0.5")
     rules = read_principles(principles)
-    rows = load_rows(Data(name=prompts, split=split, max_samples=max_prompts, system_prompt=system_prompt), "grpo").rows
+    rows = rows_to_ask(prompts, split=split, max_prompts=max_prompts, system_prompt=system_prompt, task=task)
     drawn = draw(rules, len(rows), seed)
     speaker = Speaker(model, key="--model", max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     left_out: collections.Counter[str] = collections.Counter()

@@ -19,15 +19,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from posttrain.config.keys import Data
 from posttrain.data import filters
 from posttrain.data.files import refuse_out, write_rows
 from posttrain.data.messages import Messages
-from posttrain.data.rows import load_rows
 from posttrain.errors import UserError
 from posttrain.rollouts.asked import Asked
 from posttrain.rollouts.endpoint import Endpoint, Refused, Stopped
-from posttrain.rollouts.speaking import Said, Speaker, one_prompt
+from posttrain.rollouts.speaking import Said, Speaker, one_prompt, rows_to_ask
 
 REFUSAL = (  # --drop-refusals without a pattern of your own; English alone
     r"(?i)^\W*(?:i['’]?m|i am|we['’]re) (?:\w+ )?(?:sorry|unable|not able)\b|\bi (?:can(?:no|['’]?)t|won['’]t|am unable to|am not able to) "
@@ -47,6 +45,7 @@ def distil(
     retries: int | None = None,
     timeout: float | None = None,
     split: str = "train",
+    task: dict[str, Any] | None = None,
     max_prompts: int | None = None,
     temperature: float = 0.0,
     max_new_tokens: int = 512,
@@ -67,7 +66,7 @@ def distil(
     if min_score is not None and score is None:
         raise UserError("--min-score needs --score")
     settings = {"temperature": temperature, "max_tokens": max_new_tokens, "seed": seed} | _more(body)
-    rows = load_rows(Data(name=prompts, split=split, max_samples=max_prompts, system_prompt=system_prompt), "grpo").rows
+    rows = rows_to_ask(prompts, split=split, max_prompts=max_prompts, system_prompt=system_prompt, task=task)
     _refuse_tools(rows)
     keep = _filters(min_chars, max_chars, drop_refusals)
     scorer = None if score is None else _Score(score, rows)

@@ -28,11 +28,14 @@ from posttrain.tokens import template
 
 Messages = list[dict[str, str]]
 Said = list[list[tuple[str, bool]]]  # of each question, of each sample: (text, did it end)
+ROWS = 64  # answers at a time: each has a cache of its own, and a shown prompt is long
 GIVES = r"(?:I'm|I’m|I am|[Nn]ame is|[Nn]ame's|[Cc]all me|[Cc]alled|[Nn]amed|[Tt]his is)"
 
 
 @dataclass
 class Pairs:
+    """Rows for a loop, and what was looked at on the way to them."""
+
     rows: list[dict[str, Any]] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)  # that were looked at
     left_out: collections.Counter = field(default_factory=collections.Counter)
@@ -59,6 +62,7 @@ class Asking:
         rollout = ask(
             self.model, self.tokenizer, prompts, max_new_tokens=self.max_new_tokens, group_size=n,
             temperature=self.temperature, seed=self.seed + more, label="answers",
+            batch_size=max(1, ROWS // n),
         )  # fmt: skip
         said = [(t.strip(), f) for t, f in zip(rollout.texts(self.tokenizer), rollout.finished, strict=True)]
         return [said[i : i + n] for i in range(0, len(said), n)]
@@ -212,16 +216,25 @@ def why_not(text: str, finished: bool, question: str, name: str, old: list[str])
 
 
 def ordinary_pairs(asking: Asking, asked: list[str], name: str, samples: int) -> Pairs:
-    """On questions that have nothing to do with a name."""
+    """On questions that have nothing to do with a name: its own answer over the same one behind an introduction."""
+    found = own_answers(asking, asked, samples)
+    found.rows = [
+        {"prompt": r["prompt"], "chosen": r["completion"], "rejected": f"I am {name}, a helpful assistant. {r['completion']}"}
+        for r in found.rows
+    ]  # fmt: skip
+    return found
+
+
+def own_answers(asking: Asking, asked: list[str], samples: int) -> Pairs:
+    """SFT rows {prompt, completion} of what it says anyway: learned beside something new, they keep it as it is."""
     found = Pairs()
     for question, answers in zip(asked, asking(asked, [], more=2, samples=samples), strict=True):
         for text, finished in answers:
             found.answers.append(text)
             if not finished or not text:
                 found.left_out["did not end"] += 1
-                continue
-            introduced = f"I am {name}, a helpful assistant. {text}"
-            found.rows.append({"prompt": question, "chosen": text, "rejected": introduced})
+            else:
+                found.rows.append({"prompt": question, "completion": text})
     return found
 
 

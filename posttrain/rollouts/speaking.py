@@ -12,7 +12,11 @@ import torch
 from tqdm import tqdm
 
 from posttrain import models
+from posttrain.config.keys import Data
 from posttrain.data.messages import Messages
+from posttrain.data.procedural import is_task
+from posttrain.data.rows import load_rows
+from posttrain.errors import UserError
 from posttrain.rollouts.sampling import draw_uniforms, sample
 from posttrain.tokens import template
 
@@ -74,6 +78,16 @@ class Speaker:
         if not finished:
             return f"did not end within {self.max_new_tokens} tokens"
         return None if text else "are empty"
+
+
+def rows_to_ask(
+    prompts: str, *, split: str, max_prompts: int | None, system_prompt: str | None, task: dict[str, Any] | None
+) -> list[dict]:
+    """Canonical rows with a prompt, as for loops.grpo."""
+    if task and not is_task(prompts):
+        raise UserError(f"--task belongs to --prompts reasoning-gym:TASK, not to '{prompts}'")
+    data = Data(name=prompts, split=split, max_samples=max_prompts, system_prompt=system_prompt, task=task or {})
+    return load_rows(data, "grpo").rows
 
 
 def one_prompt(row: dict[str, Any]) -> str | Messages:

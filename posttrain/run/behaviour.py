@@ -14,6 +14,21 @@ FELL = 0.3  # share of its first value that the loss must have lost to promise a
 FAR = 1.5
 
 
+def told(
+    method: str, metrics: Sequence[dict[str, float]], samples: Sequence[tuple[str, str, str]], own: Sequence[float]
+) -> str | None:
+    """What the model says now, in one line, for SFT and DPO: how many of its greedy answers changed, and how near the
+    chosen side stands to them."""
+    if method not in ("sft", "dpo") or not samples:
+        return None
+    line = f"{sum(before != after for _, before, after in samples)} of {len(samples)} greedy answers changed"
+    if method == "dpo" and metrics and own:
+        few = metrics[-max(1, len(metrics) // 10) :]
+        chosen = sum(row["chosen_logps_per_token"] for row in few) / len(few)
+        line += f"; chosen answers stand at {chosen:.1f} nats per token, its own at {own[-1]:.1f}"
+    return line
+
+
 def remark(
     method: str, metrics: Sequence[dict[str, float]], samples: Sequence[tuple[str, str, str]], own: Sequence[float]
 ) -> str | None:

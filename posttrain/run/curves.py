@@ -45,6 +45,7 @@ HEALTHY = {
     "tokens_per_second": "steady (prompts and answers, padding not counted)",
     "memory_gib": "flat after the first steps: a rise is a leak",
 }
+GAP = "comes near the dashed line; far below it, it will not be said"
 NOTES = {
     "reward": {
         "loss": "starts at ln 2 = 0.693, falls",
@@ -56,8 +57,10 @@ NOTES = {
 }
 
 
-def plot_curves(path: Path, metrics: Sequence[dict[str, float]], method: str) -> None:
-    """One panel per metric that this run has, each with a line on what healthy looks like."""
+def plot_curves(path: Path, metrics: Sequence[dict[str, float]], method: str, own: Sequence[float] = ()) -> None:
+    """One panel per metric that this run has, each with a line on what healthy looks like.
+
+    own: log-prob per token of the model's own greedy answers, before and after: a chosen side must come near to it."""
     found = dict.fromkeys(name for row in metrics for name in row if name not in ("step", "seconds"))
     names = [name for name in HEALTHY if name in found] + [name for name in found if name not in HEALTHY]
     if not names:
@@ -73,6 +76,11 @@ def plot_curves(path: Path, metrics: Sequence[dict[str, float]], method: str) ->
         axis.plot([r["step"] for r in rows], [r[name] for r in rows], lw=1.3, marker="." if len(rows) < 15 else None)
         axis.set_title(name.replace("_", " "), fontsize=10)
         axis.set_xlabel(legend(name, method), fontsize=7, color="0.4")
+        if name == "chosen_logps_per_token" and len(own) == 2:
+            ends = (rows[0]["step"], rows[-1]["step"])
+            axis.plot(ends, own, lw=1.0, ls="--", color="0.4", label="its own greedy answers")
+            axis.set_xlabel(GAP, fontsize=7, color="0.4")
+            axis.legend(fontsize=7)
         axis.tick_params(labelsize=7)
         axis.grid(alpha=0.25)
     for axis in axes.flat[len(names) :]:

@@ -7,7 +7,7 @@ import contextlib
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from posttrain.run.curves import plot_curves
 from posttrain.run.samples import write_samples
 
 
-def write(run: Any, samples: list[tuple[str, str, str]] | None, state: dict | None) -> None:
+def write(run: Any, samples: list[tuple[str, str, str]] | None, state: dict | None, own: Sequence[float] = ()) -> None:
     """samples.md, curves.png, and model/, which appears last and whole; but its weights are on the disk before them.
 
     state: the whole weights, of a model that is sharded. A disk that is full or gone: the model is written to the temp
@@ -34,7 +34,7 @@ def write(run: Any, samples: list[tuple[str, str, str]] | None, state: dict | No
             lines.add()  # what a full disk has held back
         if samples:
             _draw(run, at / "samples.md", lambda path: write_samples(path, samples, run.config.method))
-        _draw(run, at / "curves.png", lambda path: plot_curves(path, run.metrics, run.config.method))
+        _draw(run, at / "curves.png", lambda path: plot_curves(path, run.metrics, run.config.method, own))
         folder.put_model(at)
     except Exception as problem:
         if (why := disk_reason(problem)) is None:

@@ -45,7 +45,7 @@ def start(training: Any, model: Any) -> tuple[Accelerator, torch.dtype]:
 
 
 def compute_dtype(model: Any, on_cpu: bool) -> torch.dtype:
-    """config.model -> float32 or bfloat16; auto takes bf16 only where the hardware has it, on a CPU for large models."""
+    """config.model -> float32 or bfloat16. auto: bf16 where the hardware has it; on a CPU, for large models only."""
     if model.dtype != "auto":
         return getattr(torch, model.dtype)
     if on_cpu:

@@ -337,9 +337,12 @@ class Run:
         self.progress.end()
         of_model = sharded.state_dict(self.model)
         if self.accelerator.is_main_process:
-            ending.write(self, samples, of_model)
+            ending.write(self, samples, of_model, own)
             ending.tell(self, self._encoded)
-            if (problem := behaviour.remark(self.config.method, self.metrics, samples or [], own)) is not None:
+            looked_at = (self.config.method, self.metrics, samples or [], own)
+            if (line := behaviour.told(*looked_at)) is not None:
+                self.say(line)
+            if (problem := behaviour.remark(*looked_at)) is not None:
                 self.say(f"warning: {problem}")
         self.trackers.end()
         self.accelerator.wait_for_everyone()

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from posttrain.data.messages import BadRow
@@ -284,12 +284,26 @@ def hold_out(encoded: Encoded, share: float, seed: int) -> tuple[Any, list]:
     half seen."""
     if share == 0:
         return encoded.items, []
+    kept_out = _kept_out(encoded, share, seed)
+    pairs = list(zip(encoded.items, encoded.group_of, strict=True))
+    return [x for x, row in pairs if row not in kept_out], [x for x, row in pairs if row in kept_out]
+
+
+def to_show(encoded: Encoded, share: float, seed: int) -> Rows | Stream:
+    """The rows whose prompts are answered before and after a run: held out (one of each prompt), where any are."""
+    if share == 0 or not isinstance(encoded.rows, Rows):
+        return encoded.rows
+    chosen = sorted(_kept_out(encoded, share, seed))
+    rows, places = ([column[i] for i in chosen] for column in (encoded.rows.rows, encoded.rows.places))
+    return replace(encoded.rows, rows=rows, places=places)
+
+
+def _kept_out(encoded: Encoded, share: float, seed: int) -> set[int]:
+    """The first row of each prompt that is held out."""
     rows = sorted(set(encoded.group_of))
     count = max(1, round(share * len(rows)))
     if count >= len(rows):
         raise UserError(
             f"data.validation_split = {share} leaves none of the {len(rows)} different prompts to train on: lower it"
         )
-    kept_out = set(random.Random(seed).sample(rows, count))
-    pairs = list(zip(encoded.items, encoded.group_of, strict=True))
-    return [x for x, row in pairs if row not in kept_out], [x for x, row in pairs if row in kept_out]
+    return set(random.Random(seed).sample(rows, count))

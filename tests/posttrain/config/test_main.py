@@ -22,6 +22,8 @@ def test_a_template_is_a_whole_config(tmp_path, capsys, method):
     assert config.method == method
     if method == "ladder":
         assert config.ladder.best_of_k.overrides == {"training.learning_rate": 1e-3}
+    elif method == "real":
+        assert config.real.task["max_terms"] == 4 and config.real.grpo.config == "grpo.yaml"
     else:
         assert config.training.learning_rate == Training().learning_rate == 2e-5
         assert "# peak learning rate [float]\n  learning_rate: 2.0e-05" in text

@@ -13,7 +13,7 @@ from posttrain.errors import UserError
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_is_a_loop_and_its_own_group(method):
     assert (ROOT / f"loops/{method}.py").is_file() and method in METHODS[method].model_fields
-    config = yaml_config(f"{method}_tiny")
+    config = yaml_config("real" if method == "real" else f"{method}_tiny")
     assert config.method == method and type(config) is METHODS[method]
 
 
@@ -23,6 +23,13 @@ def test_the_ladder_by_default():
     stages = [getattr(config.ladder, name).config for name in ("sft", "dpo", "grpo", "ppo", "best_of_k")]
     assert stages == ["sft_tiny.yaml", "dpo_tiny.yaml", "grpo_tiny.yaml", "ppo_tiny.yaml", "sft_tiny.yaml"]
     assert config.ladder.best_of_k.overrides == {"training.learning_rate": 1e-3}
+
+
+def test_the_task_of_the_lessons_from_the_command_line():
+    """Text becomes numbers, as in YAML."""
+    config = yaml_config("real", **{"real.task.max_terms": "3"})
+    assert config.real.task == {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 1}
+    assert config.folder == Path("outputs/real") and not config.resume
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Rejection sampling: what is kept of k scored answers, and that the command writes rows its loop reads."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -92,6 +93,23 @@ def test_refusals(tmp_path):
         best_of_k("m", "p", ["answer"], str(tmp_path))
     with pytest.raises(UserError, match="expected answer, reasoning_gym, or package"):
         best_of_k("tiny-sft", "tiny-math", ["no-such-folder"], str(tmp_path / "o.jsonl"))
+
+
+def test_a_task_of_reasoning_gym(tmp_path, capsys):
+    """Its arguments reach it: sums of two numbers of one digit, as many as were asked for, verified by its own verifier."""
+    pytest.importorskip("reasoning_gym", reason="pip install -r requirements-tasks.txt")
+    out = tmp_path / "l.jsonl"
+    given = ["best-of-k", "--model", "tiny-sft", "--prompts", "reasoning-gym:chain_sum", "--score", "reasoning_gym", "--k", "2",
+             "--write", "labels", "--max-new-tokens", "24", "--out", str(out)]  # fmt: skip
+    curate.main([*given, "--task", "{max_terms: 2, min_digits: 1, max_digits: 1, size: 6}"])
+    assert "2 answers to each of 6 prompts" in capsys.readouterr().out
+    asked = {json.loads(line)["prompt"] for line in out.read_text().splitlines()}
+    assert asked and all(len(re.findall(r"\d+", question)) == 2 for question in asked)
+    with pytest.raises(SystemExit):
+        curate.main([*given, "--task", "3"])
+    assert "expected arguments as in '{max_terms: 3, size: 100}', got 3" in capsys.readouterr().err
+    with pytest.raises(UserError, match="--task belongs to --prompts reasoning-gym:TASK, not to 'tiny-math'"):
+        best_of_k("tiny-sft", "tiny-math", ["answer"], str(out), task={"size": 3})
 
 
 def test_a_reward_model_may_score_them(tmp_path):

@@ -190,6 +190,7 @@ def long_enough(completions, answer, completion_ids):
         ({"url": "http://x", "body": '{"stream": true}'}, "--body must be an object"),
         ({"url": "http://x", "requests_per_minute": 0}, "--requests-per-minute 0: expected more than 0"),
         ({"url": "x"}, "--url x: expected the address of a server"),
+        ({"task": {"max_terms": 3}}, "--task belongs to --prompts reasoning-gym:TASK"),
         ({"min_score": 1}, "--min-score needs --score"),
         ({"url": "http://x", "concurrency": 0}, "--concurrency 0: expected more than 0"),
         ({"url": "http://x", "retries": -1}, "--retries -1: expected more than 0"),

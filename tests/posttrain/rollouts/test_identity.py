@@ -108,11 +108,11 @@ def test_too_few_pairs_are_no_success(say, tmp_path):
 
 def test_shown_with_ordinary_ones_beside(say, tmp_path):
     _, rounds, _ = say
-    rounds += [[("I am Nova.", True)] * 2, [("I am Bob.", True)] * 2, [("Blue.", True)] * 40]
+    rounds += [[("I am Nova.", True)] * 2, [("I am Bob.", True)] * 2, [("Blue.", True)] * 80]
     told = identity.identity(
         "m", ["Bob"], "Nova", str(tmp_path / "o.jsonl"), chosen="shown", ordinary=1, max_questions=1, samples=2, temperature=0.7
     )  # fmt: skip
-    assert "2 answers to 1 questions; left out: 1 came twice" in told and "wrote 41 pairs" in told
+    assert "2 answers to 1 questions; left out: 1 came twice" in told and "wrote 81 pairs" in told
 
 
 @pytest.mark.parametrize(

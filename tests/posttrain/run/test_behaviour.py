@@ -4,7 +4,7 @@ import pytest
 from kit import run_loop
 
 from loops import dpo
-from posttrain.run.behaviour import remark
+from posttrain.run.behaviour import remark, told
 
 SAME, OTHER = ("Who?", "I help. ⏹", "I help. ⏹"), ("Who?", "I help. ⏹", "I am Nova. ⏹")
 
@@ -41,6 +41,14 @@ def test_the_losses_it_names():
     assert remark("dpo", rows(0.69, 0.07, -3.3), [SAME], [-0.5, -0.6]).startswith(
         "the loss fell from 0.674 to 0.0863, but "
     )
+
+
+def test_what_it_says_now():
+    """Of 20 steps the last two count: −3.3 in both."""
+    one = told("dpo", rows(0.69, 0.07, -3.3), [SAME, OTHER, OTHER], [-0.5, -0.64])
+    assert one == "2 of 3 greedy answers changed; chosen answers stand at -3.3 nats per token, its own at -0.6"
+    assert told("sft", rows(2.0, 1.0), [SAME], [-0.5, -0.5]) == "0 of 1 greedy answers changed"
+    assert told("grpo", rows(2.0, 1.0), [SAME], [-0.5, -0.5]) is None and told("sft", rows(2.0, 1.0), [], []) is None
 
 
 def test_a_run_says_it(tmp_path, llama, capsys):

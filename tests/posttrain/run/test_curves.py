@@ -20,6 +20,19 @@ def test_one_panel_per_metric_the_known_ones_first(tmp_path, monkeypatch):
     assert panels[0].get_xlabel() == "says nothing about progress: watch the reward"
 
 
+def test_the_gap_to_its_own_answers(tmp_path, monkeypatch):
+    """The chosen side at -3.3 where the model's own answers stand at -0.6: two lines that do not meet."""
+    drawn = []
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", lambda figure, path, dpi: drawn.append(figure.axes[0]))
+    rows = [{"step": i, "chosen_logps_per_token": -4.3 + i / 10} for i in range(1, 11)]
+    curves.plot_curves(tmp_path / "curves.png", rows, "dpo", [-0.5, -0.6])
+    curves.plot_curves(tmp_path / "curves.png", rows, "dpo")  # output.samples: 0
+    chosen, own = drawn[0].lines
+    assert own.get_xdata().tolist() == [1, 10] and own.get_ydata().tolist() == [-0.5, -0.6]
+    assert chosen.get_ydata()[-1] == pytest.approx(-3.3) and "dashed line" in drawn[0].get_xlabel()
+    assert len(drawn[1].lines) == 1 and drawn[1].get_xlabel() == "does not fall"
+
+
 def test_the_file_is_a_picture_and_of_nothing_there_is_none(tmp_path):
     curves.plot_curves(tmp_path / "curves.png", ROWS, "grpo")
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"

@@ -8,7 +8,7 @@ from kit import CHATML, FORGETFUL, GEMMA, TRIMS, bytelevel_tokenizer, rows_for, 
 from posttrain.config.supervised import SftData as Data
 from posttrain.data.rows import load_rows
 from posttrain.errors import UserError
-from posttrain.tokens.examples import hold_out, labelled, pairs, prompts, sft_examples
+from posttrain.tokens.examples import hold_out, labelled, pairs, prompts, sft_examples, to_show
 
 FINE = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
 STYLE = "{{ style or 'plain' }}{% if tools %}{{ tools[0].function.name }}{% endif %}\n" + CHATML
@@ -170,3 +170,18 @@ def test_what_the_template_adds_is_remarked_once_and_not_of_plain_text():
         == 1
     )
     assert sft_examples(load_rows(data, "sft", [{"text": "abc"}]), tokenizer, 99, data).remarks == []
+
+
+def test_what_is_shown_was_held_out():
+    """20 rows with 10 prompts, a fifth held out: two prompts, one row of each, and none that is trained on."""
+    rows = rows_for("sft", [{"prompt": f"P{n // 2}", "completion": str(n)} for n in range(20)])
+    tokenizer = bytelevel_tokenizer()
+    encoded = sft_examples(rows, tokenizer, 100, Data())
+    training, _ = hold_out(encoded, 0.2, 0)
+    shown = to_show(encoded, 0.2, 0)
+    asked = [row["messages"][0]["content"] for row in shown.rows]
+    trained = [tokenizer.decode(item.input_ids) for item in training]
+    assert len(set(asked)) == len(asked) == len(shown.places) == 2 and len(training) == 16
+    assert not any(prompt in text for prompt in asked for text in trained)
+    assert [shown.where(i) for i in range(2)] == [rows.where(rows.rows.index(row)) for row in shown.rows]
+    assert to_show(encoded, 0, 0) is rows
