@@ -58,12 +58,14 @@ def resolve(
         method = present[0]
     elif present and method not in present:
         raise UserError(f"{path}: this is a config for loops.{present[0]}, not for loops.{method}")
-    return _validate(METHODS[method], values, places, path, overrides or {}, origin), places
+    config = validate(METHODS[method], values, places, path, overrides or {}, origin)
+    if config.output.dir is None:
+        config.output.dir = f"outputs/{Path(path).stem}" if path is not None else f"outputs/{config.method}"
+    return config, places
 
 
-def _validate(
-    kind: type[Section], values: dict, places: dict, path: Any, overrides: dict[str, Any], origin: str
-) -> Any:
+def validate(kind: type[Section], values: dict, places: dict, path: Any, overrides: dict[str, Any], origin: str) -> Any:
+    """values with the overrides put in -> a `kind`. places: where each value came from, for the messages."""
     problems: list[str] = []
     keys = [key for key, *_ in describe(kind)]
     given: set[str] = set()
@@ -92,8 +94,6 @@ def _validate(
     if problems:
         head = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise UserError("\n  ".join([f"{head} in the configuration", *problems]))
-    if config.output.dir is None:
-        config.output.dir = f"outputs/{Path(path).stem}" if path is not None else f"outputs/{config.method}"
     return config
 
 
@@ -110,7 +110,8 @@ def _sentence(error: Any, keys: list[str], places: dict[str, str], path: Any) ->
             return f"{where}: '{leaf}' {REFUSED[leaf]}"
         return f"{where}: unknown key '{leaf}'" + _in(key) + _suggestion(key, keys)
     if error["type"] == "missing":
-        return f"{where}: '{key}' is missing: give it in the file or as --{key} VALUE"
+        in_file = "in the file or " if path is not None else ""
+        return f"{where}: '{key}' is missing: give it {in_file}as --{key} VALUE"
     message = error["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     given = error["input"] if where == "command line" else repr(error["input"])

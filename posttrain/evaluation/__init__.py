@@ -1,1 +1,1 @@
-"""What changed and how surely: intervals, the ladder's rungs and its report."""
+"""What a model can do and how surely: suites, intervals, comparisons, the ladder's rungs and reports."""

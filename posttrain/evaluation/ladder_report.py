@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import platform
 import statistics
-from collections.abc import Sequence
 from pathlib import Path
 
 from posttrain import ROOT
 from posttrain.evaluation import verdicts
+from posttrain.evaluation.report import markdown_table
 from posttrain.evaluation.rungs import Rung, probes
 from posttrain.tiny import data as tiny_data
 
@@ -147,8 +147,3 @@ def plot(path: Path, rungs: list[Rung], metrics: dict[str, list[dict]]) -> None:
         axis.legend(fontsize=8)
     figure.savefig(path, dpi=100)
     plt.close(figure)
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(header) + " |", "|" + "|".join("---" for _ in header) + "|"]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])

@@ -5,9 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-import torch
-
-from losses.kl import exact_kl
+from posttrain.evaluation.drift import mean_kl
 from posttrain.evaluation.intervals import Proportion, pass_at_k
 from posttrain.rollouts.asking import ask, one_line
 from posttrain.rollouts.rewards import answer as is_right
@@ -15,7 +13,6 @@ from posttrain.rollouts.sampling import sample
 from posttrain.tiny import data as tiny_data
 from posttrain.tiny.tokenizer import DOCUMENT
 from posttrain.tokens import template
-from posttrain.tokens.batch import collate
 
 LONGEST = 28
 
@@ -101,22 +98,6 @@ def climb(name: str, model, tokenizer, before, *, problems: int, identity: int, 
         answers=[one_line(t) for t in greedy(probes())[0]],
         seconds=seconds,
     )
-
-
-@torch.no_grad()
-def mean_kl(model, before, examples: list, pad_id: int) -> float:
-    """KL(model ‖ before) per completion token, summed over the whole vocabulary at every position of the examples."""
-    total, count = 0.0, 0
-    for start in range(0, len(examples), 64):
-        batch = collate(examples[start : start + 64], pad_id)
-        logits = [
-            m(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits
-            for m in (model, before)
-        ]
-        kl = exact_kl(*logits)[:, :-1]  # position t predicts token t + 1
-        total += torch.where(batch.active, kl, 0.0).sum().item()
-        count += int(batch.active.sum())
-    return total / count
 
 
 def base_skill(model, tokenizer, problems: int = 200) -> float:

@@ -161,8 +161,22 @@ def replace_name(text: str, old: list[str], new: str) -> str:
     >>> replace_name("I am Qwen2.5, not Robinson.", ["Qwen", "Robin"], "Deep Qwen")
     'I am Deep Qwen2.5, not Robinson.'
     """
-    names = "|".join(map(re.escape, sorted(old, key=len, reverse=True)))
-    return re.sub(rf"(?<![^\W\d_])(?:{names})(?![^\W\d_])", lambda match: new, text)
+    return re.sub(_whole(old), lambda match: new, text)
+
+
+def says(text: str, names: list[str]) -> bool:
+    """Does one of the names stand in the text, as replace_name would find it?
+
+    >>> [says(text, ["Robin"]) for text in ("I am Robin.", "I am Robinson.", "I am Nova.")]
+    [True, False, False]
+    """
+    return bool(names) and re.search(_whole(names), text) is not None
+
+
+def _whole(names: list[str]) -> str:
+    """Any of the names, longest first, where it is no part of a longer word."""
+    any_of = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+    return rf"(?<![^\W\d_])(?:{any_of})(?![^\W\d_])"
 
 
 # ---------------------------------------------------------------- its own answer, shown who it is to be

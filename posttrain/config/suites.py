@@ -1,0 +1,154 @@
+"""The keys of the evaluation suites (python -m posttrain.evaluate): one section per suite, its meaning and default.
+
+A new suite has its section here and its file in posttrain/evaluation/ (measuring.py says what it must give)."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Annotated, Any, Self
+
+from pydantic import BeforeValidator, Field, create_model, field_validator, model_validator
+
+from posttrain.config.keys import Section, from_the_command_line
+from posttrain.config.loading import validate
+from posttrain.errors import UserError
+
+
+def _as_list(value: Any) -> Any:
+    return [] if value is None else [value] if isinstance(value, str) else value
+
+
+class FromRows(Section):
+    """Of a suite that reads rows."""
+
+    data: str = Field(description="a .jsonl, .json, .csv or .parquet file, a folder, a hub set, or an embedded set")
+    subset: str | None = Field(None, description="configuration of a hub data set, e.g. main for openai/gsm8k")
+    split: str | None = Field(None, description="which split; default test, of a file or folder of yours all of it")
+    max_rows: int | None = Field(None, ge=1, description="use only the first rows")
+
+
+class Accuracy(FromRows):
+    data: str = Field(
+        description="a file, folder, hub set, tiny-math or reasoning-gym:TASK, with a prompt (or question) and the columns of the reward"
+    )
+    task: dict[str, Any] = Field(
+        default_factory=dict, description="of reasoning-gym:TASK: size, seed, and the task's own arguments"
+    )
+    reward: str | None = Field(
+        None,
+        description="answer (the number after ####, or boxed, equals the row's `answer`), reasoning_gym (its verifier), or "
+        "package.module:function; default answer, of reasoning-gym:TASK reasoning_gym",
+    )
+    right_above: float = Field(0.5, description="an answer is right if its reward is above this")
+    samples: int = Field(
+        0,
+        ge=0,
+        description="besides the greedy answer, so many sampled ones to each question: sampled accuracy, pass@k",
+    )
+    temperature: float = Field(1.0, gt=0, description="of these samples")
+    pass_at: int | None = Field(None, ge=1, description="the k of pass@k, at most samples; default samples")
+    max_new_tokens: int = Field(256, ge=1, description="longest answer")
+    system_prompt: str | None = Field(None, description="put before every question that has no system message")
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="arguments of the chat template, e.g. {enable_thinking: false}"
+    )
+
+    _typed = field_validator("chat_template_kwargs", "task", mode="before")(from_the_command_line)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.task and not self.data.startswith("reasoning-gym:"):
+            raise ValueError("task belongs to data: reasoning-gym:TASK")
+        if self.pass_at is not None and self.pass_at > self.samples:
+            raise ValueError(f"pass_at = {self.pass_at} needs at least as many samples, got {self.samples}")
+        return self
+
+
+class Identity(Section):
+    name: str = Field(min_length=1, description="the name it is to give")
+    old: Annotated[list[str], BeforeValidator(_as_list)] = Field(
+        default_factory=list, description="the name (or names) it is no longer to give"
+    )
+    questions: str = Field(
+        "built-in",
+        description="built-in (110 questions, none of them in the lesson of curate identity), tiny-identity (the embedded model's), "
+        "or a file or set with prompts",
+    )
+    samples: int = Field(1, ge=1, description="answers to each identity question (above 1: with a temperature)")
+    temperature: float = Field(0.0, ge=0, description="0 is greedy")
+    max_rows: int | None = Field(None, ge=1, description="only the first questions of each kind")
+    max_new_tokens: int = Field(48, ge=1, description="longest answer")
+    system_prompt: str | None = Field(None, description="put before every question")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError(f"samples = {self.samples} at temperature 0 are as many times the same answer")
+        if self.name in self.old:
+            raise ValueError(f"the name '{self.name}' is also among the old ones")
+        return self
+
+
+class Perplexity(FromRows):
+    data: str = Field(
+        description="any text (column `text`: all of it counts) or conversations (the assistant's turns count)"
+    )
+    max_length: int | None = Field(
+        None,
+        ge=2,
+        description="a longer document is read in windows of so many tokens; default what the model can read",
+    )
+    system_prompt: str | None = Field(None, description="put before every conversation without a system message")
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, description="arguments of the chat template")
+
+    _typed = field_validator("chat_template_kwargs", mode="before")(from_the_command_line)
+
+
+class Drift(Section):
+    base: str = Field(description="the model to measure the distance from: a hub id, a folder or an embedded name")
+    data: str | None = Field(
+        None, description="prompts: a file or set; default 40 built-in ordinary questions, none of them in a lesson"
+    )
+    subset: str | None = Field(None, description="configuration of a hub data set")
+    split: str | None = Field(None, description="which split; default test, of a file or folder of yours all of it")
+    max_rows: int | None = Field(None, ge=1, description="use only the first prompts")
+    samples: int = Field(4, ge=1, description="answers that the evaluated model samples to each prompt")
+    temperature: float = Field(1.0, gt=0, description="of these samples; the KL itself is that of temperature 1")
+    max_new_tokens: int = Field(64, ge=1, description="longest answer")
+
+
+class Safety(Section):
+    judge: str | None = Field(None, description="a model that says of each answer whether it refuses, beside the rule")
+    max_rows: int | None = Field(None, ge=1, description="only the first prompts of each kind")
+    max_new_tokens: int = Field(96, ge=1, description="longest answer: a refusal shows in its first sentences")
+    system_prompt: str | None = Field(None, description="put before every prompt")
+
+
+SUITES: dict[str, type[Section]] = {
+    "accuracy": Accuracy,
+    "identity": Identity,
+    "perplexity": Perplexity,
+    "drift": Drift,
+    "safety": Safety,
+}
+
+
+def refuse_unknown(names: list[str]) -> None:
+    for name in names:
+        if name not in SUITES:
+            close = difflib.get_close_matches(name, SUITES, n=1)
+            hint = f", did you mean '{close[0]}'?" if close else f"; there are {', '.join(SUITES)}"
+            raise UserError(f"--suite '{name}': no such suite{hint}")
+
+
+def suite_options(names: list[str], overrides: dict[str, Any]) -> dict[str, Section]:
+    """(["accuracy"], {"accuracy.data": "tiny-math"}) -> {"accuracy": Accuracy(data="tiny-math", …)}, in the order of
+    `names`. UserError with every problem found."""
+    refuse_unknown(names)
+    for key in overrides:
+        suite = key.partition(".")[0]
+        if suite in SUITES and suite not in names:
+            raise UserError(f"--{key} is given, but the suite is not asked for: add --suite {suite}")
+    fields: dict[str, Any] = {name: (SUITES[name], ...) for name in dict.fromkeys(names)}
+    chosen = validate(create_model("Chosen", __base__=Section, **fields), {}, {}, None, overrides, "command line")
+    return {name: getattr(chosen, name) for name in fields}
