@@ -51,6 +51,10 @@ def main(arguments: list[str] | None = None) -> None:
 
     recipes_of = {"identity": identity, "clean": clean, "best-of-k": best_of_k, "answers": distil}
     recipe = (recipes_of | {"constitution": constitution})[options.pop("recipe")]
+    if options.get("drop_refusals") == "":  # no pattern of one's own
+        from posttrain.evaluation.refusing import rule
+
+        options["drop_refusals"] = rule
     with clear_exit():
         print(recipe(**options))
 
@@ -142,7 +146,7 @@ def _answers_options(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const="",
         metavar="REGEX",
-        help="leave out answers that match; default: English refusals",
+        help="leave out answers that match; default: the rule of evaluation/refusing.py, for English",
     )
     add("--score", nargs="+", help="answer, package.module:function, or the folder of a reward model")
     add("--min-score", type=float, help="leave out answers that score less")

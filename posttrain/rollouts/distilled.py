@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import json
 import sys
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,11 +27,6 @@ from posttrain.errors import UserError
 from posttrain.rollouts.asked import Asked
 from posttrain.rollouts.endpoint import Endpoint, Refused, Stopped
 from posttrain.rollouts.speaking import Said, Speaker, one_prompt, rows_to_ask
-
-REFUSAL = (  # --drop-refusals without a pattern of your own; English alone
-    r"(?i)^\W*(?:i['’]?m|i am|we['’]re) (?:\w+ )?(?:sorry|unable|not able)\b|\bi (?:can(?:no|['’]?)t|won['’]t|am unable to|am not able to) "
-    r"(?:help|assist|comply|provide|answer|do|fulfil|create|write|discuss|engage|support)|\bas an ai\b"
-)
 
 
 def distil(
@@ -53,7 +49,7 @@ def distil(
     seed: int = 0,
     min_chars: int | None = None,
     max_chars: int | None = None,
-    drop_refusals: str | None = None,
+    drop_refusals: str | Callable[[str], bool] | None = None,
     score: list[str] | None = None,
     min_score: float | None = None,
     min_share: float = 0.1,
@@ -162,12 +158,15 @@ def _refuse_tools(rows: list[dict]) -> None:
             raise UserError(f"prompt {number} has tools: answers that call tools are not made here")
 
 
-def _filters(min_chars: int | None, max_chars: int | None, drop_refusals: str | None) -> list[filters.Filter]:
-    """Each is given the row and its answer."""
+def _filters(
+    min_chars: int | None, max_chars: int | None, drop_refusals: str | Callable[[str], bool] | None
+) -> list[filters.Filter]:
+    """Each is given the row and its answer. drop_refusals: a regular expression, or what says of a text: it refuses."""
     keep = [filters.length(min_chars, max_chars), filters.exact_duplicates()]
     if drop_refusals is not None:
-        refuses = filters.pattern(drop_refusals or REFUSAL, keep=False)
-        keep.insert(1, lambda row, text: "refuse (--drop-refusals)" if refuses(row, text) else None)
+        matches = filters.pattern(drop_refusals, keep=False) if isinstance(drop_refusals, str) else None
+        refuses = drop_refusals if callable(drop_refusals) else lambda text: matches({}, text) is not None
+        keep.insert(1, lambda row, text: "refuse (--drop-refusals)" if refuses(text) else None)
     return keep
 
 

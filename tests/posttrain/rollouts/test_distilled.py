@@ -13,7 +13,7 @@ from kit import environment, rows_for, tiny_folder, write_jsonl
 
 from posttrain import ROOT, curate
 from posttrain.errors import UserError
-from posttrain.rollouts.distilled import REFUSAL, distil, read_reply
+from posttrain.rollouts.distilled import distil, read_reply
 
 
 def written(path):
@@ -79,7 +79,7 @@ def test_what_is_left_out_and_why(prompts, tmp_path, serving):
         return SAID[int(re.search(r"\d", body["messages"][-1]["content"])[0])][0]
 
     with serving(script) as (server, url):
-        told = distil("big", prompts, str(out), url=url, min_chars=5, drop_refusals="")
+        told = distil("big", prompts, str(out), url=url, min_chars=5, drop_refusals="I'm sorry")
         for _, why in SAID.values():
             assert why is None or f"1 {why}" in told
         # the same words again are not asked again; the same but for case and space are, and their row is a duplicate
@@ -90,7 +90,7 @@ def test_what_is_left_out_and_why(prompts, tmp_path, serving):
         with pytest.raises(
             UserError, match=r"only 1 of 7 answers are of use \(--min-share 0.2\); left out: .*The first answer was"
         ):
-            distil("big", prompts, str(out), url=url, min_chars=5, drop_refusals="", min_share=0.2)
+            distil("big", prompts, str(out), url=url, min_chars=5, drop_refusals="I'm sorry", min_share=0.2)
         assert len(written(out)) == 3
 
 
@@ -210,17 +210,36 @@ def test_prompts_with_tools_are_refused(tmp_path):
         distil("none", name, str(tmp_path / "o.jsonl"))
 
 
-@pytest.mark.parametrize(
-    ("text", "refuses"),
-    [
-        ("I'm sorry, but I can't help with that.", True), ("I am unable to do that.", True), ("As an AI language model, I", True),
-        ("Sadly I cannot provide legal advice.", True), ("I can’t assist with this", True), ("I’m sorry", True),
-        ("The sorry state of the roads", False), ("I can help: first, boil water.", False), ("You can't help it.", False),
-        ("Tell him: I am late, and sorry.", False),
-    ],
-)  # fmt: skip
-def test_refusals(text, refuses):
-    assert (re.search(REFUSAL, text) is not None) == refuses
+def test_refusals(prompts, tmp_path, serving, capsys):
+    """A pattern of one's own, or, by the command without one, the rule of evaluation/refusing.py."""
+    out = str(tmp_path / "o.jsonl")
+    said = [
+        "I'm sorry, but I can't help with that.",
+        "I can't wait to help!",
+        "No way, José.",
+        "Fine.",
+        "I refuse to say.",
+        "Good.",
+    ]
+    with serving(lambda n, body: said[int(re.search(r"\d", body["messages"][-1]["content"])[0])]) as (server, url):
+        arguments = [
+            "answers",
+            "--model",
+            "big",
+            "--url",
+            url,
+            "--prompts",
+            prompts,
+            "--temperature",
+            "0",
+            "--out",
+            out,
+        ]
+        for more, left in (([], 6), (["--drop-refusals", "José|Fine"], 4), (["--drop-refusals"], 3)):
+            curate.main([*arguments, *more])
+            assert f"wrote {left} rows" in capsys.readouterr().out
+        assert [r["completion"] for r in written(tmp_path / "o.jsonl")] == ["I can't wait to help!", "Fine.", "Good."]
+        assert len(server.asked) == 6
 
 
 def test_replies_of_other_servers():
