@@ -4,6 +4,8 @@
     python -m posttrain.curate clean rows.jsonl --exact --near 0.8 --quality --out clean.jsonl
 
     python -m posttrain.curate best-of-k --model tiny-sft --prompts tiny-math --k 8 --score answer --out best.jsonl
+    python -m posttrain.curate answers --model NAME --url http://localhost:8000/v1 --prompts asked.jsonl --out new.jsonl
+    python -m posttrain.curate constitution --model smollm2 --prompts asked.jsonl --write pairs --out mended.jsonl
 
 identity   preference pairs for a new name: identity questions are put to a model, its own answer is the rejected side,
            the same answer with the old name replaced the chosen one: they differ in the name and nothing else. For a
@@ -11,6 +13,10 @@ identity   preference pairs for a new name: identity questions are put to a mode
 best-of-k  rejection sampling: k answers to each prompt are scored by a reward function or a reward model, the best one
            becomes an SFT row. --write pairs makes preference pairs of the best and the worst, --write labels rows for
            an outcome reward model, from the same samples.
+answers    SFT rows from a stronger model, local or behind an OpenAI-compatible server (--url): every answer is kept as
+           it comes, and the same command goes on where it was stopped.
+constitution  a model criticises its own answers by written principles and writes them again (--write sft | pairs); or
+           which of two of its answers keeps to a principle better, by a judge's log-probabilities (--write labels).
 clean      leave out duplicates, rows too short or too long, rows that match a pattern, and text that went wrong. Says
            how many went and why; --dropped keeps them.
 """
@@ -33,13 +39,22 @@ def main(arguments: list[str] | None = None) -> None:
     recipes = parser.add_subparsers(dest="recipe", required=True)
     _identity_options(recipes.add_parser("identity", help="preference pairs for a new name"))
     _best_of_k_options(recipes.add_parser("best-of-k", help="sample k answers to each prompt, keep the best"))
+    _answers_options(recipes.add_parser("answers", help="SFT rows from the answers of a stronger model"))
+    _constitution_options(recipes.add_parser("constitution", help="a model mends its own answers by principles"))
     _clean_options(recipes.add_parser("clean", help="leave out duplicates, broken rows and what you name"))
     options = vars(parser.parse_args(arguments))
     from posttrain.errors import clear_exit
     from posttrain.rollouts.best_of_k import best_of_k
+    from posttrain.rollouts.constitution import constitution
+    from posttrain.rollouts.distilled import distil
     from posttrain.rollouts.identity import identity
 
-    recipe = {"identity": identity, "clean": clean, "best-of-k": best_of_k}[options.pop("recipe")]
+    recipes_of = {"identity": identity, "clean": clean, "best-of-k": best_of_k, "answers": distil}
+    recipe = (recipes_of | {"constitution": constitution})[options.pop("recipe")]
+    if options.get("drop_refusals") == "":  # no pattern of one's own
+        from posttrain.evaluation.refusing import rule
+
+        options["drop_refusals"] = rule
     with clear_exit():
         print(recipe(**options))
 
@@ -98,6 +113,54 @@ def _task(text: str) -> dict:
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"expected arguments as in '{{max_terms: 3, size: 100}}', got {text}")
     return value
+
+
+def _prompts_options(add: Callable) -> None:
+    add("--prompts", required=True, help="a data file or set as for loops.grpo: prompt or question")
+    add("--split", default="train", help="which split of the prompts")
+    add("--max-prompts", type=int, help="use only the first ones")
+    add(
+        "--task",
+        type=_task,
+        metavar="{max_terms: 3}",
+        help="arguments of a task, where --prompts is reasoning-gym:TASK",
+    )
+    add("--min-share", type=float, default=0.1, help="stop if a smaller share became rows (default 0.1)")
+
+
+def _answers_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    _sampling_options(add, temperature=0.0, max_new_tokens=512)
+    _prompts_options(add)
+    add("--url", metavar="URL", help="an OpenAI-compatible server, e.g. http://localhost:8000/v1: --model is the name there; the key "
+        "is POSTTRAIN_API_KEY or OPENAI_API_KEY in the environment")  # fmt: skip
+    add("--body", metavar="JSON", help="more of each request, e.g. '{\"top_p\": 0.9}'; null takes a key out")
+    add("--requests-per-minute", type=float, metavar="N")
+    add("--concurrency", type=int, help="requests at once (default 4)")
+    add("--retries", type=int, help="of a request that met 429, 5xx or a broken connection (default 6)")
+    add("--timeout", type=float, metavar="SECONDS", help="of one request (default 120)")
+    add("--min-chars", type=int, help="leave out shorter answers")
+    add("--max-chars", type=int, help="leave out longer answers")
+    add(
+        "--drop-refusals",
+        nargs="?",
+        const="",
+        metavar="REGEX",
+        help="leave out answers that match; default: the rule of evaluation/refusing.py, for English",
+    )
+    add("--score", nargs="+", help="answer, package.module:function, or the folder of a reward model")
+    add("--min-score", type=float, help="leave out answers that score less")
+
+
+def _constitution_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    _sampling_options(add, temperature=0.7, max_new_tokens=256)
+    _prompts_options(add)
+    add("--principles", metavar="FILE", help="one a line (default: twelve in posttrain/data/principles.txt)")
+    add("--critic", metavar="MODEL", help="who criticises, or judges (default: the model itself)")
+    add("--write", choices=["sft", "pairs", "labels"], default="sft", help="the revision; the revision above the answer; or two "
+        "answers that were compared")  # fmt: skip
+    add("--margin", type=float, help="labels: how far from a half the judge's preference must be (default 0.05)")
 
 
 def _clean_options(parser: argparse.ArgumentParser) -> None:

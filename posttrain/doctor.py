@@ -31,6 +31,7 @@ EXTRAS = {
     "tensorboard": "tracking.to: tensorboard",
     "mlflow": "tracking.to: mlflow",
     "wandb": "tracking.to: wandb",
+    "presidio_analyzer": "posttrain.deidentify --backend presidio",
     "flash_attn": "model.attn_implementation: flash_attention_2 (a CUDA GPU)",
 }
 

@@ -52,7 +52,12 @@ def test_the_wheel_holds_every_module_and_runs_from_elsewhere(tmp_path):
         archive.extractall(tmp_path / "installed")
     modules = {str(path.relative_to(ROOT)) for path in house.modules().values()}
     assert modules <= inside and not any(name.startswith(("tests", "benchmarks", "notebooks")) for name in inside)
-    assert {"configs/sft_tiny.yaml", "configs/accelerate/fsdp2.yaml", "losses/py.typed"} <= inside
+    assert {
+        "configs/sft_tiny.yaml",
+        "configs/accelerate/fsdp2.yaml",
+        "losses/py.typed",
+        "posttrain/data/principles.txt",
+    } <= inside
     code = (
         "import losses.dpo, posttrain; from posttrain.config import load; from posttrain.tiny import names\n"
         "from loops import pretrain\n"

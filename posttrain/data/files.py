@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from posttrain.errors import UserError, reason, writing
 
@@ -20,10 +21,21 @@ def read_file(path: Path) -> Sequence[dict]:
     return list(rows_of(path))
 
 
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Around what reads `path`: text in another encoding, and what the file system says, become one sentence."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}; convert the file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
 def rows_of(path: Path) -> Iterator[dict]:
     """The rows of one file, as they are read."""
     kind = path.suffix.lower()
-    try:
+    with reading(path):
         if kind == ".parquet":
             yield from _parquet(path, streaming=True)
         elif kind == ".csv":
@@ -32,23 +44,19 @@ def rows_of(path: Path) -> Iterator[dict]:
             yield from _list(path)
         else:
             yield from _lines(path)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}; convert the file") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
 def _lines(path: Path) -> Iterator[dict]:
     with open(path, encoding="utf-8-sig", newline="\n") as file:  # only \n ends a line: JSON text may hold U+2028
         for number, line in enumerate(file, start=1):
             if line.strip():
-                yield _json(line, f"{path}, line {number}")
+                yield parse_json(line, f"{path}, line {number}")
 
 
 def _list(path: Path) -> Iterator[dict]:
     text = path.read_text(encoding="utf-8-sig")
     try:
-        rows = _json(text, str(path))
+        rows = parse_json(text, str(path))
     except UserError as error:
         if "Extra data" not in str(error):
             raise
@@ -81,7 +89,8 @@ def _csv(path: Path) -> Iterator[dict]:
             raise UserError(f"{path}, line {reader.line_num}: not valid CSV: {error}") from None
 
 
-def _json(text: str, where: str) -> Any:
+def parse_json(text: str, where: str) -> Any:
+    """where: the file, or the file and its line, for the message."""
     try:
         return json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
@@ -153,6 +162,13 @@ def write_rows(path: str, rows: list[dict[str, Any]]) -> None:
             raise UserError(
                 f"row {number} cannot be written as JSON: {error}; --quality leaves broken text out"
             ) from None
+    with whole_file(path) as file:
+        file.writelines(lines)
+
+
+@contextlib.contextmanager
+def whole_file(path: str) -> Iterator[BinaryIO]:
+    """A file to write bytes to, which becomes `path` when all is written: whole or not at all."""
     part = Path(f"{path}.part")
     with writing(path):
         part.parent.mkdir(parents=True, exist_ok=True)
@@ -164,8 +180,8 @@ def write_rows(path: str, rows: list[dict[str, Any]]) -> None:
             ) from None
         try:
             with file:
-                file.writelines(lines)
+                yield file
             os.replace(part, path)
-        except OSError:
+        except BaseException:
             part.unlink(missing_ok=True)
             raise
