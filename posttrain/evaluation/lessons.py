@@ -28,11 +28,12 @@ def options(real: Any, ordinary: Path) -> dict[str, Section]:
 
 
 def ordinary_rows(subject: Subject) -> list[dict[str, str]]:
-    """What the model says to ordinary questions before the first lesson: SFT rows, whose perplexity tells how far later
-    models have moved from it."""
+    """What the model says to ordinary questions before the first lesson, up to its last whole sentence: SFT rows, whose
+    perplexity tells how far later models have moved from it."""
     asked = questions.ORDINARY_TEST
-    said = subject.ask(asked, max_new_tokens=64, temperature=0.7)
-    return [{"prompt": q, "completion": a[0].text} for q, a in zip(asked, said, strict=True) if a[0].text]
+    said = [answer.text for (answer,) in subject.ask(asked, max_new_tokens=64, temperature=0.7)]
+    whole = [text[: 1 + max(text.rfind(end) for end in ".!?")] for text in said]
+    return [{"prompt": q, "completion": text} for q, text in zip(asked, whole, strict=True) if text]
 
 
 def score(measured: Measured, name: str) -> Score:

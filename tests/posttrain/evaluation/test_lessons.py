@@ -23,10 +23,11 @@ def test_the_three_suites(tmp_path):
 
 
 def test_what_it_says_before_the_first_lesson():
-    told = Told(lambda prompt, k: ("" if "dinner" in prompt else "Soup. ", True))
+    """Up to the last whole sentence; of an answer without one there is nothing to keep."""
+    told = Told(lambda prompt, k: ("Half a" if "dinner" in prompt else "Soup! Is it? And half a", True))
     rows = lessons.ordinary_rows(told)
     assert told.asked == [(40, 1, 0.7)]
-    assert len(rows) == 39 and rows[0] == {"prompt": questions.ORDINARY_TEST[1], "completion": "Soup."}
+    assert len(rows) == 39 and rows[0] == {"prompt": questions.ORDINARY_TEST[1], "completion": "Soup! Is it?"}
 
 
 def measured() -> Measured:
