@@ -47,8 +47,18 @@ def test_it_imports_the_project_and_ends_with_exercises(source):
     assert all(f"\n# {n}. " in text for n in (1, 2, 3))
 
 
-def test_there_are_eight():
-    assert [path.name[:2] for path in SOURCES] == ["00", "01", "02", "03", "04", "05", "06", "07"]
+def test_each_has_a_number_of_its_own_and_a_line_in_the_readers_list():
+    numbers = [path.name[:2] for path in SOURCES]
+    assert len(set(numbers)) == len(numbers) and {*(f"{n:02}" for n in range(8)), "10"} <= set(numbers)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [path.stem for path in SOURCES if f"notebooks/{path.stem}.ipynb" not in readme] == []
+
+
+def test_the_records_of_real_runs_are_small_and_say_where_they_come_from():
+    records = sorted((ROOT / "notebooks/runs").glob("*.jsonl"))
+    about = (ROOT / "notebooks/runs/README.md").read_text(encoding="utf-8")
+    assert records and [path.name for path in records if f"`{path.name}`" not in about] == []
+    assert sum(path.stat().st_size for path in records) < 150_000
 
 
 @pytest.mark.long
