@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from posttrain import models
-from posttrain.config.keys import Section
+from posttrain.config.section import Section
 from posttrain.errors import UserError
 from posttrain.evaluation.accuracy import Accuracy
 from posttrain.evaluation.drift import Drift

@@ -2,7 +2,7 @@
 
 import pytest
 
-from posttrain.config.suites import suite_options
+from posttrain.config.command_line import suite_options
 from posttrain.errors import UserError
 
 
