@@ -45,9 +45,11 @@ class Suites:
 
     def due(self) -> dict[str, float]:
         """Asked after the update, before log: the scores, or {} where it is not their turn."""
+        if not self.suites:
+            return {}
         step = self.run.step + 1
         its_turn = step == self.run.num_steps or (self.every is not None and step % self.every == 0)
-        return self.scores() if self.suites and its_turn else {}
+        return self.scores() if its_turn else {}
 
     def scores(self) -> dict[str, float]:
         """Of all suites, the same on every process."""
