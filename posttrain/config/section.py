@@ -47,6 +47,7 @@ def from_the_command_line(value: Any) -> Any:
 
 def section_in(annotation: Any) -> type[BaseModel] | None:
     """The group that a key is: `Lora`, or `Accuracy | None`, which may be left out; None of a key that is a value."""
-    kinds = [kind for kind in (get_args(annotation) or (annotation,)) if kind is not type(None)]
-    one = kinds[0] if len(kinds) == 1 else None
-    return one if isinstance(one, type) and issubclass(one, BaseModel) else None
+    kinds = get_args(annotation)
+    if len(kinds) == 2 and type(None) in kinds:
+        annotation = next(kind for kind in kinds if kind is not type(None))
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None

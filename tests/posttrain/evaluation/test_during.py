@@ -67,7 +67,9 @@ def disturbing(completions):
 def test_training_does_not_notice(tmp_path, method):
     """gpt2 in SFT: dropout 0.1 everywhere, so a disturbed random state, or train flag, shows in the next loss."""
     model = tiny_family(tmp_path / "m", "gpt2") if method == "sft" else tiny_folder(tmp_path / "m")
-    fresh = {"model.adapter": "lora"} if method == "dpo" else {}  # its start is drawn after the suites have read their data
+    fresh = (
+        {"model.adapter": "lora"} if method == "dpo" else {}
+    )  # its start is drawn after the suites have read their data
     without = run(method, model, tmp_path / "without", **fresh)
     result = run(method, model, tmp_path / "with", **fresh, **asked(model, reward=f"{__name__}:disturbing"))
     before, *steps = result.metrics
@@ -83,7 +85,9 @@ def test_the_figures_are_those_of_the_command(tmp_path, llama):
     """The last row against python -m posttrain.evaluate on the model that was saved, the first on the one it began with."""
     result = run("sft", llama, tmp_path / "a", **asked(llama))
     saved = str(result.folder / "model")
-    found = list(evaluate([llama, saved], suite_options(["accuracy", "perplexity", "drift"], keys(llama)), device="cpu"))
+    found = list(
+        evaluate([llama, saved], suite_options(["accuracy", "perplexity", "drift"], keys(llama)), device="cpu")
+    )
     for row, measured in zip((result.metrics[0], result.metrics[-1]), found[-1].models, strict=True):
         expected = {k: v for name, outcome in measured.outcomes.items() for k, v in as_row(name, outcome).items()}
         assert scores(row) == pytest.approx(expected, abs=1e-6) and len(expected) > 20
@@ -97,7 +101,10 @@ def test_a_row_has_the_interval_and_its_n():
     assert row["eval/accuracy.right"] == 0.5 and row["eval/accuracy.right/n"] == 4
     assert row["eval/accuracy.right/low"] == pytest.approx(0.150, abs=5e-4)
     assert row["eval/accuracy.right/high"] == pytest.approx(0.850, abs=5e-4)
-    assert {k for k in row if "reward" in k} == {"eval/accuracy.reward", "eval/accuracy.reward/n"}  # of one: no interval
+    assert {k for k in row if "reward" in k} == {
+        "eval/accuracy.reward",
+        "eval/accuracy.reward/n",
+    }  # of one: no interval
 
 
 def test_a_run_that_was_stopped_and_resumed_has_the_same_rows(tmp_path, llama):
