@@ -12,9 +12,13 @@ import sys
 import textwrap
 from typing import Any
 
-from posttrain.config.loading import describe, load
+from pydantic import create_model
+
+from posttrain.config.loading import describe, load, validate
 from posttrain.config.methods import METHODS
+from posttrain.config.section import Section
 from posttrain.config.stages import SEVERAL, refuse_incomplete
+from posttrain.config.suites import SUITES, no_such_suite
 from posttrain.config.trackers import refuse_missing
 from posttrain.errors import UserError, clear_exit
 
@@ -68,6 +72,21 @@ def parse(arguments: list[str]) -> tuple[str | None, dict[str, Any]]:
         else:
             overrides[key] = values or True
     return path, overrides
+
+
+def suite_options(names: list[str], overrides: dict[str, Any]) -> dict[str, Section]:
+    """(["accuracy"], {"accuracy.data": "tiny-math"}) -> {"accuracy": Accuracy(data="tiny-math", …)}, in the order of
+    `names`. UserError with every problem found."""
+    for name in names:
+        if name not in SUITES:
+            raise UserError(f"--suite '{name}': {no_such_suite(name)}")
+    for key in overrides:
+        suite = key.partition(".")[0]
+        if suite in SUITES and suite not in names:
+            raise UserError(f"--{key} is given, but the suite is not asked for: add --suite {suite}")
+    fields: dict[str, Any] = {name: (SUITES[name], ...) for name in dict.fromkeys(names)}
+    chosen = validate(create_model("Chosen", __base__=Section, **fields), {}, {}, None, overrides, "command line")
+    return {name: getattr(chosen, name) for name in fields}
 
 
 def _takes(key: str, word: str) -> bool:
