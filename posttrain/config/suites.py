@@ -124,12 +124,36 @@ class Safety(Section):
     system_prompt: str | None = Field(None, description="put before every prompt")
 
 
+class Quality(FromRows):
+    data: str = Field(
+        description="rows with a reference: prompt + completion, or conversations (their last reply is the reference)"
+    )
+    bertscore_model: str | None = Field(
+        None, description="the folder of an encoder (BERT, RoBERTa): BERTScore as well; without one there is none"
+    )
+    bertscore_layer: int | None = Field(
+        None, ge=1, description="which of its layers is compared, 1 is the first; default the last"
+    )
+    max_new_tokens: int = Field(256, ge=1, description="longest answer")
+    system_prompt: str | None = Field(None, description="put before every prompt that has no system message")
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, description="arguments of the chat template")
+
+    _typed = field_validator("chat_template_kwargs", mode="before")(from_the_command_line)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.bertscore_layer is not None and self.bertscore_model is None:
+            raise ValueError("bertscore_layer belongs to bertscore_model")
+        return self
+
+
 SUITES: dict[str, type[Section]] = {
     "accuracy": Accuracy,
     "identity": Identity,
     "perplexity": Perplexity,
     "drift": Drift,
     "safety": Safety,
+    "quality": Quality,
 }
 
 
