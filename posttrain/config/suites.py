@@ -147,6 +147,24 @@ class Quality(FromRows):
         return self
 
 
+class Judge(FromRows):
+    data: str = Field(description="prompts: a file, folder, hub set or embedded set")
+    against: str = Field(
+        description="a model that answers the same prompts, or its earlier answers: a .jsonl or .json of prompt and answer, or an "
+        "evaluation's folder"
+    )
+    model: str | None = Field(None, description="a language model that says which answer is better, A or B")
+    reward_model: str | None = Field(None, description="in its place a reward model: a folder of loops.reward")
+    max_new_tokens: int = Field(256, ge=1, description="longest answer")
+    system_prompt: str | None = Field(None, description="put before every prompt that has no system message")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if (self.model is None) == (self.reward_model is None):
+            raise ValueError("expected one judge: model (a language model) or reward_model")
+        return self
+
+
 SUITES: dict[str, type[Section]] = {
     "accuracy": Accuracy,
     "identity": Identity,
@@ -154,6 +172,7 @@ SUITES: dict[str, type[Section]] = {
     "drift": Drift,
     "safety": Safety,
     "quality": Quality,
+    "judge": Judge,
 }
 
 

@@ -32,6 +32,7 @@ from posttrain.config.keys import Section
 from posttrain.errors import UserError
 from posttrain.evaluation.accuracy import Accuracy
 from posttrain.evaluation.drift import Drift
+from posttrain.evaluation.judge import Judge
 from posttrain.evaluation.naming import Identity
 from posttrain.evaluation.perplexity import Perplexity
 from posttrain.evaluation.quality import Quality
@@ -48,6 +49,7 @@ SUITES: dict[str, Callable[[Any], Suite]] = {
     "drift": Drift,
     "safety": Safety,
     "quality": Quality,
+    "judge": Judge,
 }
 
 
