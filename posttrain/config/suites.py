@@ -5,6 +5,7 @@ A new suite has its section here and its file in posttrain/evaluation/ (measurin
 from __future__ import annotations
 
 import difflib
+from pathlib import PurePath
 from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, create_model, field_validator, model_validator
@@ -165,6 +166,18 @@ class Judge(FromRows):
         return self
 
 
+class LmEval(Section):
+    """Of every lm-eval:TASK."""
+
+    shots: int | None = Field(None, ge=0, description="examples before each question; default the task's own number")
+    chat: bool = Field(False, description="through the model's chat template; default plain text, as lm-eval does")
+    max_rows: int | None = Field(None, ge=1, description="use only the first rows of each task")
+
+
+class LmEvalTask(LmEval):
+    task: str = Field(description="a name that lm-eval knows, or a YAML file")
+
+
 SUITES: dict[str, type[Section]] = {
     "accuracy": Accuracy,
     "identity": Identity,
@@ -173,25 +186,41 @@ SUITES: dict[str, type[Section]] = {
     "safety": Safety,
     "quality": Quality,
     "judge": Judge,
+    "lm-eval": LmEval,
 }
+OF_A_TASK = "lm-eval"  # its name is lm-eval:TASK, and several may be asked for; their keys are the same
 
 
 def refuse_unknown(names: list[str]) -> None:
     for name in names:
-        if name not in SUITES:
-            close = difflib.get_close_matches(name, SUITES, n=1)
+        suite, colon, task = name.partition(":")
+        if suite == OF_A_TASK and not task:
+            raise UserError(f"--suite '{name}': which task? {OF_A_TASK}:NAME, or {OF_A_TASK}:FILE.yaml")
+        if suite not in SUITES or (colon and suite != OF_A_TASK):
+            close = difflib.get_close_matches(suite, SUITES, n=1)
             hint = f", did you mean '{close[0]}'?" if close else f"; there are {', '.join(SUITES)}"
             raise UserError(f"--suite '{name}': no such suite{hint}")
 
 
 def suite_options(names: list[str], overrides: dict[str, Any]) -> dict[str, Section]:
     """(["accuracy"], {"accuracy.data": "tiny-math"}) -> {"accuracy": Accuracy(data="tiny-math", …)}, in the order of
-    `names`. UserError with every problem found."""
+    `names`. lm-eval:some/FILE.yaml is called lm-eval:FILE. UserError with every problem found."""
     refuse_unknown(names)
+    chosen_suites = [name.partition(":")[0] for name in names]
     for key in overrides:
-        suite = key.partition(".")[0]
-        if suite in SUITES and suite not in names:
+        suite = key.partition(".")[0].replace("_", "-")
+        if suite in SUITES and suite not in chosen_suites:
             raise UserError(f"--{key} is given, but the suite is not asked for: add --suite {suite}")
-    fields: dict[str, Any] = {name: (SUITES[name], ...) for name in dict.fromkeys(names)}
+    fields: dict[str, Any] = {name.replace("-", "_"): (SUITES[name], ...) for name in dict.fromkeys(chosen_suites)}
     chosen = validate(create_model("Chosen", __base__=Section, **fields), {}, {}, None, overrides, "command line")
-    return {name: getattr(chosen, name) for name in fields}
+    found: dict[str, Section] = {}
+    for name in dict.fromkeys(names):
+        suite, _, task = name.partition(":")
+        options = getattr(chosen, suite.replace("-", "_"))
+        if task:
+            options = LmEvalTask(task=task, **options.model_dump())
+            name = f"{suite}:{PurePath(task).stem if task.endswith(('.yaml', '.yml')) else task}"
+        if name in found:
+            raise UserError(f"--suite: two tasks are called {name}: rename one of the files")
+        found[name] = options
+    return found

@@ -43,6 +43,8 @@ class Difference:
 def difference(suite: str, a: Score, b: Score, names: tuple[str, str]) -> Difference:
     """Of two scores over the same items (results.refuse_other_prompts makes sure of it)."""
     made = (suite, a.name, *names)
+    if a.uncompared or b.uncompared:
+        return Difference(*made, math.nan, math.nan, math.nan, "not comparable", "it has no value for each item")
     if len(a.items) != len(b.items) or (a.kind, a.formula) != (b.kind, b.formula):
         raise ValueError(f"{suite} {a.name}: {a.n} items ({a.kind}) cannot be paired with {b.n} ({b.kind})")
     if a.scale == "exp" and a.weights != b.weights:

@@ -32,6 +32,7 @@ from posttrain.config.keys import Section
 from posttrain.errors import UserError
 from posttrain.evaluation.accuracy import Accuracy
 from posttrain.evaluation.drift import Drift
+from posttrain.evaluation.harness import LmEval
 from posttrain.evaluation.judge import Judge
 from posttrain.evaluation.naming import Identity
 from posttrain.evaluation.perplexity import Perplexity
@@ -50,12 +51,13 @@ SUITES: dict[str, Callable[[Any], Suite]] = {
     "safety": Safety,
     "quality": Quality,
     "judge": Judge,
+    "lm-eval": LmEval,
 }
 
 
 def prepare(options: dict[str, Section]) -> dict[str, Suite]:
     """Every suite with its data read: what is wrong is said now."""
-    return {name: SUITES[name](of_suite) for name, of_suite in options.items()}
+    return {name: SUITES[name.partition(":")[0]](of_suite) for name, of_suite in options.items()}
 
 
 def measure(subject: Subject, suites: dict[str, Suite]) -> Measured:

@@ -44,13 +44,15 @@ class Score:
     note: str = ""  # what must stand beside the figure, e.g. how often its judge errs
     formula: str = ""  # of a corpus score: its name in corpus.FORMULAS
     signature: str = ""  # how others make the same figure (sacrebleu's)
+    uncompared: bool = False  # a figure from elsewhere, without a value for each item: no verdict on it
 
     @property
     def n(self) -> int:
         return len(self.items)
 
     def __str__(self) -> str:
-        return f"{self.value:.{self.digits}f} [{self.low:.{self.digits}f}, {self.high:.{self.digits}f}] n={self.n}"
+        many = "" if self.uncompared else f" n={self.n}"
+        return f"{self.value:.{self.digits}f} [{self.low:.{self.digits}f}, {self.high:.{self.digits}f}]{many}"
 
     @property
     def digits(self) -> int:
