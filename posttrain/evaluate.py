@@ -24,9 +24,9 @@ import sys
 import textwrap
 from pathlib import Path
 
-from posttrain.config.command_line import parse
+from posttrain.config.command_line import parse, suite_options
 from posttrain.config.loading import describe
-from posttrain.config.suites import SUITES, suite_options
+from posttrain.config.suites import SUITES
 from posttrain.errors import UserError, clear_exit
 
 

@@ -2,7 +2,8 @@
 
 What a new suite must give:
 
-1. its keys: a Section in config/suites.py, and a line in SUITES there (they become --NAME.KEY on the command line);
+1. its keys: a Section in config/suites.py, and a line in SUITES and in Evaluation there (they become --NAME.KEY of the
+   command, and evaluation.NAME.KEY of a run);
 2. a file here with a class, and a line in SUITES below:
 
        class Mine:
@@ -28,7 +29,7 @@ from typing import Any
 import torch
 
 from posttrain import models
-from posttrain.config.keys import Section
+from posttrain.config.section import Section
 from posttrain.errors import UserError
 from posttrain.evaluation.accuracy import Accuracy
 from posttrain.evaluation.drift import Drift

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from posttrain import ROOT
-from posttrain.config.suites import LmEvalTask, suite_options
+from posttrain.config.command_line import suite_options
+from posttrain.config.suites import Evaluation, LmEvalTask
 from posttrain.errors import UserError
 from posttrain.evaluation import harness
 from posttrain.evaluation.comparing import difference
@@ -60,6 +61,8 @@ def test_several_tasks_share_their_keys():
         suite_options(["lm-eval:y/b.yml", "lm-eval:x/b.yaml"], {})
     with pytest.raises(UserError, match=r"--suite 'lm-eval': which task\?"):
         suite_options(["lm-eval"], {})
+    with pytest.raises(ValueError, match=r"'lm-eval:a': measured by python -m posttrain.evaluate, not by a run"):
+        Evaluation(suites=["lm-eval:a"])
     with pytest.raises(UserError, match=r"--suite 'safety:x': no such suite"):
         suite_options(["safety:x"], {})
 

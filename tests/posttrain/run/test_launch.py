@@ -65,6 +65,15 @@ def test_where_it_runs(monkeypatch, device, there, on_cpu):
     assert told["mixed_precision"] == ("no" if on_cpu else "bf16") and not told["kwargs_handlers"][0].broadcast_buffers
 
 
+def test_what_one_dnn_keeps_is_limited_unless_told_otherwise(monkeypatch):
+    for before, after in ((None, "64"), ("1024", "1024")):
+        monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
+        if before is not None:
+            monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", before)
+        launch.start(Training(device="cpu"), of("auto"))
+        assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == after
+
+
 def test_the_next_run_may_want_another_precision(monkeypatch):
     """Accelerate keeps one state per Python process; a notebook starts one run after the other."""
     for dtype, precision in (("bfloat16", "bf16"), ("auto", "no")):
