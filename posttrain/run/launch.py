@@ -14,6 +14,12 @@ from accelerate.utils import DistributedDataParallelKwargs
 from posttrain.errors import UserError
 from posttrain.models.size import is_large
 
+# oneDNN, and torch's layer over it, keep what they made for each shape they met, 1024 each: in bf16 on a CPU half a
+# GiB and more after sixty steps of rows of other lengths. With 16 memory stays as it is, and a step takes as long. They
+# read this once, when they first compute.
+for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(cache, "16")
+
 
 def start(training: Any, model: Any) -> tuple[Accelerator, torch.dtype]:
     """config.training, config.model -> (Accelerate, float32 or bfloat16)."""
@@ -23,9 +29,6 @@ def start(training: Any, model: Any) -> tuple[Accelerator, torch.dtype]:
             raise UserError(f"training.device is {kind}, but torch finds none here: use auto or cpu")
     on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
     compute = compute_dtype(model, on_cpu)
-    # oneDNN keeps what it has made for each shape that it met, 1024 of them: half a GiB and more after a hundred steps
-    # of rows of other lengths. With 64 a step takes as long (SmolLM2 in bf16: 60 steps in 53 s with either).
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     refuse_launchers(on_cpu)
     # Accelerate keeps one state per Python process: a second run in a notebook may want another precision or device.
     AcceleratorState._reset_state(reset_partial_state="WORLD_SIZE" not in os.environ)
