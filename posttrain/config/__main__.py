@@ -46,6 +46,10 @@ EXAMPLES = {
     "evaluation.identity.name": "Nova",
     "evaluation.perplexity.data": "tiny-sft",
     "evaluation.drift.base": "tiny-sft",
+    "evaluation.quality.data": "tiny-sft",
+    "evaluation.judge.data": "tiny-math",
+    "evaluation.judge.against": "tiny-base",
+    "evaluation.judge.model": "tiny-sft",
 }
 
 

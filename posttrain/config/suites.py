@@ -124,13 +124,70 @@ class Safety(Section):
     system_prompt: str | None = Field(None, description="put before every prompt")
 
 
+class Quality(FromRows):
+    data: str = Field(
+        description="rows with a reference: prompt + completion, or conversations (their last reply is the reference)"
+    )
+    bertscore_model: str | None = Field(
+        None, description="the folder of an encoder (BERT, RoBERTa): BERTScore as well; without one there is none"
+    )
+    bertscore_layer: int | None = Field(
+        None, ge=1, description="which of its layers is compared, 1 is the first; default the last"
+    )
+    max_new_tokens: int = Field(256, ge=1, description="longest answer")
+    system_prompt: str | None = Field(None, description="put before every prompt that has no system message")
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, description="arguments of the chat template")
+
+    _typed = field_validator("chat_template_kwargs", mode="before")(from_the_command_line)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.bertscore_layer is not None and self.bertscore_model is None:
+            raise ValueError("bertscore_layer belongs to bertscore_model")
+        return self
+
+
+class Judge(FromRows):
+    data: str = Field(description="prompts: a file, folder, hub set or embedded set")
+    against: str = Field(
+        description="a model that answers the same prompts, or its earlier answers: a .jsonl or .json of prompt and answer, or an "
+        "evaluation's folder"
+    )
+    model: str | None = Field(None, description="a language model that says which answer is better, A or B")
+    reward_model: str | None = Field(None, description="in its place a reward model: a folder of loops.reward")
+    max_new_tokens: int = Field(256, ge=1, description="longest answer")
+    system_prompt: str | None = Field(None, description="put before every prompt that has no system message")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if (self.model is None) == (self.reward_model is None):
+            raise ValueError("expected one judge: model (a language model) or reward_model")
+        return self
+
+
+class LmEval(Section):
+    """Of every lm-eval:TASK."""
+
+    shots: int | None = Field(None, ge=0, description="examples before each question; default the task's own number")
+    chat: bool = Field(False, description="through the model's chat template; default plain text, as lm-eval does")
+    max_rows: int | None = Field(None, ge=1, description="use only the first rows of each task")
+
+
+class LmEvalTask(LmEval):
+    task: str = Field(description="a name that lm-eval knows, or a YAML file")
+
+
 SUITES: dict[str, type[Section]] = {
     "accuracy": Accuracy,
     "identity": Identity,
     "perplexity": Perplexity,
     "drift": Drift,
     "safety": Safety,
+    "quality": Quality,
+    "judge": Judge,
+    "lm-eval": LmEval,
 }
+OF_A_TASK = "lm-eval"  # its name is lm-eval:TASK, and several may be asked for; their keys are the same
 
 
 def no_such_suite(name: str) -> str:
@@ -143,7 +200,7 @@ class Evaluation(Section):
 
     suites: Annotated[list[str], BeforeValidator(_as_list)] = Field(
         default_factory=list,
-        description="accuracy, identity, perplexity, drift, safety: measured before the first step and at the end, on all processes; "
+        description="accuracy, identity, perplexity, drift, safety, quality, judge: measured before the first step and at the end, on all processes; "
         "each with its keys below, those of python -m posttrain.evaluate",
     )
     every: int | None = Field(None, ge=1, description="and every so many optimiser steps")
@@ -153,6 +210,8 @@ class Evaluation(Section):
     perplexity: Perplexity | None = None
     drift: Drift | None = None
     safety: Safety | None = None
+    quality: Quality | None = None
+    judge: Judge | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -161,17 +220,19 @@ class Evaluation(Section):
         names = _as_list(values.get("suites")) if isinstance(values, dict) else None
         if not isinstance(names, list):
             return values
-        return values | {name: {} for name in names if name in SUITES and values.get(name) is None}
+        return values | {name: {} for name in names if name in cls.model_fields and values.get(name) is None}
 
     @model_validator(mode="after")
     def _chosen_and_told(self) -> Self:
         for name in self.suites:
+            if name.partition(":")[0] == OF_A_TASK:
+                raise ValueError(f"suites: '{name}': measured by python -m posttrain.evaluate, not by a run")
             if name not in SUITES:
                 raise ValueError(f"suites: '{name}': {no_such_suite(name)}")
         if len(set(self.suites)) < len(self.suites):
             raise ValueError("suites names one twice")
         for name in SUITES:
-            if name not in self.suites and getattr(self, name) is not None:
+            if name not in self.suites and getattr(self, name, None) is not None:
                 raise ValueError(
                     f"evaluation.{name} has keys, but the suite is not asked for: put {name} into evaluation.suites"
                 )
