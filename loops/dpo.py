@@ -35,6 +35,7 @@ from posttrain import models
 from posttrain.config import DpoConfig
 from posttrain.data.rows import load_rows
 from posttrain.errors import clear_exit
+from posttrain.evaluation.during import Suites
 from posttrain.models.reference import frozen_reference
 from posttrain.models.sharded import gathered
 from posttrain.rollouts.asking import Showcase
@@ -79,6 +80,7 @@ def start(config: DpoConfig, run: Run, rows: list[dict] | None = None) -> Start:
 def train(config: DpoConfig, *, rows: list[dict] | None = None) -> Result:
     """Run it; `rows` (any preference format of posttrain/data/formats.py) takes the place of config.data.name."""
     run = Run(config)
+    suites = Suites(run)  # config.evaluation: measured before the first step, in between, and at the end
     model, tokenizer, policy, reference, examples, validation, showcase = start(config, run, rows)
     pad_id, stops, cache = tokenizer.pad_token_id, template.stop_ids(tokenizer), {}
     starts_there = config.model.reference in ("auto", "copy", "adapter_off")  # not from a model of another name
@@ -89,6 +91,7 @@ def train(config: DpoConfig, *, rows: list[dict] | None = None) -> Result:
     with gathered(policy):
         before = showcase.answers(model)
     policy, optimizer, scheduler = run.prepare(policy, model, tokenizer, run.steps_for(examples))
+    suites.before()
     accelerator = run.accelerator
 
     # ---- 2. One optimiser step = a list of micro-batches ------------------------------------------------------
@@ -138,7 +141,7 @@ def train(config: DpoConfig, *, rows: list[dict] | None = None) -> Result:
 
         # ---- 6. Log, evaluate, keep a checkpoint --------------------------------------------------------------
         held_out = evaluate(policy, reference, cache, validation, config, run, pad_id) if run.evaluate_now() else {}
-        run.log({"grad_norm": grad_norm} | held_out)
+        run.log({"grad_norm": grad_norm} | held_out | suites.due())
         if run.checkpoints.due():
             run.checkpoints.write({"cache": cache})
 

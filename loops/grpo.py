@@ -34,6 +34,7 @@ from posttrain import models
 from posttrain.config import GrpoConfig
 from posttrain.data.rows import load_rows
 from posttrain.errors import clear_exit
+from posttrain.evaluation.during import Suites
 from posttrain.models.reference import frozen_reference, gathers
 from posttrain.models.sharded import gathered
 from posttrain.rollouts.answers import Answer, ask_all, in_flight, lay_out, sampled
@@ -128,12 +129,14 @@ def train(
     """Run it; `rows` (prompt and columns for the reward) replaces config.data.name, `reward` replaces
     config.grpo.reward."""
     run, grpo = Run(config), config.grpo
+    suites = Suites(run)  # config.evaluation: measured before the first step, in between, and at the end
     s = start(config, run, rows, reward)
     model, tokenizer, accelerator = s.model, s.tokenizer, run.accelerator
     pad_id, stops = tokenizer.pad_token_id, template.stop_ids(tokenizer)
     with gathered(s.policy):
         before = s.showcase.answers(model)
     policy, optimizer, scheduler = run.prepare(s.policy, model, tokenizer, run.steps_for_prompts(s.prompts, grpo))
+    suites.before()
 
     for number, asked, own in run.prompt_windows(s.prompts, grpo.prompts_per_step):
         saved = run.checkpoints.in_flight()  # resumed in the middle of this rollout: steps 1 to 3 are done
@@ -184,7 +187,7 @@ def train(
             if run.evaluate_now():
                 with gathered(policy):
                     held_out = s.scorer.held_out(model, s.validation, grpo, tokenizer, run)
-            run.log({"grad_norm": grad_norm} | held_out, told)
+            run.log({"grad_norm": grad_norm} | held_out | suites.due(), told)
             if run.checkpoints.due():
                 run.checkpoints.write(run.rollout_state(answers, own, told))
 

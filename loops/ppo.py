@@ -48,6 +48,7 @@ from posttrain import models
 from posttrain.config import PpoConfig
 from posttrain.data.rows import load_rows
 from posttrain.errors import clear_exit
+from posttrain.evaluation.during import Suites
 from posttrain.models.reference import frozen_reference, gathers
 from posttrain.models.scalar import ActorCritic, CompletionScores, load_scorer
 from posttrain.models.sharded import gathered
@@ -167,6 +168,7 @@ def train(
     """Run it; `rows` (prompt and columns for the reward) replaces config.data.name, `reward` replaces
     config.ppo.reward."""
     run, ppo = Run(config), config.ppo
+    suites = Suites(run)  # config.evaluation: measured before the first step, in between, and at the end
     s = start(config, run, rows, reward)
     model, tokenizer, accelerator = s.model, s.tokenizer, run.accelerator
     pad_id, stops, actor_critic = tokenizer.pad_token_id, template.stop_ids(tokenizer), s.actor_critic
@@ -178,6 +180,7 @@ def train(
     rates = dict.fromkeys(("critic.", "head."), ppo.critic_learning_rate or config.training.learning_rate)
     num_steps = run.steps_for_prompts(s.prompts, ppo)
     actor_critic, optimizer, scheduler = run.prepare(actor_critic, model, tokenizer, num_steps, learning_rates=rates)
+    suites.before()
     kl_coef, kl_loss_coef = ppo.kl_coef, ppo.kl_loss_coef  # in the reward, or in the loss: never both
 
     for number, asked, own in run.prompt_windows(s.prompts, ppo.prompts_per_step):
@@ -234,7 +237,7 @@ def train(
                 with gathered(actor_critic):
                     held_out = s.scorer.held_out(model, s.validation, ppo, tokenizer, run)
             coef = {} if s.reference is None else {"kl_coef": kl_coef + kl_loss_coef}
-            run.log(norms | {"explained_variance": explained} | coef | held_out, told)
+            run.log(norms | {"explained_variance": explained} | coef | held_out | suites.due(), told)
             if run.checkpoints.due():
                 state = {"explained_variance": explained, "kl_coef": kl_coef, "kl_loss_coef": kl_loss_coef}
                 run.checkpoints.write(run.rollout_state(answers, own, told) | state)

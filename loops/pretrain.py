@@ -28,6 +28,7 @@ from losses.weights import token_weights
 from posttrain import models
 from posttrain.config import PretrainConfig
 from posttrain.errors import UserError, clear_exit
+from posttrain.evaluation.during import Suites
 from posttrain.models.sharded import gathered
 from posttrain.rollouts.asking import Beginnings
 from posttrain.rollouts.rewards import function_named
@@ -41,6 +42,7 @@ def train(config: PretrainConfig) -> Result:
     # ---- 1. Random weights, text ------------------------------------------------------------------------------
     check = config.pretrain.check and function_named(config.pretrain.check, "pretrain.check")
     run = Run(config)
+    suites = Suites(run)  # config.evaluation: measured before the first step, in between, and at the end
     accelerator = run.accelerator
     model, tokenizer = models.from_scratch(config.model, run.parallel.loads_on)
     policy = run.parallel.spread(model.train())
@@ -51,6 +53,7 @@ def train(config: PretrainConfig) -> Result:
     with gathered(policy):
         before = shown.answers(model)
     policy, optimizer, scheduler = run.prepare(policy, model, tokenizer, config.training.max_steps)
+    suites.before()
 
     # ---- 2. One optimiser step = a list of micro-batches ------------------------------------------------------
     for window in run.windows(rows):
@@ -75,7 +78,7 @@ def train(config: PretrainConfig) -> Result:
         optimizer.zero_grad()
 
         # ---- 5. Log, keep a checkpoint ------------------------------------------------------------------------
-        run.log({"grad_norm": grad_norm})
+        run.log({"grad_norm": grad_norm} | suites.due())
         if run.checkpoints.due():
             run.checkpoints.write()
 

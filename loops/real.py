@@ -1,4 +1,4 @@
-"""Three lessons on a real model, SmolLM2-135M: SFT, and from its model DPO and GRPO, on two cores without a GPU.
+"""Three lessons on a real model, SmolLM2-135M: SFT, DPO, and GRPO from the first one's model, on two cores, no GPU.
 
     python -m loops.real --config configs/real.yaml                 (make real)
     python -m loops.real --config configs/real.yaml --resume        goes on after a kill, between lessons and within one
@@ -10,7 +10,7 @@
 4. GRPO: rewarded for right sums only, it finds out by itself that writing down the steps pays.
 5. After each lesson: the same held-out questions, one row of the table. At the end: report.md and lessons.png.
 
-2 and 3 begin at the same model, so that each is seen by itself (loops.ladder climbs from one to the next).
+Each is seen by itself, GRPO against the model that it began with; loops.ladder climbs from one to the next.
 Left out: full fine-tuning (each lesson trains a LoRA adapter), a search over settings.
 """
 
@@ -66,9 +66,9 @@ def run(config: RealConfig) -> Results:
         keep(folder, results, measuring.measure(subject, suites))
     del subject  # each lesson loads its own
 
-    # ---- 2. to 4. The lessons: SFT, and from its model the two others ---------------------------------------------
+    # ---- 2. to 4. The lessons: SFT and DPO from the model as it comes, GRPO from SFT's ----------------------------
     for number, (name, loop) in enumerate(LESSONS.items(), start=1):
-        start = real.model if name == "sft" else str(folder / "sft" / "model")
+        start = str(folder / "sft" / "model") if name == "grpo" else real.model
         stage = stage_config(config, name, start, rows_for(name, config, start) | going_on(config, folder / name))
         if not (folder / name / "model").exists():
             loop.train(stage)

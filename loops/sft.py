@@ -30,6 +30,7 @@ from posttrain import models
 from posttrain.config import SftConfig
 from posttrain.data.rows import load_rows
 from posttrain.errors import clear_exit
+from posttrain.evaluation.during import Suites
 from posttrain.models.sharded import gathered
 from posttrain.rollouts.asking import Showcase
 from posttrain.run.training import Result, Run, left_as_found
@@ -73,11 +74,13 @@ def start(config: SftConfig, run: Run, rows: list[dict] | None = None) -> Start:
 def train(config: SftConfig, *, rows: list[dict] | None = None) -> Result:
     """Run it; `rows` (any format of posttrain/data/formats.py) takes the place of config.data.name."""
     run = Run(config)
+    suites = Suites(run)  # config.evaluation: measured before the first step, in between, and at the end
     model, tokenizer, policy, examples, validation, pack_to, showcase = start(config, run, rows)
     to_batch = collate if pack_to is None else collate_packed
     with gathered(policy):
         before, stops = showcase.answers(model), template.stop_ids(tokenizer)
     policy, optimizer, scheduler = run.prepare(policy, model, tokenizer, run.steps_for(examples))
+    suites.before()
     accelerator, how = run.accelerator, config.sft.length_weighting
 
     # ---- 2. One optimiser step = a list of micro-batches ------------------------------------------------------
@@ -109,7 +112,7 @@ def train(config: SftConfig, *, rows: list[dict] | None = None) -> Result:
         held_out = {}
         if run.evaluate_now():
             held_out["validation_loss"] = evaluate(policy, validation, run, tokenizer.pad_token_id)
-        run.log({"grad_norm": grad_norm} | held_out)
+        run.log({"grad_norm": grad_norm} | held_out | suites.due())
         if run.checkpoints.due():
             run.checkpoints.write()
 

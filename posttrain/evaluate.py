@@ -10,6 +10,9 @@ identity     which name it gives, and what a lesson on a name has changed beside
 perplexity   how surprised it is by a text, token by token
 drift        how far it is from the model it came from (exact KL, same likeliest token), on its own answers
 safety       refusals of harmful requests, and of harmless ones that look like them
+quality      answers beside references: BLEU, chrF, ROUGE-L, BERTScore; length, finished answers, repetition
+judge        how often its answers are preferred to another model's, by a language model or a reward model
+lm-eval:TASK a task of EleutherAI's lm-evaluation-harness, by its name or as a YAML file of your own
 
 Writes results.json (every score, every answer), report.md and scores.png into --out. The first model is the one that
 the others are compared with. docs/evaluate.md says what each number means, and what it does not."""
@@ -21,9 +24,9 @@ import sys
 import textwrap
 from pathlib import Path
 
-from posttrain.config.command_line import parse
+from posttrain.config.command_line import parse, suite_options
 from posttrain.config.loading import describe
-from posttrain.config.suites import SUITES, suite_options
+from posttrain.config.suites import SUITES
 from posttrain.errors import UserError, clear_exit
 
 

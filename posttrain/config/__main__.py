@@ -20,6 +20,7 @@ from pydantic_core import PydanticUndefined
 from posttrain.config.command_line import parse
 from posttrain.config.loading import load, resolve, type_name
 from posttrain.config.methods import METHODS
+from posttrain.config.section import section_in
 from posttrain.config.stages import SEVERAL, refuse_incomplete
 from posttrain.errors import UserError, clear_exit
 
@@ -41,6 +42,14 @@ EXAMPLES = {
     "grpo.data.name": "tiny-math",
     "ppo.data.name": "tiny-math",
     "ppo.ppo.reward": "answer",
+    "evaluation.accuracy.data": "tiny-math",
+    "evaluation.identity.name": "Nova",
+    "evaluation.perplexity.data": "tiny-sft",
+    "evaluation.drift.base": "tiny-sft",
+    "evaluation.quality.data": "tiny-sft",
+    "evaluation.judge.data": "tiny-math",
+    "evaluation.judge.against": "tiny-base",
+    "evaluation.judge.model": "tiny-sft",
 }
 
 
@@ -81,10 +90,12 @@ def _template_lines(kind: type[BaseModel], method: str, prefix: str = "", given:
         if field.exclude:
             continue
         annotation, key = field.annotation, prefix + name
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            lines += ([""] if not indent else []) + [f"{indent}{name}:"]
+        if (group := section_in(annotation)) is not None:
             own = field.get_default(call_default_factory=True) if method in SEVERAL else None
-            lines += _template_lines(annotation, method, f"{key}.", own)
+            inner = [f"{indent}{name}:", *_template_lines(group, method, f"{key}.", own)]
+            if group is not annotation:  # it may be left out, and here it is
+                inner = [f"{indent}# {line.removeprefix(indent)}" for line in inner]
+            lines += ([""] if not indent else []) + inner
             continue
         value = EXAMPLES.get(f"{method}.{key}", EXAMPLES.get(key, PydanticUndefined))
         if value is PydanticUndefined and given is not None:

@@ -10,11 +10,16 @@ from __future__ import annotations
 
 import sys
 import textwrap
+from pathlib import PurePath
 from typing import Any
 
-from posttrain.config.loading import describe, load
+from pydantic import create_model
+
+from posttrain.config.loading import describe, load, validate
 from posttrain.config.methods import METHODS
+from posttrain.config.section import Section
 from posttrain.config.stages import SEVERAL, refuse_incomplete
+from posttrain.config.suites import OF_A_TASK, SUITES, LmEvalTask, no_such_suite
 from posttrain.config.trackers import refuse_missing
 from posttrain.errors import UserError, clear_exit
 
@@ -68,6 +73,39 @@ def parse(arguments: list[str]) -> tuple[str | None, dict[str, Any]]:
         else:
             overrides[key] = values or True
     return path, overrides
+
+
+def suite_options(names: list[str], overrides: dict[str, Any]) -> dict[str, Section]:
+    """(["accuracy"], {"accuracy.data": "tiny-math"}) -> {"accuracy": Accuracy(data="tiny-math", …)}, in the order of
+    `names`. lm-eval:some/FILE.yaml is called lm-eval:FILE. UserError with every problem found."""
+    suites = [_suite_of(name) for name in names]
+    for key in overrides:
+        suite = key.partition(".")[0].replace("_", "-")
+        if suite in SUITES and suite not in suites:
+            raise UserError(f"--{key} is given, but the suite is not asked for: add --suite {suite}")
+    fields: dict[str, Any] = {name.replace("-", "_"): (SUITES[name], ...) for name in dict.fromkeys(suites)}
+    chosen = validate(create_model("Chosen", __base__=Section, **fields), {}, {}, None, overrides, "command line")
+    found: dict[str, Section] = {}
+    for name in dict.fromkeys(names):
+        suite, _, task = name.partition(":")
+        options = getattr(chosen, suite.replace("-", "_"))
+        if task:
+            options = LmEvalTask(task=task, **options.model_dump())
+            name = f"{suite}:{PurePath(task).stem if task.endswith(('.yaml', '.yml')) else task}"
+        if name in found:
+            raise UserError(f"--suite: two tasks are called {name}: rename one of the files")
+        found[name] = options
+    return found
+
+
+def _suite_of(name: str) -> str:
+    """ "lm-eval:TASK" -> "lm-eval"; every other suite is called by its name alone."""
+    suite, colon, task = name.partition(":")
+    if suite == OF_A_TASK and not task:
+        raise UserError(f"--suite '{name}': which task? {OF_A_TASK}:NAME, or {OF_A_TASK}:FILE.yaml")
+    if suite not in SUITES or (colon and suite != OF_A_TASK):
+        raise UserError(f"--suite '{name}': {no_such_suite(suite)}")
+    return suite
 
 
 def _takes(key: str, word: str) -> bool:

@@ -8,45 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-
-class Section(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", protected_namespaces=(), validate_default=True, allow_inf_nan=False, coerce_numbers_to_str=True
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _empty_groups(cls, values: Any) -> Any:
-        """`lora:` with nothing under it is an empty group; a missing required group names its own missing keys."""
-        if not isinstance(values, dict):
-            return values
-        groups = {
-            n: f
-            for n, f in cls.model_fields.items()
-            if isinstance(f.annotation, type) and issubclass(f.annotation, BaseModel)
-        }
-        return values | {n: {} for n, f in groups.items() if values.get(n) is None and (n in values or f.is_required())}
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and "bool" not in str(cls.model_fields[str(info.field_name)].annotation):
-            raise ValueError(f"expected a value, got {str(value).lower()}")
-        return value
-
-
-def from_the_command_line(value: Any) -> Any:
-    """An open-ended key: `--data.chat_template_kwargs.enable_thinking false`, or all of it in YAML's braces."""
-    value = yaml.safe_load(value) if isinstance(value, str) else value
-
-    def typed(item: Any) -> Any:
-        read = yaml.safe_load(item) if isinstance(item, str) else item
-        return read if isinstance(read, bool | int | float) else item
-
-    return {key: typed(item) for key, item in value.items()} if isinstance(value, dict) else value
+from posttrain.config.section import Section, from_the_command_line
+from posttrain.config.suites import Evaluation
 
 
 class Lora(Section):
@@ -342,11 +307,26 @@ class RunConfig(Section):
     output: Output = Field(default_factory=Output)
     tracking: Tracking = Field(default_factory=Tracking)
     preflight: Preflight = Field(default_factory=Preflight)
+    evaluation: Evaluation = Field(default_factory=Evaluation)
     resume: bool = Field(
         False,
         exclude=True,
         description="go on from the latest checkpoint in the run folder (from step 0 where there is none)",
     )
+
+    @model_validator(mode="after")
+    def _the_model_can_do_the_suites(self) -> Self:
+        for name in self.evaluation.suites:
+            if self.method == "reward":
+                raise ValueError(
+                    f"evaluation.suites: {name} measures a model that writes, and loops.reward trains one that scores"
+                )
+            if self.method == "pretrain" and name != "perplexity":
+                raise ValueError(
+                    f"evaluation.suites: {name} asks through a chat template, which nothing has taught the model of loops.pretrain: "
+                    "perplexity alone"
+                )
+        return self
 
     @property
     def folder(self) -> Path:

@@ -16,11 +16,11 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from posttrain.config.keys import Section
 from posttrain.config.methods import (
     METHODS,
     REFUSED,
 )
+from posttrain.config.section import Section, section_in
 from posttrain.errors import UserError
 
 
@@ -76,6 +76,7 @@ def validate(kind: type[Section], values: dict, places: dict, path: Any, overrid
             matches = [
                 k for k in matches if k == f"training.{key}"
             ] or matches  # --seed is training.seed, not data.seed
+            matches = [k for k in matches if not k.startswith("evaluation.")] or matches  # --samples is output.samples
             if len(matches) > 1:
                 problems.append(f"{origin}: '{name}' could be {' or '.join(matches)}: give the group too")
                 continue
@@ -219,8 +220,8 @@ def describe(kind: type[BaseModel], prefix: str = "") -> list[tuple[str, str, st
     out = []
     for name, field in kind.model_fields.items():
         annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            out += describe(annotation, f"{prefix}{name}.")
+        if (group := section_in(annotation)) is not None:
+            out += describe(group, f"{prefix}{name}.")
             continue
         default = "(required)" if field.is_required() else str(field.get_default(call_default_factory=True))
         out.append((prefix + name, type_name(annotation), default, field.description or ""))

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from posttrain.config.keys import Output, Section, from_the_command_line
+from posttrain.config.keys import Output
 from posttrain.config.rl import GrpoConfig, PpoConfig
+from posttrain.config.section import Section, from_the_command_line
 from posttrain.config.supervised import DpoConfig, PretrainConfig, RewardConfig, SftConfig
 
 
@@ -78,7 +79,9 @@ class Real(Section):
     )
     pairs: int = Field(6, ge=1, description="lesson 2: answers sampled to each of 60 questions about its name")
     sft: Stage = Field(default_factory=lambda: Stage(config="sft.yaml"), description="lesson 1")
-    dpo: Stage = Field(default_factory=lambda: Stage(config="dpo.yaml"), description="lesson 2, from lesson 1's model")
+    dpo: Stage = Field(
+        default_factory=lambda: Stage(config="dpo.yaml"), description="lesson 2, from the model as it comes"
+    )
     grpo: Stage = Field(
         default_factory=lambda: Stage(config="grpo.yaml"), description="lesson 3, from lesson 1's model"
     )

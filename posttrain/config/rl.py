@@ -6,7 +6,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from posttrain.config.keys import Config, GrpoPreflight, ModelWithReference, PpoPreflight, Section, Training
+from posttrain.config.keys import Config, GrpoPreflight, ModelWithReference, PpoPreflight, Training
+from posttrain.config.section import Section
 
 
 class GrpoTraining(Training):

@@ -1,17 +1,17 @@
-"""The keys of the evaluation suites (python -m posttrain.evaluate): one section per suite, its meaning and default.
+"""The keys of the evaluation suites: one section per suite, for python -m posttrain.evaluate and, below `evaluation:`,
+for a run that measures them while it trains.
 
-A new suite has its section here and its file in posttrain/evaluation/ (measuring.py says what it must give)."""
+A new suite has its section here, a key in Evaluation and its file in posttrain/evaluation/ (measuring.py says what it
+must give)."""
 
 from __future__ import annotations
 
 import difflib
 from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field, create_model, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from posttrain.config.keys import Section, from_the_command_line
-from posttrain.config.loading import validate
-from posttrain.errors import UserError
+from posttrain.config.section import Section, from_the_command_line
 
 
 def _as_list(value: Any) -> Any:
@@ -124,31 +124,122 @@ class Safety(Section):
     system_prompt: str | None = Field(None, description="put before every prompt")
 
 
+class Quality(FromRows):
+    data: str = Field(
+        description="rows with a reference: prompt + completion, or conversations (their last reply is the reference)"
+    )
+    bertscore_model: str | None = Field(
+        None, description="the folder of an encoder (BERT, RoBERTa): BERTScore as well; without one there is none"
+    )
+    bertscore_layer: int | None = Field(
+        None, ge=1, description="which of its layers is compared, 1 is the first; default the last"
+    )
+    max_new_tokens: int = Field(256, ge=1, description="longest answer")
+    system_prompt: str | None = Field(None, description="put before every prompt that has no system message")
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, description="arguments of the chat template")
+
+    _typed = field_validator("chat_template_kwargs", mode="before")(from_the_command_line)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.bertscore_layer is not None and self.bertscore_model is None:
+            raise ValueError("bertscore_layer belongs to bertscore_model")
+        return self
+
+
+class Judge(FromRows):
+    data: str = Field(description="prompts: a file, folder, hub set or embedded set")
+    against: str = Field(
+        description="a model that answers the same prompts, or its earlier answers: a .jsonl or .json of prompt and answer, or an "
+        "evaluation's folder"
+    )
+    model: str | None = Field(None, description="a language model that says which answer is better, A or B")
+    reward_model: str | None = Field(None, description="in its place a reward model: a folder of loops.reward")
+    max_new_tokens: int = Field(256, ge=1, description="longest answer")
+    system_prompt: str | None = Field(None, description="put before every prompt that has no system message")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if (self.model is None) == (self.reward_model is None):
+            raise ValueError("expected one judge: model (a language model) or reward_model")
+        return self
+
+
+class LmEval(Section):
+    """Of every lm-eval:TASK."""
+
+    shots: int | None = Field(None, ge=0, description="examples before each question; default the task's own number")
+    chat: bool = Field(False, description="through the model's chat template; default plain text, as lm-eval does")
+    max_rows: int | None = Field(None, ge=1, description="use only the first rows of each task")
+
+
+class LmEvalTask(LmEval):
+    task: str = Field(description="a name that lm-eval knows, or a YAML file")
+
+
 SUITES: dict[str, type[Section]] = {
     "accuracy": Accuracy,
     "identity": Identity,
     "perplexity": Perplexity,
     "drift": Drift,
     "safety": Safety,
+    "quality": Quality,
+    "judge": Judge,
+    "lm-eval": LmEval,
 }
+OF_A_TASK = "lm-eval"  # its name is lm-eval:TASK, and several may be asked for; their keys are the same
 
 
-def refuse_unknown(names: list[str]) -> None:
-    for name in names:
-        if name not in SUITES:
-            close = difflib.get_close_matches(name, SUITES, n=1)
-            hint = f", did you mean '{close[0]}'?" if close else f"; there are {', '.join(SUITES)}"
-            raise UserError(f"--suite '{name}': no such suite{hint}")
+def no_such_suite(name: str) -> str:
+    close = difflib.get_close_matches(name, SUITES, n=1)
+    return "no such suite" + (f", did you mean '{close[0]}'?" if close else f"; there are {', '.join(SUITES)}")
 
 
-def suite_options(names: list[str], overrides: dict[str, Any]) -> dict[str, Section]:
-    """(["accuracy"], {"accuracy.data": "tiny-math"}) -> {"accuracy": Accuracy(data="tiny-math", …)}, in the order of
-    `names`. UserError with every problem found."""
-    refuse_unknown(names)
-    for key in overrides:
-        suite = key.partition(".")[0]
-        if suite in SUITES and suite not in names:
-            raise UserError(f"--{key} is given, but the suite is not asked for: add --suite {suite}")
-    fields: dict[str, Any] = {name: (SUITES[name], ...) for name in dict.fromkeys(names)}
-    chosen = validate(create_model("Chosen", __base__=Section, **fields), {}, {}, None, overrides, "command line")
-    return {name: getattr(chosen, name) for name in fields}
+class Evaluation(Section):
+    """Of a run: suites that are measured while it trains."""
+
+    suites: Annotated[list[str], BeforeValidator(_as_list)] = Field(
+        default_factory=list,
+        description="accuracy, identity, perplexity, drift, safety, quality, judge: measured before the first step and at the end, on all processes; "
+        "each with its keys below, those of python -m posttrain.evaluate",
+    )
+    every: int | None = Field(None, ge=1, description="and every so many optimiser steps")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="of sampled answers: the same draws each time")
+    accuracy: Accuracy | None = None
+    identity: Identity | None = None
+    perplexity: Perplexity | None = None
+    drift: Drift | None = None
+    safety: Safety | None = None
+    quality: Quality | None = None
+    judge: Judge | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _chosen_ones_have_keys(cls, values: Any) -> Any:
+        """What a chosen suite needs and has not got is missing by its own name; a suite may need nothing (safety)."""
+        names = _as_list(values.get("suites")) if isinstance(values, dict) else None
+        if not isinstance(names, list):
+            return values
+        return values | {name: {} for name in names if name in cls.model_fields and values.get(name) is None}
+
+    @model_validator(mode="after")
+    def _chosen_and_told(self) -> Self:
+        for name in self.suites:
+            if name.partition(":")[0] == OF_A_TASK:
+                raise ValueError(f"suites: '{name}': measured by python -m posttrain.evaluate, not by a run")
+            if name not in SUITES:
+                raise ValueError(f"suites: '{name}': {no_such_suite(name)}")
+        if len(set(self.suites)) < len(self.suites):
+            raise ValueError("suites names one twice")
+        for name in SUITES:
+            if name not in self.suites and getattr(self, name, None) is not None:
+                raise ValueError(
+                    f"evaluation.{name} has keys, but the suite is not asked for: put {name} into evaluation.suites"
+                )
+        if self.every is not None and not self.suites:
+            raise ValueError("evaluation.every: there is nothing to measure: name the suites in evaluation.suites")
+        return self
+
+    def chosen(self) -> dict[str, Section]:
+        """{suite: its keys}, in the order they were named in."""
+        return {name: getattr(self, name) for name in self.suites}

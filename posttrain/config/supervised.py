@@ -13,11 +13,10 @@ from posttrain.config.keys import (
     ModelWithReference,
     RewardPreflight,
     RunConfig,
-    Section,
     SftPreflight,
     Training,
-    from_the_command_line,
 )
+from posttrain.config.section import Section, from_the_command_line
 
 
 class Scratch(Section):

@@ -2,7 +2,8 @@
 
 Prompt by prompt, for what is hard for one model is mostly hard for the other: a paired test sees a difference that two
 intervals side by side hide. Shares: McNemar's exact test. Everything else: both are drawn with the same prompts
-(bootstrap), and the interval of the difference has 0 in it or not. Needs no torch.
+(bootstrap; a score of the whole corpus is made again of each draw), and the interval of the difference has 0 in it or
+not. Needs no torch.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy
 
+from posttrain.evaluation import corpus
 from posttrain.evaluation.intervals import bootstrap, mcnemar, paired_difference, percentiles
 from posttrain.evaluation.scores import Score
 
@@ -41,7 +43,9 @@ class Difference:
 def difference(suite: str, a: Score, b: Score, names: tuple[str, str]) -> Difference:
     """Of two scores over the same items (results.refuse_other_prompts makes sure of it)."""
     made = (suite, a.name, *names)
-    if len(a.items) != len(b.items) or a.kind != b.kind:
+    if a.uncompared or b.uncompared:
+        return Difference(*made, math.nan, math.nan, math.nan, "not comparable", "it has no value for each item")
+    if len(a.items) != len(b.items) or (a.kind, a.formula) != (b.kind, b.formula):
         raise ValueError(f"{suite} {a.name}: {a.n} items ({a.kind}) cannot be paired with {b.n} ({b.kind})")
     if a.scale == "exp" and a.weights != b.weights:
         return Difference(*made, math.nan, math.nan, math.nan, "not comparable", "their tokens are not the same ones")
@@ -54,8 +58,12 @@ def difference(suite: str, a: Score, b: Score, names: tuple[str, str]) -> Differ
         return Difference(*made, b.value - a.value, low, high, _verdict(b.value - a.value, p < 0.05, b.better), why)
     if a.n < 2:
         return Difference(*made, b.value - a.value, math.nan, math.nan, "inconclusive", "a single item")
-    weights = [s.weights or [1.0] * s.n for s in (a, b)]
-    draws = bootstrap([a.items, b.items], weights)
+    if a.signature != b.signature:
+        return Difference(*made, math.nan, math.nan, math.nan, "not comparable", f"{a.signature} and {b.signature}")
+    if a.kind == "corpus":
+        draws = corpus.draws(a.formula, [a.items, b.items])
+    else:
+        draws = bootstrap([a.items, b.items], [s.weights or [1.0] * s.n for s in (a, b)])
     low, high = percentiles(_unscaled(draws[:, 1], b.scale) - _unscaled(draws[:, 0], a.scale))
     sure = (low > 0 or high < 0) and a.n >= FEWEST
     why = f"paired bootstrap over {a.n}" + f", fewer than {FEWEST}" * (a.n < FEWEST)

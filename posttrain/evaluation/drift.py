@@ -43,11 +43,10 @@ class Drift:
         rollout = subject.rollout(ids, max_new_tokens=o.max_new_tokens, samples=o.samples, temperature=o.temperature)
         examples = rollout.examples()
         parts = torch.zeros(len(self.rows), 3, dtype=torch.float64)  # of each prompt: Σ KL, Σ same, tokens
-        with subject.reading(), base.reading():
-            for chosen, batch in subject.batches(examples):
-                found = distances(subject.model, base.model, batch)
-                for row, index in enumerate(chosen):
-                    parts[index // o.samples] += found[row]
+        with base.reading():
+            found = subject.of_rows(examples, lambda batch: distances(subject.model, base.model, batch))
+        for number, of_row in enumerate(found):
+            parts[number // o.samples] += of_row
         kl, same, tokens = parts.T.tolist()
         how = f"{int(sum(tokens)):,} tokens of {o.samples} samples to each prompt at temperature {o.temperature:g}"
         scores = [

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from posttrain.config.keys import Section
+from posttrain.config.section import Section
 from posttrain.config.suites import Accuracy, Identity, Perplexity
 from posttrain.data import questions, worked
 from posttrain.evaluation.results import Measured

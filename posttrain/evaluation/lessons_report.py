@@ -94,8 +94,8 @@ def happened(results: Results, metrics: dict[str, list[dict[str, float]]]) -> li
 
     taught = score(dpo, "new_name").value >= 0.9 and score(dpo, "old_name").value <= 0.02
     lines.append(f"**DPO** {'taught it its name' if taught else '**changed the name in part only**'}: {of(dpo, 'new_name')} answers give the "
-                 f"new name and not the old one, {of(dpo, 'old_name')} the old one (before: {of(sft, 'new_name')}, {of(sft, 'old_name')}). "
-                 f"{moved(sft, dpo, SUMS + REST)}")  # fmt: skip
+                 f"new name and not the old one, {of(dpo, 'old_name')} the old one (before: {of(base, 'new_name')}, {of(base, 'old_name')}). "
+                 f"{moved(base, dpo, SUMS + REST)}")  # fmt: skip
 
     found = paired(sft, grpo, "sampled")
     told = {"better": "made more of them right", "worse": "**made it worse**"}.get(

@@ -2,7 +2,8 @@
 
 What a new suite must give:
 
-1. its keys: a Section in config/suites.py, and a line in SUITES there (they become --NAME.KEY on the command line);
+1. its keys: a Section in config/suites.py, and a line in SUITES and in Evaluation there (they become --NAME.KEY of the
+   command, and evaluation.NAME.KEY of a run);
 2. a file here with a class, and a line in SUITES below:
 
        class Mine:
@@ -13,9 +14,9 @@ What a new suite must give:
    The model is met through the Subject alone (subjects.py): ask(prompts) -> answers with text, finished, tokens, logp;
    rollout(ids) where the tokens matter; logps(examples) to read a text; beside(name) for another model. A model that
    such a suite also needs may be handed in as an optional argument, so that a run need not load it twice.
-3. an Outcome (scores.py): scores made by proportion(), mean() or ratio(), each with *one item per record* of its part,
-   in the records' order, so that two models can be compared in pairs; records with "part", "prompt" and everything
-   that was said; what must stand beside a figure as the score's note;
+3. an Outcome (scores.py): scores made by proportion(), mean(), ratio() or corpus(), each with *one item per record* of
+   its part, in the records' order, so that two models can be compared in pairs; records with "part", "prompt" and
+   everything that was said; what must stand beside a figure as the score's note;
 4. a test whose model says what it is told to (tests/posttrain/evaluation/), with figures by hand.
 """
 
@@ -28,12 +29,15 @@ from typing import Any
 import torch
 
 from posttrain import models
-from posttrain.config.keys import Section
+from posttrain.config.section import Section
 from posttrain.errors import UserError
 from posttrain.evaluation.accuracy import Accuracy
 from posttrain.evaluation.drift import Drift
+from posttrain.evaluation.harness import LmEval
+from posttrain.evaluation.judge import Judge
 from posttrain.evaluation.naming import Identity
 from posttrain.evaluation.perplexity import Perplexity
+from posttrain.evaluation.quality import Quality
 from posttrain.evaluation.results import Measured, Results
 from posttrain.evaluation.safety import Safety
 from posttrain.evaluation.scores import Outcome
@@ -46,12 +50,15 @@ SUITES: dict[str, Callable[[Any], Suite]] = {
     "perplexity": Perplexity,
     "drift": Drift,
     "safety": Safety,
+    "quality": Quality,
+    "judge": Judge,
+    "lm-eval": LmEval,
 }
 
 
 def prepare(options: dict[str, Section]) -> dict[str, Suite]:
     """Every suite with its data read: what is wrong is said now."""
-    return {name: SUITES[name](of_suite) for name, of_suite in options.items()}
+    return {name: SUITES[name.partition(":")[0]](of_suite) for name, of_suite in options.items()}
 
 
 def measure(subject: Subject, suites: dict[str, Suite]) -> Measured:

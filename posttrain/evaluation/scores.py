@@ -4,6 +4,8 @@ were counted from.
     proportion   items 0 or 1             Wilson's interval; two models: McNemar's exact test
     mean         one number per item      bootstrap over the items; two models: paired bootstrap
     ratio        Σ totals / Σ weights     the same, an item drawn with its weight (e^ratio with scale "exp": perplexity)
+    corpus       statistics per item      a formula makes the score of them all (corpus.py: BLEU), and again of each
+                                          bootstrap draw of items; two models: of the same items
 
 An item is what was drawn independently: a prompt, a document. Several samples to one prompt are *one* item (their mean,
 or their total with their number as weight), so an interval never takes them for several prompts. Needs no torch: two
@@ -17,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from posttrain.evaluation import corpus as formulas
 from posttrain.evaluation.intervals import bootstrap, percentiles, wilson
 
 Better = Literal["higher", "lower", "neither"]
@@ -24,28 +27,32 @@ Better = Literal["higher", "lower", "neither"]
 
 @dataclass(frozen=True)
 class Score:
-    """Made by proportion(), mean() or ratio(). `items` stand in the order of the records of `part`."""
+    """Made by proportion(), mean(), ratio() or corpus(). `items` stand in the order of the records of `part`."""
 
     name: str
     about: str  # what the number is, in one short sentence without a full stop
     value: float
     low: float  # of the 95 % interval
     high: float
-    items: list[float]
+    items: list[float] | list[list[float]]  # of a corpus score the statistics of each
     weights: list[float] | None  # of a ratio
-    kind: Literal["proportion", "mean", "ratio"]
+    kind: Literal["proportion", "mean", "ratio", "corpus"]
     part: str  # the records that it was counted from
     better: Better = "higher"
     scale: Literal["plain", "exp"] = "plain"
     unit: str = ""  # "nats per token"; nothing for a share
     note: str = ""  # what must stand beside the figure, e.g. how often its judge errs
+    formula: str = ""  # of a corpus score: its name in corpus.FORMULAS
+    signature: str = ""  # how others make the same figure (sacrebleu's)
+    uncompared: bool = False  # a figure from elsewhere, without a value for each item: no verdict on it
 
     @property
     def n(self) -> int:
         return len(self.items)
 
     def __str__(self) -> str:
-        return f"{self.value:.{self.digits}f} [{self.low:.{self.digits}f}, {self.high:.{self.digits}f}] n={self.n}"
+        many = "" if self.uncompared else f" n={self.n}"
+        return f"{self.value:.{self.digits}f} [{self.low:.{self.digits}f}, {self.high:.{self.digits}f}]{many}"
 
     @property
     def digits(self) -> int:
@@ -113,6 +120,22 @@ def ratio(
     else:
         low, high = (scaled(end, scale) for end in _interval(items, by, seed))
     return Score(name, about, value, low, high, items, by, "ratio", part, scale=scale, **more)
+
+
+def corpus(
+    name: str, about: str, formula: str, statistics: Sequence[Sequence[float]], part: str, *, seed: int = 0, **more: Any
+) -> Score:
+    """The score that the formula makes of all items together: corpus BLEU is no mean of the sentences' BLEU. Where
+    every draw is the same (a BLEU of 0) nothing is known of other items: no interval, but Wilson's of a share."""
+    items = [[float(x) for x in of_one] for of_one in statistics]
+    value = formulas.value(formula, items) if items else math.nan
+    low = high = math.nan
+    if formula == "share" and value in (0.0, 1.0):
+        low, high = wilson(value * len(items), len(items))
+    elif len(items) > 1:
+        low, high = percentiles(formulas.draws(formula, [items], seed=seed)[:, 0])
+        low, high = (low, high) if low < high else (math.nan, math.nan)
+    return Score(name, about, value, low, high, items, None, "corpus", part, formula=formula, **more)
 
 
 def scaled(value: float, scale: str) -> float:

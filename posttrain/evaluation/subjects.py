@@ -1,14 +1,15 @@
 """A model that is evaluated: asked prompts, or read a text. The only place where a suite meets a model.
 
 Batch size and padding change nothing (in float32): answers are those that a prompt gets alone, log-probs those that a
-text has alone. So a Subject may later deal its rows out to several processes, and no suite will know.
+text has alone. So the Subject of a run with several processes deals its rows out to them and gathers what they say, and
+no suite knows. Every process has to call it, with the same rows, at the same time.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ from posttrain import models
 from posttrain.errors import UserError
 from posttrain.rollouts.asking import ask
 from posttrain.rollouts.sampling import Rollout
+from posttrain.run import processes
 from posttrain.run.fingerprints import fingerprint
 from posttrain.tokens import template
 from posttrain.tokens.batch import Batch, Example, collate
@@ -50,6 +52,8 @@ class Subject:
     batch_size: int = 8
     seed: int = 0
     others: dict[str, Subject] = field(default_factory=dict)  # that were loaded beside it, shared between Subjects
+    share: tuple[int, int] = (0, 1)  # number of this process, how many there are
+    bar: bool = True  # show one while it answers (on a terminal)
 
     # ------------------------------------------------------------ loading
 
@@ -70,6 +74,7 @@ class Subject:
                 name, device=device, compute=self.compute, batch_size=self.batch_size, seed=self.seed, others=self.others,
                 key=key,
             )  # fmt: skip
+            self.others[name].share, self.others[name].bar = self.share, self.bar
         return self.others[name]
 
     def about(self) -> dict[str, Any]:
@@ -111,10 +116,13 @@ class Subject:
                     f"{self.name}: prompt {number} has {len(prompt)} tokens, and with max_new_tokens = {max_new_tokens} more that "
                     f"is above the {self.limit} that the model reads: lower max_new_tokens, or leave the prompt out"
                 )
-        return ask(
+        process, count = self.share
+        own = range(process, len(ids), count)
+        said = ask(
             self.model, self.tokenizer, ids, max_new_tokens=max_new_tokens, group_size=samples, temperature=temperature,
-            seed=self.seed, batch_size=max(1, self.batch_size // samples), label=self.name,
+            seed=self.seed, batch_size=max(1, self.batch_size // samples), label=self.name if self.bar else None, own=own,
         )  # fmt: skip
+        return said if count == 1 else _gathered(said, ids, own, samples)
 
     def answers(self, rollout: Rollout, samples: int) -> list[list[Answer]]:
         """The rollout's answers as text, prompt by prompt."""
@@ -141,13 +149,12 @@ class Subject:
                 raise UserError(
                     f"{self.name}: row {number} has {len(example)} tokens, the model reads at most {self.limit}"
                 )
-        found: list[Tensor] = [torch.empty(0)] * len(examples)
-        with self.reading():
-            for chosen, batch in self.batches(examples):
-                logps, _ = self._completion_logps(batch)
-                for row, index in enumerate(chosen):
-                    found[index] = logps[row][batch.active[row]].float().cpu()
-        return found
+
+        def look(batch: Batch) -> list[Tensor]:
+            logps, _ = self._completion_logps(batch)
+            return [of_row[active].float() for of_row, active in zip(logps, batch.active, strict=True)]
+
+        return self.of_rows(examples, look)
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
@@ -160,14 +167,29 @@ class Subject:
         finally:
             self.model.train(training)
 
-    def batches(self, examples: Sequence[Example]) -> Iterator[tuple[list[int], Batch]]:
-        """(which of the examples, these padded, on the model's device), rows of like length together."""
-        order = sorted(range(len(examples)), key=lambda i: len(examples[i]))
-        device = next(self.model.parameters()).device
-        for start in range(0, len(order), self.batch_size):
-            chosen = order[start : start + self.batch_size]
-            yield chosen, collate([examples[i] for i in chosen], self.tokenizer.pad_token_id).to(device)
+    def of_rows(self, examples: Sequence[Example], look: Callable[[Batch], Sequence[Tensor]]) -> list[Tensor]:
+        """What `look` says of each row of a batch (padded, on the model's device): of every example, in their order, on
+        the CPU. Rows of like length go together."""
+        process, count = self.share
+        own = sorted(range(len(examples)), key=lambda i: len(examples[i]))[process::count]
+        device, found = next(self.model.parameters()).device, {}
+        with self.reading():
+            for start in range(0, len(own), self.batch_size):
+                chosen = own[start : start + self.batch_size]
+                batch = collate([examples[i] for i in chosen], self.tokenizer.pad_token_id).to(device)
+                found |= {i: of_row.cpu() for i, of_row in zip(chosen, look(batch), strict=True)}
+        found = found if count == 1 else processes.merge(found)
+        return [found[i] for i in range(len(examples))]
 
     @functools.cached_property
     def _completion_logps(self) -> models.CompletionLogps:
         return models.CompletionLogps(self.model)
+
+
+def _gathered(said: Rollout, ids: list[list[int]], own: Sequence[int], samples: int) -> Rollout:
+    """The shares of all processes in the order of the prompts. said: the answers to this process's own."""
+    answers = list(zip(said.completion_ids, said.logps, said.finished, strict=True))
+    of_prompt = processes.merge({p: answers[i * samples : (i + 1) * samples] for i, p in enumerate(own)})
+    every = [answer for prompt in range(len(ids)) for answer in of_prompt[prompt]]
+    prompts = [prompt for prompt in ids for _ in range(samples)]
+    return Rollout(prompts, [a[0] for a in every], [a[1] for a in every], [a[2] for a in every])

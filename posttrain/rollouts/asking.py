@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from tqdm import tqdm
@@ -19,16 +19,25 @@ from posttrain.tokens.examples import shown
 
 def ask(
     model, tokenizer, prompt_ids: list[list[int]], *, max_new_tokens: int, group_size: int = 1, temperature: float = 0.0,
-    seed: int = 0, batch_size: int = 64, label: str | None = None,
+    seed: int = 0, batch_size: int = 64, label: str | None = None, own: Sequence[int] | None = None,
 ) -> Rollout:  # fmt: skip
     """Answers to many prompts, greedy by default, `batch_size` prompts at a time. The result does not depend on
     batch_size.
 
-    label: show a progress bar of this name (on a terminal)."""
-    stops, rows = template.stop_ids(tokenizer), len(prompt_ids) * group_size
-    uniforms = draw_uniforms(rows, max_new_tokens, seed=seed, step=0) if temperature > 0 else None
+    label: show a progress bar of this name (on a terminal). own: answer only these of the prompts, each with the draws
+    that it has among all of them (a process's share)."""
+    stops, uniforms = template.stop_ids(tokenizer), None
+    if temperature > 0:
+        uniforms = draw_uniforms(len(prompt_ids) * group_size, max_new_tokens, seed=seed, step=0)
+        if own is not None:
+            uniforms = uniforms.view(len(prompt_ids), group_size, -1)[list(own)].flatten(0, 1)
+    if own is not None:
+        prompt_ids = [prompt_ids[i] for i in own]
     parts = []
-    bar = tqdm(total=rows, desc=label, unit="answer", disable=label is None or not sys.stderr.isatty())
+    bar = tqdm(
+        total=len(prompt_ids) * group_size, desc=label, unit="answer", leave=None,  # beside a run's own bar: gone when full
+        disable=label is None or not sys.stderr.isatty(),
+    )  # fmt: skip
     for start in range(0, len(prompt_ids), batch_size):
         before = start * group_size
         chunk = prompt_ids[start : start + batch_size]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 # metric -> what a healthy run looks like: the small print under its panel
 HEALTHY = {
@@ -62,6 +63,7 @@ def plot_curves(path: Path, metrics: Sequence[dict[str, float]], method: str, ow
 
     own: log-prob per token of the model's own greedy answers, before and after: a chosen side must come near to it."""
     found = dict.fromkeys(name for row in metrics for name in row if name not in ("step", "seconds"))
+    found = [name for name in found if not name.startswith("eval/") or not name.endswith(("/low", "/high", "/n"))]
     names = [name for name in HEALTHY if name in found] + [name for name in found if name not in HEALTHY]
     if not names:
         return
@@ -76,6 +78,8 @@ def plot_curves(path: Path, metrics: Sequence[dict[str, float]], method: str, ow
         axis.plot([r["step"] for r in rows], [r[name] for r in rows], lw=1.3, marker="." if len(rows) < 15 else None)
         axis.set_title(name.replace("_", " "), fontsize=10)
         axis.set_xlabel(legend(name, method), fontsize=7, color="0.4")
+        if name.startswith("eval/"):
+            _interval(axis, rows, name)
         if name == "chosen_logps_per_token" and len(own) == 2:
             ends = (rows[0]["step"], rows[-1]["step"])
             axis.plot(ends, own, lw=1.0, ls="--", color="0.4", label="its own greedy answers")
@@ -88,10 +92,20 @@ def plot_curves(path: Path, metrics: Sequence[dict[str, float]], method: str, ow
     figure.savefig(path, dpi=110)
 
 
+def _interval(axis: Any, rows: Sequence[dict[str, float]], name: str) -> None:
+    """The band about a suite's score, where it has one."""
+    known = [row for row in rows if f"{name}/low" in row and f"{name}/high" in row]
+    low, high = ([row[f"{name}/{end}"] for row in known] for end in ("low", "high"))
+    axis.fill_between([row["step"] for row in known], low, high, alpha=0.2, lw=0)
+    axis.set_xlabel(f"{legend(name, '')}, n = {rows[-1][f'{name}/n']:.0f}", fontsize=7, color="0.4")
+
+
 def legend(name: str, method: str) -> str:
     """One line on what a healthy curve of this metric looks like."""
     if name.startswith("watched/"):
         return "only measured: falling while the reward rises = over-optimised"
+    if name.startswith("eval/"):
+        return "a suite's score and its 95 % interval"
     if name.startswith("logged/"):
         return "logged by a reward function (log_metric)"
     return NOTES.get(method, {}).get(name, HEALTHY.get(name, "one of the reward functions: rises"))

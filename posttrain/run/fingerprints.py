@@ -26,6 +26,7 @@ HARMLESS = (
     "output.",
     "tracking.",
     "preflight.",
+    "evaluation.",
     "training.save_every",
     "training.keep_checkpoints",
     "training.best_metric",

@@ -28,11 +28,17 @@ class Progress:
         self.method, self.num_steps = method, num_steps
         self.began, self.first = time.perf_counter(), step
         self._bar = tqdm(total=num_steps, initial=step, desc=method, unit="step", disable=not self.bars)
+        self._score: dict[str, str] = {}
+
+    def note(self, row: dict[str, float]) -> None:
+        """Keep the first of the suites' scores, where the row has any: shown until the next ones come."""
+        if (name := next((name for name in row if name.startswith("eval/")), None)) is not None:
+            self._score = {name.removeprefix("eval/"): f"{row[name]:.3g}"}
 
     def show(self, row: dict[str, float]) -> None:
         step = int(row["step"])
         seconds_per_step = (time.perf_counter() - self.began) / (step - self.first)
-        headline = {k: f"{row[k]:.3g}" for k in HEADLINE if k in row}
+        headline = {k: f"{row[k]:.3g}" for k in HEADLINE if k in row} | self._score
         speed = f"{row['tokens_per_second']:,.0f} tokens/s"
         if self.bars:
             self._bar.set_postfix_str("  ".join(f"{k} {v}" for k, v in headline.items()) + f"  {speed}", refresh=False)

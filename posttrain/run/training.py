@@ -39,7 +39,7 @@ from posttrain.tokens import rendering
 class Result:
     model: nn.Module  # the Hugging Face (or peft) model, trained
     tokenizer: Any
-    metrics: list[dict[str, float]]  # what metrics.jsonl holds: one dict per optimiser step
+    metrics: list[dict[str, float]]  # what metrics.jsonl holds: one dict per optimiser step (and step 0's scores)
     folder: Path
 
 
@@ -310,18 +310,28 @@ class Run:
         row |= {"learning_rate": self._learning_rate, "tokens_per_second": tokens / (now - self.last)}
         row |= {"memory_gib": peak_memory(self.device), "seconds": now - self.started}
         self.last = now
-        self.metrics.append(row)
-        if self.accelerator.is_main_process:
-            self.metrics_file.add([json.dumps(row)])
-        self.trackers.log(row)
+        self.tell(row)
         if self.step == 1:
             self.preflight.report()
         self.progress.show(row)
-        for name, lesson in watch.lessons(self.metrics).items():
+        for name, lesson in watch.lessons(self.of_steps).items():
             if name not in self._warned:
                 self._warned.add(name)
                 self.say(f"warning, step {self.step}: {lesson}")
         return row
+
+    def tell(self, row: dict[str, float]) -> None:
+        """One line of metrics.jsonl."""
+        self.metrics.append(row)
+        if self.accelerator.is_main_process:
+            self.metrics_file.add([json.dumps(row)])
+        self.trackers.log(row)
+        self.progress.note(row)
+
+    @property
+    def of_steps(self) -> list[dict[str, float]]:
+        """The rows of optimiser steps: without that of step 0, which has the scores of evaluation.suites alone."""
+        return self.metrics[1:] if self.metrics and self.metrics[0]["step"] == 0 else self.metrics
 
     def evaluate_now(self) -> bool:
         """True every training.eval_every steps and at the end (asked after the update, before log)."""
@@ -339,7 +349,7 @@ class Run:
         if self.accelerator.is_main_process:
             ending.write(self, samples, of_model, own)
             ending.tell(self, self._encoded)
-            looked_at = (self.config.method, self.metrics, samples or [], own)
+            looked_at = (self.config.method, self.of_steps, samples or [], own)
             if (line := behaviour.told(*looked_at)) is not None:
                 self.say(line)
             if (problem := behaviour.remark(*looked_at)) is not None:

@@ -15,6 +15,7 @@ from two_processes import DPO, GRPO, SFT
 
 from loops import dpo, grpo, ppo, pretrain, reward, sft
 from posttrain.config import load
+from posttrain.config.command_line import parse
 from posttrain.errors import clear_exit
 from posttrain.run import training
 from posttrain.run.parallel import Parallel
@@ -53,7 +54,7 @@ def main(method: str, model: str, out: str, how: str, *changes: str) -> None:
         training.Parallel = Told
     loop, rows, own = CASES[method]
     name = loop.__name__.removeprefix("loops.")
-    told = dict(change.split("=", 1) for change in changes)
+    _, told = parse([f"--{change}" for change in changes])
     if learned := f"{name}.reward_model" in told:
         told[f"{name}.reward"] = None
     own = own if loop is pretrain else {"model.name": model, **own}

@@ -12,7 +12,7 @@ METRICS = {"sft": [{"step": 1, "nll": 1.0}], "dpo": [{"step": 1, "chosen_logps_p
            "grpo": [{"step": 1, "reward": 0.4, "kl": 0.0}, {"step": 2, "reward": 0.7, "kl": 0.012}]}  # fmt: skip
 BASE = {"sampled": 2, "right": 4, "worked": 10, "new_name": 1, "old_name": 12, "closed": 28, "unasked": 0, "nll": 10.0}
 SFT = BASE | {"sampled": 90, "worked": 100}
-DPO = SFT | {"new_name": 104, "old_name": 0}
+DPO = BASE | {"new_name": 104, "old_name": 0}
 GRPO = SFT | {"sampled": 150, "worked": 198}
 
 
@@ -69,7 +69,7 @@ def test_lessons_that_worked():
         (0, {"old_name": 60}, "answers with the old name went from 0.11 to 0.55"),
         (1, {"new_name": 98}, "**changed the name in part only**"),  # 0.89
         (1, {"old_name": 3}, "**changed the name in part only**"),  # 0.027
-        (1, {"worked": 150}, "Nobody asked for it: answers that show their steps went from 0.50 to 0.75"),
+        (1, {"worked": 150}, "Nobody asked for it: answers that show their steps went from 0.05 to 0.75"),
         (1, {"closed": 11}, "closed questions right went from 0.70 to 0.28"),
         (1, {"unasked": 20}, "ordinary answers that name it went from 0.00 to 0.50"),
         (1, {"nll": 12.0}, "the perplexity of its first ordinary answers went from 2.72 to 3.32"),  # e^1.2

@@ -4,6 +4,7 @@ import pytest
 from kit import tiny_folder
 
 from posttrain.config import suites as keys
+from posttrain.config.command_line import suite_options
 from posttrain.errors import UserError
 from posttrain.evaluation import measuring
 from posttrain.evaluation.scores import Outcome, proportion
@@ -11,7 +12,7 @@ from posttrain.evaluation.subjects import Subject
 
 
 def options(**more):
-    return keys.suite_options(["safety", "drift"], {"safety.max_rows": "2", "safety.max_new_tokens": "4", "drift.max_rows": "2", "drift.samples": "1", "drift.max_new_tokens": "4"} | more)  # fmt: skip
+    return suite_options(["safety", "drift"], {"safety.max_rows": "2", "safety.max_new_tokens": "4", "drift.max_rows": "2", "drift.samples": "1", "drift.max_new_tokens": "4"} | more)  # fmt: skip
 
 
 def test_every_suite_has_its_keys_and_its_class():

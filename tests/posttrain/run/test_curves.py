@@ -33,6 +33,22 @@ def test_the_gap_to_its_own_answers(tmp_path, monkeypatch):
     assert len(drawn[1].lines) == 1 and drawn[1].get_xlabel() == "does not fall"
 
 
+def test_a_score_of_a_suite_has_a_panel_with_its_interval(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", lambda figure, path, dpi: drawn.extend(figure.axes))
+    of = {"eval/a.right": 0.5, "eval/a.right/low": 0.15, "eval/a.right/high": 0.85, "eval/a.right/n": 4.0}
+    # of a single item there is no interval
+    alone = {"eval/a.reward": 0.2, "eval/a.reward/n": 1.0}
+    curves.plot_curves(tmp_path / "curves.png", [{"step": 0} | of | alone, *ROWS, {"step": 4} | of], "sft")
+    panels = {axis.get_title(): axis for axis in drawn if axis.lines}
+    assert list(panels) == ["loss", "reward", "eval/a.right", "eval/a.reward", "my reward"]
+    assert panels["eval/a.right"].lines[0].get_xdata().tolist() == [0, 4]
+    box = panels["eval/a.right"].collections[0].get_paths()[0].get_extents()
+    assert [box.x0, box.y0, box.x1, box.y1] == [0, 0.15, 4, 0.85]
+    assert panels["eval/a.right"].get_xlabel() == "a suite's score and its 95 % interval, n = 4"
+    assert panels["loss"].collections[:] == []
+
+
 def test_the_file_is_a_picture_and_of_nothing_there_is_none(tmp_path):
     curves.plot_curves(tmp_path / "curves.png", ROWS, "grpo")
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"

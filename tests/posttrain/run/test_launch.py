@@ -1,6 +1,8 @@
 """Starting: the compute type, a device that is not there, and ways to start that do something else than they say."""
 
 import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -63,6 +65,15 @@ def test_where_it_runs(monkeypatch, device, there, on_cpu):
     _, compute = launch.start(Training(device=device), of("auto"))
     assert told["cpu"] is on_cpu and compute == (torch.float32 if on_cpu else torch.bfloat16)
     assert told["mixed_precision"] == ("no" if on_cpu else "bf16") and not told["kwargs_handlers"][0].broadcast_buffers
+
+
+@pytest.mark.parametrize("cache", ["ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"])
+def test_what_is_kept_of_each_shape_is_limited_unless_told_otherwise(cache):
+    code = f"import os, posttrain.run.launch; print(os.environ['{cache}'])"
+    for told, found in (({}, "16"), ({cache: "1024"}, "1024")):
+        clean = {name: value for name, value in os.environ.items() if name != cache}
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=clean | told, capture_output=True, text=True)
+        assert done.stdout == f"{found}\n", done.stderr
 
 
 def test_the_next_run_may_want_another_precision(monkeypatch):

@@ -52,3 +52,16 @@ def test_the_others_are_silent(capsys, monkeypatch):
     shown.end()
     captured = capsys.readouterr()
     assert captured.err == captured.out == ""
+
+
+def test_the_first_score_of_the_suites_stays_until_the_next(capsys):
+    shown = Progress(main=True)
+    shown.begin("sft", 0, 2)
+    scores = {"eval/accuracy.right": 0.42, "eval/accuracy.right/low": 0.3, "eval/identity.new_name": 1.0}
+    shown.note({"step": 0} | scores)
+    shown.show(row(1))
+    shown.note(row(2, **scores | {"eval/accuracy.right": 0.5}))
+    shown.show(row(2))
+    lines = capsys.readouterr().err.splitlines()
+    assert ["accuracy.right 0.42 " in lines[0], "accuracy.right 0.5 " in lines[1]] == [True, True]
+    assert "identity" not in lines[0] + lines[1]
