@@ -437,7 +437,8 @@ show.table(
 # python -m posttrain.curate identity --model smollm2 --from SmolLM --name Nova --chosen shown --samples 6 \
 #   --temperature 0.7 --max-new-tokens 64 --ordinary 2 --out outputs/nova.jsonl                         # 3 to 5
 # python -m loops.dpo --config configs/dpo.yaml --data.name outputs/nova.jsonl --output.dir outputs/nova  # 4 to 8
-# python -m benchmarks.new_name measure smollm2 outputs/hand outputs/nova                               # 3
+# python -m posttrain.evaluate --model smollm2 outputs/hand outputs/nova --suite identity \
+#     --identity.name Nova --identity.old SmolLM --dtype bfloat16 --batch-size 64                        # 3
 # ```
 #
 # Two cores; with bfloat16 in hardware the lower figures. Then look at `outputs/hand/curves.png` (the dashed line), at
