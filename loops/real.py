@@ -95,9 +95,11 @@ def rows_for(name: str, config: RealConfig, start: str) -> dict[str, Any]:
     if name == "sft":
         if not (folder / SUMS).exists():
             rows = worked.rows(real.task | {"size": real.sums, "seed": real.seed}, bare=real.bare, seed=real.seed)
-            subject, _ = Subject.load(start, **how_to_load(config))
-            asking = identity.Asking(subject.model, subject.tokenizer, 1, 0.7, max_new_tokens=64, seed=real.seed)
-            write_rows(str(folder / SUMS), rows + identity.own_answers(asking, questions.ORDINARY, real.keep).rows)
+            if real.keep:
+                subject, _ = Subject.load(start, **how_to_load(config))
+                asking = identity.Asking(subject.model, subject.tokenizer, 1, 0.7, max_new_tokens=64, seed=real.seed)
+                rows += identity.own_answers(asking, questions.ORDINARY, real.keep).rows
+            write_rows(str(folder / SUMS), rows)
         return {"data.name": str(folder / SUMS)}
     if name == "dpo":
         if not (folder / PAIRS).exists():

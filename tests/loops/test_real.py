@@ -160,7 +160,8 @@ def test_the_real_model_killed_in_the_first_lesson(tmp_path):
         return subprocess.Popen([*command, *more], cwd=ROOT, env=environment(), start_new_session=True)
 
     def kill(process: subprocess.Popen) -> None:
-        os.killpg(process.pid, signal.SIGKILL)
+        if process.poll() is None:  # else it has ended by itself, and the reason is told above
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
     first = start()
