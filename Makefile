@@ -13,7 +13,7 @@ demo: .venv/installed
 	$(BIN)/python -m loops.ladder --config configs/ladder_tiny.yaml --output.overwrite
 
 real: .venv/installed-tasks
-	$(BIN)/python -m loops.real --config configs/real.yaml $(if $(wildcard outputs/real/lessons.json),--resume)
+	$(BIN)/python -m posttrain.real --config configs/real.yaml $(if $(wildcard outputs/real/results.json),--resume)
 
 test: .venv/installed
 	$(PYTEST) -m "not long and not soak"

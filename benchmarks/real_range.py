@@ -1,14 +1,13 @@
-"""docs/real_model.md's table: the smallest and the largest of several runs of loops.real.
+"""docs/real_model.md's table: the smallest and the largest of several runs of posttrain.real.
 
-for s in 0 1 2; do python -m loops.real --config configs/real.yaml --seed $s --output.dir outputs/real_$s; done
+for s in 0 1 2; do python -m posttrain.real --config configs/real.yaml --seed $s --output.dir outputs/real_$s; done
 python -m benchmarks.real_range outputs/real_0 outputs/real_1 outputs/real_2
 """
 
 import sys
 from pathlib import Path
 
-from loops.real import metrics_of, seconds_of
-from posttrain.evaluation.lessons import score
+from posttrain.evaluation.lessons import metrics_of, score, seconds_of
 from posttrain.evaluation.lessons_report import COLUMNS, paired
 from posttrain.evaluation.report import markdown_table
 from posttrain.evaluation.results import read

@@ -17,10 +17,8 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def same_shape(axes: str, /, **tensors: Tensor | None) -> None:
-    """same_shape("B T", logps=…, weights=…): all have two axes and one shape (None is left out).
-
-    It has no options: every keyword is a tensor, by the name that the message calls it."""
+def same_shape(axes: str, tensors: dict[str, Tensor | None]) -> None:
+    """same_shape("B T", {"logps": …, "weights": …}): all have two axes and one shape (None is left out)."""
     shapes = {name: list(x.shape) for name, x in tensors.items() if x is not None}
     first = next(iter(shapes.values()))
     assert len(first) == len(axes.split()) and all(shape == first for shape in shapes.values()), (

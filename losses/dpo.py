@@ -50,11 +50,13 @@ def dpo_loss(
     )
     same_shape(
         "B",
-        policy_chosen_logps=policy_chosen_logps,
-        policy_rejected_logps=policy_rejected_logps,
-        ref_chosen_logps=ref_chosen_logps,
-        ref_rejected_logps=ref_rejected_logps,
-        weights=weights,
+        {
+            "policy_chosen_logps": policy_chosen_logps,
+            "policy_rejected_logps": policy_rejected_logps,
+            "ref_chosen_logps": ref_chosen_logps,
+            "ref_rejected_logps": ref_rejected_logps,
+            "weights": weights,
+        },
     )
     refuse_negative("beta", beta)
     if not 0 <= label_smoothing < 0.5:

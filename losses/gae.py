@@ -42,8 +42,8 @@ def kl_shaped_rewards(
 ) -> Tensor:
     """r [B, T], no gradient, 0 where inactive: every token pays β (log π − log π_ref), the score is added on the last
     active token of its row."""
-    same_shape("B T", logps=logps, ref_logps=ref_logps, active=active)
-    same_shape("B", scores=scores, rows=logps[:, 0])
+    same_shape("B T", {"logps": logps, "ref_logps": ref_logps, "active": active})
+    same_shape("B", {"scores": scores, "rows": logps[:, 0]})
     assert active.dtype == torch.bool, f"active must be bool, got {active.dtype}"
     refuse_negative("kl_coef", kl_coef, " (it would pay the policy for drifting)")
     k1 = torch.where(active, at_least_float32(logps) - at_least_float32(ref_logps), 0.0).detach()
@@ -64,7 +64,7 @@ def gae(
     bootstrap: Tensor | None = None,  # [B] the value after the last token, for answers that were cut off; None: 0
 ) -> tuple[Tensor, Tensor]:
     """(advantages A, returns R), both [B, T], no gradient, 0 where inactive."""
-    same_shape("B T", rewards=rewards, values=values, active=active)
+    same_shape("B T", {"rewards": rewards, "values": values, "active": active})
     assert active.dtype == torch.bool, f"active must be bool, got {active.dtype}"
     assert bootstrap is None or bootstrap.shape == rewards.shape[:1], f"bootstrap [B], got {list(bootstrap.shape)}"
     if not (0 <= gamma <= 1 and 0 <= lam <= 1):
@@ -89,7 +89,7 @@ def whiten(
     stats: Stats | None = None,  # of the whole optimiser step, all micro-batches and processes; None: of these values
 ) -> Tensor:
     """[B, T] with mean 0 and variance 1 over the active ones, 0 elsewhere, no gradient."""
-    same_shape("B T", values=values, active=active)
+    same_shape("B T", {"values": values, "active": active})
     assert active.dtype == torch.bool, f"active must be bool, got {active.dtype}"
     values = torch.where(active, at_least_float32(values), 0.0).detach()
     total, squares, count = stats or whitening_stats(values, active)

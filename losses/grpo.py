@@ -49,7 +49,9 @@ def grpo_loss(
 
     metrics, (sum, count) over active tokens: clip_fraction, ratio; with ref_logps also kl (k3) and kl_k1.
     """
-    same_shape("B T", policy_logps=policy_logps, old_logps=old_logps, weights=weights, ref_logps=ref_logps)
+    same_shape(
+        "B T", {"policy_logps": policy_logps, "old_logps": old_logps, "weights": weights, "ref_logps": ref_logps}
+    )
     assert advantages.shape in (policy_logps.shape, policy_logps.shape[:1]), (
         f"advantages [B] or [B, T], got {list(advantages.shape)}"
     )

@@ -68,14 +68,14 @@ def k3(logps: Tensor, ref_logps: Tensor) -> Tensor:
 def k3_is(logps: Tensor, ref_logps: Tensor, old_logps: Tensor) -> Tensor:
     """ρ · k3 with ρ = exp(logps − old_logps), *with* gradient: three [B, T] -> [B, T]. old_logps: of the sampling
     policy. Each token's own KL at the state it was sampled in, not its part in the KL of the answer."""
-    same_shape("B T", logps=logps, old_logps=old_logps)
+    same_shape("B T", {"logps": logps, "old_logps": old_logps})
     ratio = torch.exp(at_least_float32(logps) - at_least_float32(old_logps).detach())
     return ratio * k3(logps, ref_logps)
 
 
 def exact_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
     """KL(π‖π_ref) = Σ_v π(v) (log π(v) − log π_ref(v)) at every position: two [B, S, V] -> [B, S] (no shift), nats."""
-    same_shape("B S V", logits=logits, ref_logits=ref_logits)
+    same_shape("B S V", {"logits": logits, "ref_logits": ref_logits})
     logps = torch.log_softmax(at_least_float32(logits), dim=-1)
     ref_logps = torch.log_softmax(at_least_float32(ref_logits), dim=-1).detach()
     possible = logps > float("-inf")  # an entry with π(v) = 0 adds nothing, whatever the reference says of it

@@ -66,7 +66,7 @@ def sequence_logps(
     active: Tensor,  # [B, T] bool: completion_mask[:, 1:]
 ) -> Tensor:
     """log π(completion | prompt) = Σ over its tokens: [B]. Inactive positions may hold anything, NaN too."""
-    same_shape("B T", logps=logps, active=active)
+    same_shape("B T", {"logps": logps, "active": active})
     assert active.dtype == torch.bool, f"active must be bool (completion_mask[:, 1:]), got {active.dtype}"
     return torch.where(active, at_least_float32(logps), 0.0).sum(dim=-1)
 

@@ -64,11 +64,13 @@ def ppo_policy_loss(
     """
     same_shape(
         "B T",
-        policy_logps=policy_logps,
-        old_logps=old_logps,
-        advantages=advantages,
-        weights=weights,
-        ref_logps=ref_logps,
+        {
+            "policy_logps": policy_logps,
+            "old_logps": old_logps,
+            "advantages": advantages,
+            "weights": weights,
+            "ref_logps": ref_logps,
+        },
     )
     if not 0 <= clip_eps <= 1:
         raise ValueError(f"clip_eps must lie in 0 … 1, got {clip_eps}")
@@ -117,7 +119,7 @@ def ppo_value_loss(
 
     metrics, (sum, count) over active tokens: value_clip_fraction, value (the mean prediction), return.
     """
-    same_shape("B T", values=values, old_values=old_values, returns=returns, weights=weights)
+    same_shape("B T", {"values": values, "old_values": old_values, "returns": returns, "weights": weights})
     refuse_negative("clip_eps", clip_eps or 0.0)
     active, weights, values, old_values, returns = what_counts(weights, values, old_values.detach(), returns.detach())
 

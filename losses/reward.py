@@ -41,7 +41,7 @@ def bradley_terry_loss(
 
     metrics, (sum, count) over the pairs that count: rewards_chosen, rewards_rejected, accuracy, margin (s_w − s_l).
     """
-    same_shape("B", chosen_scores=chosen_scores, rejected_scores=rejected_scores, weights=weights)
+    same_shape("B", {"chosen_scores": chosen_scores, "rejected_scores": rejected_scores, "weights": weights})
     refuse_negative("center_coef", center_coef, " (it would push the scores away from 0)")
     margin = torch.as_tensor(0.0 if margin is None else margin, device=chosen_scores.device).detach()
     assert margin.ndim == 0 or margin.shape == chosen_scores.shape, f"margin [B] or a number, got {list(margin.shape)}"
@@ -71,7 +71,7 @@ def outcome_loss(
     metrics, (sum, count) over the rows that count: accuracy (σ(s) > ½ where the label is > ½), rewards (the mean
     score).
     """
-    same_shape("B", scores=scores, labels=labels, weights=weights)
+    same_shape("B", {"scores": scores, "labels": labels, "weights": weights})
     active, weights, scores, labels = what_counts(weights, scores, labels.detach())
     if ((labels < 0) | (labels > 1)).any():
         raise ValueError(f"labels must lie in 0 … 1 (wrong, right), got {labels.tolist()}")

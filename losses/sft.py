@@ -25,7 +25,7 @@ def completion_cross_entropy(
     weights: Tensor,  # [B, T] w, exactly 0 where there is nothing to learn (losses/weights.py)
 ) -> tuple[Tensor, Metrics]:
     """Σ w · −log π -> (loss [], metrics). metrics: nll, −log π of the tokens as (sum, count), whatever the weights."""
-    same_shape("B T", logps=logps, weights=weights)
+    same_shape("B T", {"logps": logps, "weights": weights})
     active, weights, logps = what_counts(weights, logps)
 
     nll = -logps  # [B, T]

@@ -23,6 +23,7 @@ import warnings
 from posttrain import ROOT
 from posttrain.config.command_line import parse
 from posttrain.config.loading import load
+from posttrain.config.methods import module_of
 from posttrain.config.stages import SEVERAL
 from posttrain.errors import UserError, clear_exit, reason
 
@@ -50,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise UserError("--KEY VALUE needs --config FILE")
         config = load(path, overrides, origin="command line") if path is not None else None
         if config is not None and config.method in SEVERAL:
-            raise UserError(f"{path}: give the config of one of its stages; loops.{config.method} runs several")
+            raise UserError(f"{path}: give the config of one of its stages; {module_of(config.method)} runs several")
         for title, lines in (
             ("packages", packages()),
             ("device", device()),

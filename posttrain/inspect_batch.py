@@ -21,6 +21,7 @@ from typing import Any
 
 from posttrain.config.command_line import parse
 from posttrain.config.loading import load
+from posttrain.config.methods import module_of
 from posttrain.config.stages import SEVERAL
 from posttrain.errors import UserError, clear_exit
 
@@ -55,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
         config = load(options.config, parse(keys)[1], origin="command line")
         if config.method in (*SEVERAL, "pretrain"):
             raise UserError(
-                f"{options.config}: give the config of a loop that begins with a trained model, not of loops.{config.method}"
+                f"{options.config}: give the config of a loop that begins with a trained model, not of {module_of(config.method)}"
             )
         show(inspect(config), config, options.rows, options.html)
 

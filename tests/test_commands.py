@@ -14,6 +14,7 @@ from kit import tiny_family
 
 from posttrain import ROOT
 from posttrain.config import load
+from posttrain.config.methods import module_of
 
 WORDS = "tests/data/word_problems.jsonl"
 PAIRS = "tests/data/pairs.jsonl"
@@ -191,7 +192,7 @@ def test_walk_throughs(name):
 
 @pytest.mark.parametrize("method", ["sft", "dpo", "reward", "grpo", "ppo", "ladder", "real"])
 def test_help_teaches(method):
-    out = command(f"loops.{method}", "--help", timeout=20)
+    out = command(module_of(method), "--help", timeout=20)
     assert out.returncode == 0 and "default:" in out.stdout
 
 

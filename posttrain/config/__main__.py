@@ -19,7 +19,7 @@ from pydantic_core import PydanticUndefined
 
 from posttrain.config.command_line import parse
 from posttrain.config.loading import load, resolve, type_name
-from posttrain.config.methods import METHODS
+from posttrain.config.methods import METHODS, module_of
 from posttrain.config.section import section_in
 from posttrain.config.stages import SEVERAL, refuse_incomplete
 from posttrain.errors import UserError, clear_exit
@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def template(method: str) -> None:
-    print(f"# Every key of loops.{method} with its default.   python -m loops.{method} --config THIS_FILE")
+    print(f"# Every key of {module_of(method)} with its default.   python -m {module_of(method)} --config THIS_FILE")
     print("\n".join(_template_lines(METHODS[method], method)))
 
 
@@ -122,7 +122,7 @@ def validate(arguments: list[str]) -> None:
         try:
             config = load(file)
             refuse_incomplete(config)
-            print(f"{file}: fine, a config for loops.{config.method}")
+            print(f"{file}: fine, a config for {module_of(config.method)}")
         except UserError as problem:
             bad += 1
             print(f"{file}: {str(problem).removeprefix(f'{file}: ')}")
@@ -140,7 +140,7 @@ def show(path: str, keys: list[str]) -> None:
     if other is not None:
         raise UserError(f"show takes one file: {path} or {other}?")
     config, places = resolve(path, overrides, origin="command line")
-    print(f"# loops.{config.method}, run folder {config.folder}")
+    print(f"# {module_of(config.method)}, run folder {config.folder}")
     print("\n".join(_shown(config, places)))
 
 

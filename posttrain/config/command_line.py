@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import create_model
 
 from posttrain.config.loading import describe, load, validate
-from posttrain.config.methods import METHODS
+from posttrain.config.methods import METHODS, module_of
 from posttrain.config.section import Section
 from posttrain.config.stages import SEVERAL, refuse_incomplete
 from posttrain.config.suites import OF_A_TASK, SUITES, LmEvalTask, no_such_suite
@@ -30,7 +30,7 @@ def early_check(method: str) -> Any:
     if "-h" in arguments or "--help" in arguments:
         print(help_text(method))
         sys.exit(0)
-    with clear_exit(f"\n(python -m loops.{method} --help lists every key)"):
+    with clear_exit(f"\n(python -m {module_of(method)} --help lists every key)"):
         path, overrides = parse(arguments)
         config = load(path, overrides, method=method, origin="command line")
         refuse_incomplete(config)
@@ -117,7 +117,7 @@ def _takes(key: str, word: str) -> bool:
 
 def help_text(method: str) -> str:
     lines = [
-        f"python -m loops.{method} --config FILE [--KEY VALUE ...]",
+        f"python -m {module_of(method)} --config FILE [--KEY VALUE ...]",
         "",
         "Every key below may stand in the YAML file (as nested groups) or on the command line, where it wins.",
         "A unique last part is enough: --learning-rate 1e-4 (--seed is training.seed). Several values make a list.",

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 from posttrain.config.methods import (
     METHODS,
     REFUSED,
+    module_of,
 )
 from posttrain.config.section import Section, section_in
 from posttrain.errors import UserError
@@ -57,7 +58,7 @@ def resolve(
             )
         method = present[0]
     elif present and method not in present:
-        raise UserError(f"{path}: this is a config for loops.{present[0]}, not for loops.{method}")
+        raise UserError(f"{path}: this is a config for {module_of(present[0])}, not for {module_of(method)}")
     config = validate(METHODS[method], values, places, path, overrides or {}, origin)
     if config.output.dir is None:
         config.output.dir = f"outputs/{Path(path).stem}" if path is not None else f"outputs/{config.method}"

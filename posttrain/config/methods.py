@@ -115,6 +115,12 @@ METHODS: dict[str, type[Section]] = {
     "real": RealConfig,
 }
 
+
+def module_of(method: str) -> str:
+    """What is run: python -m MODULE. All methods are loops, but the one that runs loops and measures them."""
+    return "posttrain.real" if method == "real" else f"loops.{method}"
+
+
 _TRUNCATED = (
     "is refused in RL: a token sampled from a cut-off distribution has another log-probability than the trainer computes, "
     "so ratio and KL would be biased; use temperature alone"

@@ -1,4 +1,4 @@
-"""The stages of loops.ladder and the lessons of loops.real, each with a config file of its own; and what a command
+"""The stages of loops.ladder and the lessons of posttrain.real, each with a config file of its own; and what a command
 needs beyond valid keys."""
 
 from __future__ import annotations

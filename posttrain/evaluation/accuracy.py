@@ -11,32 +11,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from posttrain.config.keys import Data
 from posttrain.config.suites import Accuracy as Options
-from posttrain.data import procedural, sources
-from posttrain.data.reader import Rows
-from posttrain.data.rows import load_rows
+from posttrain.data import procedural
 from posttrain.evaluation.intervals import pass_at_k
 from posttrain.evaluation.scores import Outcome, Score, mean, proportion
 from posttrain.evaluation.subjects import Answer, Subject
+from posttrain.evaluation.suite_rows import prompts_of
 from posttrain.rollouts import calling, rewards
 from posttrain.rollouts.sampling import Rollout
 from posttrain.tokens.examples import shown
-
-
-def split_of(name: str, split: str | None) -> str:
-    """The split that was asked for; else test where there are splits, and all of a file or folder of one's own."""
-    return split or ("train" if sources.is_local(name) and not sources.is_embedded(name) else "test")
-
-
-def prompts_of(options: Any, name: str) -> Rows:
-    """The rows of a suite that asks prompts: {prompt, asked, columns}."""
-    keys = {key: getattr(options, key, None) for key in ("task", "system_prompt", "chat_template_kwargs")}
-    data = Data(
-        name=name, subset=options.subset, split=split_of(name, options.split), max_samples=options.max_rows,
-        **{key: value for key, value in keys.items() if value is not None},
-    )  # fmt: skip
-    return load_rows(data, "grpo")
 
 
 class Accuracy:

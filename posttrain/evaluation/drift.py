@@ -18,9 +18,9 @@ from losses.kl import exact_kl
 from posttrain.config.suites import Drift as Options
 from posttrain.data import questions
 from posttrain.errors import UserError
-from posttrain.evaluation.accuracy import prompts_of
 from posttrain.evaluation.scores import Outcome, ratio
 from posttrain.evaluation.subjects import Subject
+from posttrain.evaluation.suite_rows import prompts_of
 from posttrain.tokens.batch import Batch, collate
 from posttrain.tokens.examples import shown
 

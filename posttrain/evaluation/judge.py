@@ -19,10 +19,10 @@ import numpy
 from posttrain import models
 from posttrain.config.suites import Judge as Options
 from posttrain.evaluation import judging
-from posttrain.evaluation.accuracy import prompts_of
 from posttrain.evaluation.judging import RewardModel, Verdict
 from posttrain.evaluation.scores import Outcome, Score, corpus, mean, proportion
 from posttrain.evaluation.subjects import Subject
+from posttrain.evaluation.suite_rows import prompts_of
 
 PART = "prompts"
 

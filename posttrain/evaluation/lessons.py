@@ -1,8 +1,10 @@
-"""What is measured before and after each lesson of loops.real: three suites, on prompts that no lesson has. What a
+"""What is measured before and after each lesson of posttrain.real: three suites, on prompts that no lesson has. What a
 lesson teaches, and beside it what it should have left alone."""
 
 from __future__ import annotations
 
+import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -55,3 +57,14 @@ def ten_answers(measured: Measured) -> list[tuple[str, str]]:
         records = [record for record in measured.outcomes[suite].records if record["part"] == part]
         found += [(record["prompt"], record["answers"][0]["text"]) for record in records[:: max(1, len(records) // count)][:count]]  # fmt: skip
     return found
+
+
+def metrics_of(folder: Path) -> list[dict[str, float]]:
+    """A run's metrics.jsonl."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def seconds_of(rows: list[dict[str, float]]) -> float:
+    """Of all steps; the clock of a run that was resumed begins again."""
+    clock = [0.0, *(row["seconds"] for row in rows)]
+    return sum(b - a if b > a else b for a, b in itertools.pairwise(clock))

@@ -1,4 +1,4 @@
-"""The report of loops.real: one table, a picture, what happened in words, the same ten questions after each lesson."""
+"""The report of posttrain.real: one table, a picture, what happened in words, the same ten questions each time."""
 
 from __future__ import annotations
 

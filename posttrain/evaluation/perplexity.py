@@ -15,12 +15,10 @@ import hashlib
 import math
 
 from posttrain.config.suites import Perplexity as Options
-from posttrain.config.supervised import SftData
-from posttrain.data.rows import load_rows
 from posttrain.errors import UserError
-from posttrain.evaluation.accuracy import split_of
 from posttrain.evaluation.scores import Outcome, ratio
 from posttrain.evaluation.subjects import Subject
+from posttrain.evaluation.suite_rows import texts_of
 from posttrain.tokens import template
 from posttrain.tokens.batch import Example
 from posttrain.tokens.examples import shown
@@ -31,12 +29,7 @@ BEGINNING = 200  # characters of a document that stand in results.json
 class Perplexity:
     def __init__(self, options: Options):
         self.options = options
-        data = SftData(
-            name=options.data, subset=options.subset, split=split_of(options.data, options.split),
-            max_samples=options.max_rows, system_prompt=options.system_prompt,
-            chat_template_kwargs=options.chat_template_kwargs,
-        )  # fmt: skip
-        self.rows = load_rows(data, "sft")
+        self.rows = texts_of(options)
 
     def __call__(self, subject: Subject) -> Outcome:
         length = self.options.max_length or subject.limit or 1024

@@ -16,13 +16,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from posttrain.config.suites import Quality as Options
-from posttrain.config.supervised import SftData
-from posttrain.data.rows import load_rows
 from posttrain.errors import UserError
-from posttrain.evaluation.accuracy import split_of
 from posttrain.evaluation.bertscore import Encoder
 from posttrain.evaluation.scores import Outcome, Score, corpus, mean, proportion
 from posttrain.evaluation.subjects import Answer, Subject
+from posttrain.evaluation.suite_rows import texts_of
 from posttrain.tokens.examples import shown
 
 PART = "rows"
@@ -32,12 +30,7 @@ class Quality:
     def __init__(self, options: Options):
         self.options = options
         self.sacrebleu, self.rouge = _packages()
-        data = SftData(
-            name=options.data, subset=options.subset, split=split_of(options.data, options.split),
-            max_samples=options.max_rows, system_prompt=options.system_prompt,
-            chat_template_kwargs=options.chat_template_kwargs,
-        )  # fmt: skip
-        self.rows = load_rows(data, "sft")
+        self.rows = texts_of(options)
         for index, row in enumerate(self.rows.rows):
             if "text" in row:
                 where = self.rows.where(index)

@@ -81,17 +81,22 @@ class Outcome:
     remarks: list[str] = field(default_factory=list)
 
 
-def proportion(name: str, about: str, hits: Sequence[bool | float], part: str, **more: Any) -> Score:
-    """The share of the items that are hits. more: better, note."""
+def proportion(
+    name: str, about: str, hits: Sequence[bool | float], part: str, *, better: Better = "higher", note: str = ""
+) -> Score:
+    """The share of the items that are hits."""
     items = [float(hit) for hit in hits]
     if any(item not in (0.0, 1.0) for item in items):
         raise ValueError(f"{name}: a proportion counts items that are 0 or 1; mean() takes any number")
     low, high = wilson(sum(items), len(items))
     value = sum(items) / len(items) if items else math.nan
-    return Score(name, about, value, low, high, items, None, "proportion", part, **more)
+    return Score(name, about, value, low, high, items, None, "proportion", part, better, note=note)
 
 
-def mean(name: str, about: str, values: Sequence[float], part: str, *, seed: int = 0, **more: Any) -> Score:
+def mean(
+    name: str, about: str, values: Sequence[float], part: str, *, better: Better = "higher", unit: str = "",
+    note: str = "", seed: int = 0,
+) -> Score:  # fmt: skip
     """The mean over the items. Where all are 0, or all 1, every draw is the same, which would say that nothing else can
     come: there the interval is Wilson's, as if each item were one trial (no narrower than a mean of several)."""
     items = [float(value) for value in values]
@@ -100,12 +105,13 @@ def mean(name: str, about: str, values: Sequence[float], part: str, *, seed: int
     else:
         low, high = _interval(items, [1.0] * len(items), seed)
     value = sum(items) / len(items) if items else math.nan
-    return Score(name, about, value, low, high, items, None, "mean", part, **more)
+    return Score(name, about, value, low, high, items, None, "mean", part, better, unit=unit, note=note)
 
 
 def ratio(
     name: str, about: str, totals: Sequence[float], weights: Sequence[float], part: str, *,
-    scale: Literal["plain", "exp"] = "plain", share: bool = False, seed: int = 0, **more: Any,
+    scale: Literal["plain", "exp"] = "plain", share: bool = False, better: Better = "higher", unit: str = "",
+    note: str = "", seed: int = 0,
 ) -> Score:  # fmt: skip
     """Σ totals / Σ weights, never a mean of the items' own ratios: a long document counts for what it is.
 
@@ -119,12 +125,13 @@ def ratio(
         low, high = wilson(value * len(items), len(items))
     else:
         low, high = (scaled(end, scale) for end in _interval(items, by, seed))
-    return Score(name, about, value, low, high, items, by, "ratio", part, scale=scale, **more)
+    return Score(name, about, value, low, high, items, by, "ratio", part, better, scale, unit, note)
 
 
 def corpus(
-    name: str, about: str, formula: str, statistics: Sequence[Sequence[float]], part: str, *, seed: int = 0, **more: Any
-) -> Score:
+    name: str, about: str, formula: str, statistics: Sequence[Sequence[float]], part: str, *, better: Better = "higher",
+    unit: str = "", note: str = "", signature: str = "", seed: int = 0,
+) -> Score:  # fmt: skip
     """The score that the formula makes of all items together: corpus BLEU is no mean of the sentences' BLEU. Where
     every draw is the same (a BLEU of 0) nothing is known of other items: no interval, but Wilson's of a share."""
     items = [[float(x) for x in of_one] for of_one in statistics]
@@ -135,7 +142,22 @@ def corpus(
     elif len(items) > 1:
         low, high = percentiles(formulas.draws(formula, [items], seed=seed)[:, 0])
         low, high = (low, high) if low < high else (math.nan, math.nan)
-    return Score(name, about, value, low, high, items, None, "corpus", part, formula=formula, **more)
+    return Score(
+        name,
+        about,
+        value,
+        low,
+        high,
+        items,
+        None,
+        "corpus",
+        part,
+        better,
+        unit=unit,
+        note=note,
+        formula=formula,
+        signature=signature,
+    )
 
 
 def scaled(value: float, scale: str) -> float:

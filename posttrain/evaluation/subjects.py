@@ -84,14 +84,16 @@ class Subject:
 
     # ------------------------------------------------------------ asking
 
-    def prompt_ids(self, prompt: str | Messages, system: str | None = None, **shown: Any) -> list[int]:
-        """Through the chat template. system: put before a prompt without a system message; shown: tools,
-        template_kwargs."""
+    def prompt_ids(
+        self, prompt: str | Messages, system: str | None = None, *, tools: list | None = None,
+        template_kwargs: dict | None = None,
+    ) -> list[int]:  # fmt: skip
+        """Through the chat template. system: put before a prompt without a system message."""
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         if system is not None and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": system}, *messages]
         try:
-            return template.prompt_ids(self.tokenizer, messages, **shown)
+            return template.prompt_ids(self.tokenizer, messages, tools=tools, template_kwargs=template_kwargs)
         except UserError:
             raise
         except ValueError as problem:

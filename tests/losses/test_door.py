@@ -32,11 +32,11 @@ def test_half_precision_becomes_float32_and_double_stays():
 
 
 def test_shapes_are_told_with_their_names():
-    same_shape("B T", a=torch.zeros(2, 3), b=None, c=torch.zeros(2, 3))
+    same_shape("B T", {"a": torch.zeros(2, 3), "b": None, "c": torch.zeros(2, 3)})
     with pytest.raises(AssertionError, match=r"expected the same shape \[B, T\], got a \[2, 3\], b \[2, 4\]"):
-        same_shape("B T", a=torch.zeros(2, 3), b=torch.zeros(2, 4))
+        same_shape("B T", {"a": torch.zeros(2, 3), "b": torch.zeros(2, 4)})
     with pytest.raises(AssertionError, match=r"\[B\], got a \[2, 3\]"):
-        same_shape("B", a=torch.zeros(2, 3))
+        same_shape("B", {"a": torch.zeros(2, 3)})
 
 
 def test_negative_is_refused():

@@ -6,13 +6,13 @@ import pytest
 from kit import yaml_config
 
 from posttrain import ROOT
-from posttrain.config.methods import METHODS, REFUSED, LadderConfig
+from posttrain.config.methods import METHODS, REFUSED, LadderConfig, module_of
 from posttrain.errors import UserError
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_is_a_loop_and_its_own_group(method):
-    assert (ROOT / f"loops/{method}.py").is_file() and method in METHODS[method].model_fields
+def test_a_method_is_a_module_and_its_own_group(method):
+    assert (ROOT / f"{module_of(method).replace('.', '/')}.py").is_file() and method in METHODS[method].model_fields
     config = yaml_config("real" if method == "real" else f"{method}_tiny")
     assert config.method == method and type(config) is METHODS[method]
 

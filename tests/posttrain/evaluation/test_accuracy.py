@@ -7,7 +7,7 @@ from told import Told, scores
 
 from posttrain.config.suites import Accuracy as Options
 from posttrain.errors import UserError
-from posttrain.evaluation.accuracy import Accuracy, split_of
+from posttrain.evaluation.accuracy import Accuracy
 from posttrain.rollouts import rewards
 
 ROWS = [{"question": f"{i} + 1?", "answer": f"… #### {i + 1}"} for i in range(4)]
@@ -92,12 +92,3 @@ def test_what_cannot_be_measured_is_refused_before_any_model_is_there(tmp_path, 
         Accuracy(Options(data=data, reward=f"{__name__}:brevity"))
     with pytest.raises(UserError, match=r"--accuracy.reward 'nonsense': expected answer"):
         Accuracy(Options(data=data, reward="nonsense"))
-
-
-def test_the_split_is_test_where_there_are_splits(data):
-    assert (split_of("tiny-math", None), split_of(data, None), split_of("openai/gsm8k", None)) == (
-        "test",
-        "train",
-        "test",
-    )
-    assert split_of("tiny-math", "train") == "train"

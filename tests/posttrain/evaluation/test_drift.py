@@ -31,6 +31,15 @@ def test_distances_are_of_completion_tokens():
     assert mean_kl(half, quarter, [Example.of([0], [1])] * 65, 0) == pytest.approx(0.273838, abs=1e-6)
 
 
+def test_the_kl_is_a_mean_over_completion_tokens():
+    half, quarter = Says([0.5, 0.5]), Says([0.25, 0.75])
+    examples = [Example.of([0, 1], [1]), Example.of([0], [1, 1, 0])]
+    # KL(½ ½ ‖ ¼ ¾) = ½ log 2 + ½ log ⅔ = .346574 − .202733 = .143841, at each of the four tokens
+    assert mean_kl(half, quarter, examples, 0) == pytest.approx(0.143841, abs=1e-6)
+    # the other way round: ¼ log ½ + ¾ log 3/2 = −.173287 + .304099 = .130812
+    assert mean_kl(quarter, half, examples * 40, 0) == pytest.approx(0.130812, abs=1e-6)
+
+
 class Recites(torch.nn.Module):
     """At each place the token that it has for this place, whatever stands there."""
 

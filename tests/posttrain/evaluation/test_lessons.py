@@ -64,3 +64,8 @@ def test_the_ten_questions():
         "p0", "p3", "p6", "identity0", "identity1", "identity2", "closed0", "closed2", "ordinary0", "ordinary2",
     ]  # fmt: skip
     assert [a for _, a in questions_and_answers][:4] == ["g0", "g3", "g6", "said 0"]
+
+
+def test_the_clock_of_a_resumed_run_begins_again():
+    """Steps at 2 and 5 s, then, resumed, at 3 and 4 s: 5 + 4."""
+    assert lessons.seconds_of([{"seconds": s} for s in (2.0, 5.0, 3.0, 4.0)]) == 9.0

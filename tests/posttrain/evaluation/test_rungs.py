@@ -10,7 +10,6 @@ from kit import bytelevel_tokenizer, tiny_model
 from posttrain.evaluation import rungs
 from posttrain.rollouts.sampling import Rollout
 from posttrain.tiny import data
-from posttrain.tokens.batch import Example
 
 
 class Told:
@@ -87,26 +86,6 @@ def test_pass_at_k_is_of_the_k_samples(monkeypatch):
 
     rung, _ = climb(monkeypatch, says, k=2)
     assert rung.pass_at == pytest.approx(0.1) and rung.sampled.hits == 1 and rung.sampled.n == 20
-
-
-class Says(torch.nn.Module):
-    """The same logits at every place."""
-
-    def __init__(self, probs):
-        super().__init__()
-        self.logits = torch.tensor(probs).log()
-
-    def forward(self, input_ids, position_ids, use_cache):
-        return type("Out", (), {"logits": self.logits.expand(*input_ids.shape, -1)})
-
-
-def test_the_kl_is_a_mean_over_completion_tokens():
-    half, quarter = Says([0.5, 0.5]), Says([0.25, 0.75])
-    examples = [Example.of([0, 1], [1]), Example.of([0], [1, 1, 0])]
-    # KL(½ ½ ‖ ¼ ¾) = ½ log 2 + ½ log ⅔ = .346574 − .202733 = .143841, at each of the four tokens
-    assert rungs.mean_kl(half, quarter, examples, 0) == pytest.approx(0.143841, abs=1e-6)
-    # the other way round: ¼ log ½ + ¾ log 3/2 = −.173287 + .304099 = .130812
-    assert rungs.mean_kl(quarter, half, examples * 40, 0) == pytest.approx(0.130812, abs=1e-6)
 
 
 def test_a_rung_above_another_has_its_kl(monkeypatch):

@@ -1,7 +1,7 @@
 """Three lessons on a real model, SmolLM2-135M: SFT, DPO, and GRPO from the first one's model, on two cores, no GPU.
 
-    python -m loops.real --config configs/real.yaml                 (make real)
-    python -m loops.real --config configs/real.yaml --resume        goes on after a kill, between lessons and within one
+    python -m posttrain.real --config configs/real.yaml               (make real)
+    python -m posttrain.real --config configs/real.yaml --resume      goes on after a kill, between lessons and in one
 
 1. As it comes: it is measured on held-out questions. It talks, but solves hardly a sum, and hardly ever says its name.
 2. SFT: sums, answered by two annotators. One writes down every step, one answers at once, and it copies both habits.
@@ -19,8 +19,6 @@ from posttrain.config import early_check
 # A wrong command line fails here, before torch is imported.
 config = early_check("real") if __name__ == "__main__" else None
 
-import itertools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +78,8 @@ def run(config: RealConfig) -> Results:
             keep(folder, results, measuring.measure(subject, suites))
             del subject
 
-    metrics = {name: metrics_of(folder / name) for name in LESSONS}
-    minutes = {name: seconds_of(rows) / 60 for name, rows in metrics.items()}
+    metrics = {name: lessons.metrics_of(folder / name) for name in LESSONS}
+    minutes = {name: lessons.seconds_of(rows) / 60 for name, rows in metrics.items()}
     print("\n" + lessons_report.table(results, minutes))
     with writing(folder):
         lessons_report.write(folder, config, results, metrics, minutes)
@@ -173,16 +171,6 @@ def keep(folder: Path, results: Results, measured: files.Measured) -> None:
     results.models.append(measured)
     files.write(folder, results)
     print(lessons_report.line(measured), flush=True)
-
-
-def metrics_of(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def seconds_of(rows: list[dict[str, float]]) -> float:
-    """Of all steps; the clock of a run that was resumed begins again."""
-    clock = [0.0, *(row["seconds"] for row in rows)]
-    return sum(b - a if b > a else b for a, b in itertools.pairwise(clock))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 from kit import environment, yaml_config
 
-from loops import real
-from posttrain import ROOT
+from posttrain import ROOT, real
 from posttrain.errors import UserError
 from posttrain.models import fetching
 from posttrain.run import checkpoint_files
@@ -34,7 +33,7 @@ class Killed(BaseException):
 
 @pytest.fixture
 def small(monkeypatch):
-    """loops.real on the embedded model; its pairs are written by hand (it cannot be shown another name)."""
+    """posttrain.real on the embedded model; its pairs are written by hand (it cannot be shown another name)."""
     pytest.importorskip("reasoning_gym", reason="pip install -r requirements-tasks.txt")
 
     def pairs(model, old, name, out, **_):
@@ -123,11 +122,6 @@ def test_it_removes_nothing_that_it_has_not_written(tmp_path, name):
     assert mine.read_text() == "mine"
 
 
-def test_the_clock_of_a_resumed_run_begins_again():
-    """Steps at 2 and 5 s, then, resumed, at 3 and 4 s: 5 + 4."""
-    assert real.seconds_of([{"seconds": s} for s in (2.0, 5.0, 3.0, 4.0)]) == 9.0
-
-
 # ---------------------------------------------------------------- the real model's first minutes
 
 
@@ -153,7 +147,7 @@ def test_the_real_model_killed_in_the_first_lesson(tmp_path):
     keys = {"real.sums": 24, "real.keep": 0, "real.problems": 10, "real.sft.overrides.training.batch_size": 4,
             "real.sft.overrides.training.micro_batch_size": 4, "real.sft.overrides.training.save_every": 2,
             "real.sft.overrides.output.samples": 0, "output.dir": folder}  # fmt: skip
-    command = [sys.executable, "-m", "loops.real", "--config", "configs/real.yaml"]
+    command = [sys.executable, "-m", "posttrain.real", "--config", "configs/real.yaml"]
     command += [text for key, value in keys.items() for text in (f"--{key}", str(value))]
 
     def start(*more: str) -> subprocess.Popen:
