@@ -21,6 +21,7 @@ from posttrain.errors import UserError
 from posttrain.evaluation import results
 from posttrain.evaluation.subjects import Messages, Subject
 from posttrain.models import scalar
+from posttrain.rollouts.either import in_chat, in_text, log_odds
 from posttrain.tokens import template
 from posttrain.tokens.batch import Example
 
@@ -67,20 +68,20 @@ def _sigmoid(x: float) -> float:
 
 def by_language_model(judge: Subject, asked: Sequence[tuple[Messages, str, str]]) -> list[Verdict]:
     """(prompt, the model's answer, the other's) of each. Through the judge's chat template where it has one, else as
-    plain text that ends in "Answer:". Log-probs of the whole word, where "A" is several tokens."""
+    plain text that ends in "Answer:"."""
     chat = getattr(judge.tokenizer, "chat_template", None) is not None
-    words = [judge.tokenizer(w, add_special_tokens=False)["input_ids"] for w in (("A", "B") if chat else (" A", " B"))]
     rows = []
     for prompt, mine, theirs in asked:
         for a, b in ((mine, theirs), (theirs, mine)):
             text = QUESTION.format(prompt=spoken(prompt), a=a, b=b)
-            ids = judge.prompt_ids(text) if chat else judge.tokenizer(f"{text}\n\nAnswer:")["input_ids"]
-            rows += [Example.of(ids, word) for word in words]
+            if chat:
+                rows.append(in_chat(judge.tokenizer, [{"role": "user", "content": text}], ("A", "B")))
+            else:
+                rows.append(in_text(judge.tokenizer, f"{text}\n\nAnswer:", (" A", " B")))
     try:
-        logps = [row.double().sum().item() for row in judge.logps(rows)]
+        odds = log_odds(judge.logps, rows)  # of A over B: two for each pair
     except UserError as problem:
         raise UserError(f"the judge cannot read both answers to a prompt: {problem}") from None
-    odds = [logps[i] - logps[i + 1] for i in range(0, len(logps), 2)]  # of A over B: two for each pair
     return [of_orders(odds[i], -odds[i + 1]) for i in range(0, len(odds), 2)]
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from posttrain.data.judged import HELD_OUT, LEARNED_FROM, Judged
 from posttrain.evaluation.intervals import Proportion
 from posttrain.evaluation.subjects import Subject
-from posttrain.tokens.batch import Example
+from posttrain.rollouts.either import in_text, log_odds
 
 SENTENCES = 3  # of an answer that are read: who refuses says so at once
 SPELLINGS = {
@@ -75,11 +75,9 @@ JUDGING = (
 
 def judged_by(judge: Subject, asked: Sequence[tuple[str, str]]) -> list[bool]:
     """(request, answer) of each -> is " yes" more likely than " no" behind the judging prompt? Plain text, no chat
-    template: a base model can be asked as well. Log-probs of whole words, where they are several tokens."""
-    words = [judge.tokenizer(word, add_special_tokens=False)["input_ids"] for word in (" yes", " no")]
-    prompts = [judge.tokenizer(JUDGING.format(request=r, answer=a))["input_ids"] for r, a in asked]
-    logps = judge.logps([Example.of(ids, word) for ids in prompts for word in words])
-    return [bool(logps[2 * i].sum() > logps[2 * i + 1].sum()) for i in range(len(prompts))]
+    template: a base model can be asked as well."""
+    texts = [JUDGING.format(request=request, answer=answer) for request, answer in asked]
+    return [odds > 0 for odds in log_odds(judge.logps, [in_text(judge.tokenizer, t, (" yes", " no")) for t in texts])]
 
 
 # ---------------------------------------------------------------- how often they err

@@ -13,15 +13,18 @@ winner in the other order, is told: a judge that hears the place alone labels no
 from __future__ import annotations
 
 import collections
+import functools
 import math
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from posttrain.data.filters import normalised
 from posttrain.data.messages import Messages
 from posttrain.models import CompletionLogps
+from posttrain.rollouts.either import in_chat, log_odds
 from posttrain.rollouts.speaking import Speaker, one_prompt
-from posttrain.tokens import template
 from posttrain.tokens.batch import Example, collate
 
 QUESTION = (
@@ -37,24 +40,21 @@ class Judge:
         self.tokenizer, self.limit = speaker.tokenizer, speaker.limit
         self.device, self.logps = speaker.model.device, CompletionLogps(speaker.model.eval())
 
-    @torch.no_grad()
     def favours_a(self, asked: list[Messages], batch_size: int = 8) -> list[float | None]:
-        """log P(A) − log P(B) as the answer to each, in nats; None where it does not fit into the model.
-
-        Of the whole letter, without what ends the turn: in some vocabularies one of the two takes two tokens."""
-        pairs = [[self._letter(messages, letter) for letter in "AB"] for messages in asked]
+        """log P(A) − log P(B) as the answer to each, in nats; None where it does not fit into the model."""
+        pairs = [in_chat(self.tokenizer, messages, ("A", "B")) for messages in asked]
         fits = [self.limit is None or max(map(len, pair)) <= self.limit for pair in pairs]
-        examples = [example for pair, fit in zip(pairs, fits, strict=True) if fit for example in pair]
-        sums: list[float] = []
-        for start in range(0, len(examples), 2 * batch_size):
-            batch = collate(examples[start : start + 2 * batch_size], self.tokenizer.pad_token_id).to(self.device)
-            sums += self.logps(batch)[0].sum(-1).tolist()
-        differences = iter([a - b for a, b in zip(sums[::2], sums[1::2], strict=True)])
-        return [next(differences) if fit else None for fit in fits]
+        read = functools.partial(self._read, batch_size=2 * batch_size)
+        odds = iter(log_odds(read, [pair for pair, fit in zip(pairs, fits, strict=True) if fit]))
+        return [next(odds) if fit else None for fit in fits]
 
-    def _letter(self, messages: Messages, letter: str) -> Example:
-        ids = template.completion_ids(self.tokenizer, messages, letter)
-        return Example.of(template.prompt_ids(self.tokenizer, messages), ids[:-1])
+    @torch.no_grad()
+    def _read(self, rows: Sequence[Example], batch_size: int) -> list[Tensor]:
+        found: list[Tensor] = []
+        for start in range(0, len(rows), batch_size):
+            batch = collate(rows[start : start + batch_size], self.tokenizer.pad_token_id).to(self.device)
+            found += self.logps(batch)[0]  # 0 where nothing is scored
+        return found
 
 
 def labelled(
