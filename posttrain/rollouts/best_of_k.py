@@ -41,14 +41,11 @@ def best_of_k(
 ) -> str:
     """Write the rows to `out`; returns what to say."""
     from posttrain.data.files import refuse_out, write_rows
-    from posttrain.data.procedural import is_task
     from posttrain.errors import UserError
 
     refuse_out(out)
     if k < 2 or temperature <= 0 or max_new_tokens < 1:
         raise UserError("--k must be at least 2, --temperature above 0, --max-new-tokens at least 1")
-    if task and not is_task(prompts):
-        raise UserError(f"--task belongs to --prompts reasoning-gym:TASK, not to '{prompts}'")
     groups = sample_and_score(
         model, prompts, score, k=k, max_prompts=max_prompts, temperature=temperature, max_new_tokens=max_new_tokens,
         system_prompt=system_prompt, split=split, task=task, seed=seed,
@@ -113,14 +110,14 @@ def sample_and_score(
     import torch
 
     from posttrain import models
-    from posttrain.config.keys import Data
     from posttrain.data.rows import load_rows
     from posttrain.models import scalar
     from posttrain.rollouts import calling, rewards
     from posttrain.rollouts.asking import ask
+    from posttrain.rollouts.speaking import as_config, one_prompt
     from posttrain.tokens.examples import prompts as encode
 
-    settings = Data(name=prompts, split=split, max_samples=max_prompts, system_prompt=system_prompt, task=task or {})
+    settings = as_config(prompts, split, max_prompts, system_prompt, task)
     data = load_rows(settings, "grpo")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     by_model = is_reward_model(score)
@@ -141,7 +138,7 @@ def sample_and_score(
     else:
         scores, _ = rewards.score(functions, None, rewards.offer(rows, texts, rollout))
     scored = [
-        Scored(row["asked"] if system_prompt is None else row["prompt"], text, value, done)
+        Scored(one_prompt(row), text, value, done)
         for row, text, value, done in zip(rows, texts, scores, rollout.finished, strict=True)
     ]
     return [scored[i : i + k] for i in range(0, len(scored), k)]

@@ -84,10 +84,16 @@ def rows_to_ask(
     prompts: str, *, split: str, max_prompts: int | None, system_prompt: str | None, task: dict[str, Any] | None
 ) -> list[dict]:
     """Canonical rows with a prompt, as for loops.grpo."""
+    return load_rows(as_config(prompts, split, max_prompts, system_prompt, task), "grpo").rows
+
+
+def as_config(
+    prompts: str, split: str, max_prompts: int | None, system_prompt: str | None, task: dict[str, Any] | None
+) -> Data:
+    """--prompts and what belongs to it, as config.data."""
     if task and not is_task(prompts):
         raise UserError(f"--task belongs to --prompts reasoning-gym:TASK, not to '{prompts}'")
-    data = Data(name=prompts, split=split, max_samples=max_prompts, system_prompt=system_prompt, task=task or {})
-    return load_rows(data, "grpo").rows
+    return Data(name=prompts, split=split, max_samples=max_prompts, system_prompt=system_prompt, task=task or {})
 
 
 def one_prompt(row: dict[str, Any]) -> str | Messages:

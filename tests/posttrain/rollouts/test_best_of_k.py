@@ -5,12 +5,13 @@ import re
 import sys
 
 import pytest
+from kit import write_jsonl
 
 from posttrain import curate
 from posttrain.config.supervised import SftData as Data
 from posttrain.data.rows import load_rows
 from posttrain.errors import UserError
-from posttrain.rollouts.best_of_k import Scored, as_rows, best_of_k
+from posttrain.rollouts.best_of_k import Scored, as_rows, best_of_k, sample_and_score
 
 
 def group(*answers):
@@ -110,6 +111,14 @@ def test_a_task_of_reasoning_gym(tmp_path, capsys):
     assert "expected arguments as in '{max_terms: 3, size: 100}', got 3" in capsys.readouterr().err
     with pytest.raises(UserError, match="--task belongs to --prompts reasoning-gym:TASK, not to 'tiny-math'"):
         best_of_k("tiny-sft", "tiny-math", ["answer"], str(out), task={"size": 3})
+
+
+def test_a_row_keeps_its_own_system_message(tmp_path):
+    """Answered under it, the row would else be learned without it."""
+    rows = [{"prompt": "What is 1 + 1?", "system": "Be brief.", "answer": 2}, {"prompt": "What is 2 + 1?", "answer": 3}]
+    groups = sample_and_score("tiny-sft", write_jsonl(tmp_path / "p.jsonl", rows), ["answer"], k=2, max_new_tokens=12)
+    told = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 1 + 1?"}]
+    assert [group[0].prompt for group in groups] == [told, "What is 2 + 1?"]
 
 
 def test_a_reward_model_may_score_them(tmp_path):
