@@ -104,6 +104,7 @@ SIZES = {
                   head_dim=8),
     "gemma2": dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
                    head_dim=8, final_logit_softcapping=2.0),
+    "mistral": dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2),
 }  # fmt: skip
 
 

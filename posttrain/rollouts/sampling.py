@@ -86,7 +86,7 @@ def sample(
     model.eval()
     try:
         # 1. Prefill: one row per prompt.
-        logits, mask, cache = _prefill(model, prompt_ids, pad_id)  # [P, V], [P, width]
+        logits, mask, cache = prefill(model, prompt_ids, pad_id)  # [P, V], [P, width]
         width = mask.shape[1]
 
         # 2. Expand to the group.
@@ -100,7 +100,7 @@ def sample(
         # 3. One token per row and step.
         for t in range(max_new_tokens):
             logp = torch.log_softmax(logits.float() / (temperature or 1.0), dim=-1)  # [rows, V]
-            token = logp.argmax(-1) if temperature == 0 else _inverse_transform(logp.exp(), uniforms[rows, t])
+            token = logp.argmax(-1) if temperature == 0 else inverse_transform(logp.exp(), uniforms[rows, t])
             tokens[rows, t] = token
             logps[rows, t] = logp.gather(-1, token[:, None]).squeeze(-1)
             ended = torch.isin(token, stops)
@@ -134,7 +134,7 @@ def sample(
     )
 
 
-def _prefill(model: Any, prompt_ids: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor, DynamicCache]:
+def prefill(model: Any, prompt_ids: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor, DynamicCache]:
     """Read the prompts, padded on the left: (logits of the next token [P, V], which columns are real [P, width], the
     cache of keys and values). Position ids count real tokens only."""
     device, width = model.device, max(map(len, prompt_ids))
@@ -174,7 +174,7 @@ def sample_own(
     )
 
 
-def _inverse_transform(probs: Tensor, uniform: Tensor) -> Tensor:
+def inverse_transform(probs: Tensor, uniform: Tensor) -> Tensor:
     """The first token at which the cumulative probability exceeds u: probs [rows, V], uniform [rows] -> [rows].
 
     u is scaled by the sum that float32 really reached and kept below it, so a token of probability 0 is never chosen.

@@ -3,7 +3,7 @@ import torch
 from kit import tiny_model
 
 from posttrain.models import CompletionLogps, no_dropout
-from posttrain.rollouts.sampling import _inverse_transform, draw_uniforms, sample
+from posttrain.rollouts.sampling import draw_uniforms, inverse_transform, sample
 from posttrain.tokens.batch import collate
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], [5, 6]]
@@ -95,18 +95,18 @@ def test_another_step_draws_other_numbers_and_the_same_step_the_same():
 def test_inverse_transform_pencil_values():
     # cumulative .2, .5, .5, 1: u = .1 -> 0, .2 -> 1 (the first that exceeds u), .49 -> 1, .5 -> 3 (entry 2 has probability 0)
     probs = torch.tensor([[0.2, 0.3, 0.0, 0.5]]).expand(5, 4)
-    assert _inverse_transform(probs, torch.tensor([0.1, 0.2, 0.49, 0.5, 1 - 2**-24])).tolist() == [0, 1, 1, 3, 3]
+    assert inverse_transform(probs, torch.tensor([0.1, 0.2, 0.49, 0.5, 1 - 2**-24])).tolist() == [0, 1, 1, 3, 3]
 
 
 def test_an_impossible_last_entry_is_never_drawn():
     probs = torch.softmax(torch.randn(1, 50_000, generator=torch.Generator().manual_seed(0)), -1)
     probs[0, -100:] = 0
-    assert _inverse_transform(probs, torch.tensor([1 - 2**-24])).item() < 49_900
+    assert inverse_transform(probs, torch.tensor([1 - 2**-24])).item() < 49_900
 
 
 def test_sampled_frequencies_are_the_probabilities():
     probs = torch.tensor([0.1, 0.2, 0.3, 0.4]).expand(20_000, 4)
-    drawn = _inverse_transform(probs, torch.rand(20_000, generator=torch.Generator().manual_seed(0)))
+    drawn = inverse_transform(probs, torch.rand(20_000, generator=torch.Generator().manual_seed(0)))
     # standard error √(.4 · .6 / 20000) = .0035: four of them
     assert torch.bincount(drawn).div(20_000).tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4], abs=0.014)
 
