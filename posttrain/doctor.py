@@ -141,9 +141,9 @@ def auto(on_cpu: bool) -> str:
     import torch
 
     from posttrain.models.size import LARGE
-    from posttrain.run.launch import cpu_has_bf16
+    from posttrain.run.launch import faster_in_bf16
 
-    if on_cpu and cpu_has_bf16():
+    if on_cpu and faster_in_bf16():
         return f"bfloat16 (models of more than {LARGE / 1e6:.0f} million parameters), else float32"
     bf16 = not on_cpu and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bfloat16" if bf16 else "float32"

@@ -31,7 +31,7 @@ class Model(Section):
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
-        description="compute type. Trainable weights stay float32; auto: bf16 autocast on a GPU that has bf16, and for more than 50 million parameters on a CPU that has it (AVX512-BF16, AMX); else float32",
+        description="compute type. Trainable weights stay float32; auto: bf16 autocast on a GPU that has bf16, and for more than 50 million parameters on a CPU that is faster in it (measured at the start); else float32",
     )
     adapter: Literal["none", "lora"] = Field(
         "none", description="none trains every weight; lora trains a small adapter (learning rate about x 10)"

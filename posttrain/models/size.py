@@ -7,7 +7,7 @@ from typing import Any
 from posttrain.models import loading, lora
 from posttrain.models.memory import shape_of
 
-# parameters. On a CPU with bf16 in hardware 135 million are trained two to three times as fast in it
+# parameters. On a CPU that is fast in bf16, 135 million are trained two to three times as fast in it
 # (benchmarks/RESULTS.md); a model of a few million is faster, and easier to check, in float32
 LARGE = 50_000_000
 

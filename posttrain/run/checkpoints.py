@@ -44,6 +44,11 @@ class Checkpoints:
         """Before anything is loaded."""
         self._info = checkpoint_files.read(self.resumed_from / "run.json")
         lines = fingerprints.compare(self._info["config"], self.config.model_dump(mode="json"), self.resumed_from)
+        compute = str(self.run.compute).removeprefix("torch.")
+        if (before := self._info["compute"]) != compute:
+            raise UserError(
+                f"{self.resumed_from} was computed in {before}, not in {compute}: give --model.dtype {before}"
+            )
         before, now = self._info["processes"], self.run.accelerator.num_processes
         if before != now:
             lines.append(f"{before} processes then, {now} now: {fingerprints.same_steps(self.config.method)}")
@@ -149,6 +154,7 @@ class Checkpoints:
         info = {
             "step": run.step, "rollout": run.rollout, "update": run.update, "bests": self.bests,
             "began": run.began.isoformat(), "seconds": time.perf_counter() - run.started, "processes": run.accelerator.num_processes,
+            "compute": str(run.compute).removeprefix("torch."),
             "rollout_log": run.rollouts_file.length(), "fingerprints": self.fingerprints, "config": self.config.model_dump(mode="json"),
         }  # fmt: skip
 

@@ -27,6 +27,7 @@ HARMLESS = (
     "tracking.",
     "preflight.",
     "evaluation.",
+    "model.dtype",  # the type that it came to is compared by itself: auto may be another one on another machine
     "training.save_every",
     "training.keep_checkpoints",
     "training.best_metric",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +15,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 
 from posttrain.errors import UserError
 from posttrain.models.size import is_large
+from posttrain.run import processes
 
 # oneDNN, and torch's layer over it, keep what they made for each shape they met, 1024 each: in bf16 on a CPU half a
 # GiB and more after sixty steps of rows of other lengths. With 16 memory stays as it is, and a step takes as long. They
@@ -47,23 +50,43 @@ def start(training: Any, model: Any) -> tuple[Accelerator, torch.dtype]:
             f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but Accelerate sees {accelerator.num_processes} process(es): "
             "each would train alone and overwrite the others. Start with torchrun --standalone --nproc_per_node N -m loops.…"
         )
+    kinds = set(processes.gather(compute))
+    if len(kinds) > 1:
+        raise UserError(
+            f"model.dtype: auto is {' and '.join(sorted(map(str, kinds)))} on these processes: name one of them"
+        )
     return accelerator, compute
 
 
 def compute_dtype(model: Any, on_cpu: bool) -> torch.dtype:
-    """config.model -> float32 or bfloat16. auto: bf16 where the hardware has it; on a CPU, for large models only."""
+    """config.model -> float32 or bfloat16. auto: bf16 on a GPU that has it; on a CPU that is faster in it, for large
+    models only."""
     if model.dtype != "auto":
         return getattr(torch, model.dtype)
     if on_cpu:
-        native = cpu_has_bf16() and is_large(model)
+        native = is_large(model) and faster_in_bf16()
     else:
         native = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if native else torch.float32
 
 
-def cpu_has_bf16() -> bool:
-    """Products of bf16 in hardware (AVX512-BF16, AMX); without, they are slower than float32."""
-    return any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
+@functools.cache
+def faster_in_bf16() -> bool:
+    """Is this CPU clearly faster in bf16? It needs the instructions (AVX512-BF16, AMX), and these must be fast: an AMD
+    EPYC trains two to three times as fast with AVX512-BF16, an Intel Xeon at half the speed (benchmarks/RESULTS.md)."""
+    has_it = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
+    return has_it and seconds_of_a_product(torch.float32) > 1.3 * seconds_of_a_product(torch.bfloat16)
+
+
+def seconds_of_a_product(dtype: torch.dtype) -> float:
+    """The shortest of a few: 384 tokens through a layer of 1,024 × 1,024."""
+    tokens, layer = torch.ones(384, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
+    seconds = []
+    for _ in range(6):
+        started = time.perf_counter()
+        torch.nn.functional.linear(tokens, layer)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
 
 
 # What accelerate launch may tell FSDP, and why it is not taken: the loops spread their models themselves

@@ -150,6 +150,14 @@ def test_another_config_is_refused_with_its_keys(tmp_path, llama, capsys):
     assert "training.micro_batch_size 16 -> 2: the same steps, rounded otherwise" in capsys.readouterr().err
 
 
+def test_another_compute_type_is_refused(tmp_path, llama):
+    """Not by what the key says: auto may come to another type on another machine."""
+    interrupted(llama, tmp_path)
+    with pytest.raises(UserError, match=r"was computed in float32, not in bfloat16: give --model.dtype float32"):
+        run(llama, tmp_path, resume=True, model__dtype="bfloat16")
+    run(llama, tmp_path, resume=True, model__dtype="float32")  # what auto had come to
+
+
 def test_a_run_with_a_constant_rate_may_be_made_longer(tmp_path, llama):
     constant = {"training.schedule": "constant"}
     run(llama, tmp_path, **constant)

@@ -30,19 +30,29 @@ def test_compute_dtype(monkeypatch):
 
 
 def test_compute_dtype_on_a_cpu(monkeypatch, tmp_path):
-    """bf16 where the hardware has it *and* the model is large enough for it to pay."""
+    """bf16 where the hardware has it, *and* is fast in it, *and* the model is large enough for it to pay."""
     shape = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 1}
     for name, vocabulary in (("small", 1000), ("large", 1_000_000)):  # 1,000,000 * 64 = 64 million, the head is tied
         LlamaConfig(**shape, vocab_size=vocabulary, tie_word_embeddings=True).save_pretrained(tmp_path / name)
-    for able, name, expected in (
-        ({"avx512_bf16": True}, "large", torch.bfloat16),
-        ({"amx_bf16": True}, "large", torch.bfloat16),
-        ({"avx512_bf16": True}, "small", torch.float32),
-        ({"avx512_bf16": True}, "nowhere", torch.float32),
-        ({"avx512_f": True}, "large", torch.float32),
+    for able, ratio, name, expected in (
+        ({"avx512_bf16": True}, 2.5, "large", torch.bfloat16),
+        ({"amx_bf16": True}, 1.4, "large", torch.bfloat16),
+        ({"avx512_bf16": True}, 0.55, "large", torch.float32),  # as measured on an Intel Xeon without AMX
+        ({"avx512_bf16": True}, 1.2, "large", torch.float32),  # not clearly
+        ({"avx512_bf16": True}, 2.5, "small", torch.float32),
+        ({"avx512_bf16": True}, 2.5, "nowhere", torch.float32),
+        ({"avx512_f": True}, 2.5, "large", torch.float32),
     ):
+        launch.faster_in_bf16.cache_clear()
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
+        seconds = {torch.float32: ratio, torch.bfloat16: 1.0}
+        monkeypatch.setattr(launch, "seconds_of_a_product", seconds.__getitem__)
         assert compute_dtype(of("auto", str(tmp_path / name)), on_cpu=True) == expected
+    launch.faster_in_bf16.cache_clear()
+
+
+def test_a_product_is_timed():
+    assert 0 < launch.seconds_of_a_product(torch.float32) < 1
 
 
 @pytest.mark.parametrize("device", ["cuda", "mps"])
