@@ -1,0 +1,69 @@
+"""Put together and run: models, engine, API, guard, uvicorn."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import socket
+import sys
+
+import uvicorn
+
+from posttrain.errors import UserError
+from posttrain.serving.api import Server, build
+from posttrain.serving.counters import Counters
+from posttrain.serving.engine import Engine
+from posttrain.serving.guard import Guard
+from posttrain.serving.voices import load_all
+
+
+def serve(options: argparse.Namespace, key: str | None) -> None:
+    """Until it is told to stop."""
+    listening = _listen(options.host, options.port)  # before minutes of loading
+    with contextlib.closing(listening):
+        voices, lines = load_all(
+            options.model, options.adapter, device=options.device, dtype=options.dtype, max_length=options.max_length
+        )
+        for line in lines:
+            print(line, file=sys.stderr)
+        engine = Engine(voices, max_rows=options.max_rows, max_waiting=options.max_waiting)
+        server = Server(engine, voices, options.max_new_tokens, Counters(engine))
+        app = build(server, allow_adapters=options.allow_adapters)
+        guarded = Guard(app, key=key, max_body=options.max_body, refused=server.counters.refused)
+        settings = uvicorn.Config(
+            guarded, log_level="warning", access_log=False, server_header=False, timeout_keep_alive=30,
+            timeout_graceful_shutdown=int(options.grace) + 5, h11_max_incomplete_event_size=64 * 1024, lifespan="on",
+        )  # fmt: skip
+        host, port = listening.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        print(f"serving {', '.join(voices)} on http://{shown}:{port} (Ctrl-C stops it)", flush=True)
+        Stoppable(settings, engine, options.grace).run(sockets=[listening])
+        if engine.dead and not engine.closing:
+            raise UserError("the engine has stopped: see above")
+
+
+class Stoppable(uvicorn.Server):
+    """When it stops, the engine takes no more at once, and what runs has its time to end."""
+
+    def __init__(self, config: uvicorn.Config, engine: Engine, grace: float):
+        super().__init__(config)
+        self.engine, self.grace = engine, grace
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        ending = asyncio.create_task(asyncio.to_thread(self.engine.close, finish=self.grace))
+        await super().shutdown(sockets)
+        await ending
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        raise UserError(f"--host {host} --port {port}: {error.strerror or error}: name another --port") from None
+    listening.set_inheritable(False)
+    return listening
