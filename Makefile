@@ -53,6 +53,6 @@ clean:
 	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -r requirements-tasks.txt
 	@touch $@
 
-.venv/installed-extras: .venv/installed-tasks requirements-tracking.txt requirements-notebooks.txt requirements-eval.txt
-	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -r requirements-tracking.txt -r requirements-notebooks.txt -r requirements-eval.txt
+.venv/installed-extras: .venv/installed-tasks requirements-tracking.txt requirements-notebooks.txt requirements-eval.txt requirements-serve.txt requirements-serve-test.txt
+	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -r requirements-tracking.txt -r requirements-notebooks.txt -r requirements-eval.txt -r requirements-serve.txt -r requirements-serve-test.txt
 	@touch $@

@@ -255,7 +255,7 @@ def add_around(app: FastAPI, server: Server) -> None:
         """The models and the adapters on them, by name."""
         of = [
             {"id": v.name, "object": "model", "created": server.counters.started, "owned_by": "posttrain", "root": v.path, "parent": v.base, "max_model_len": v.limit}
-            for v in server.voices.values()
+            for v in list(server.voices.values())
         ]  # fmt: skip
         return {"object": "list", "data": of}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import signal
 import socket
 import sys
 
@@ -38,6 +39,8 @@ def serve(options: argparse.Namespace, key: str | None) -> None:
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         print(f"serving {', '.join(voices)} on http://{shown}:{port} (Ctrl-C stops it)", flush=True)
+        for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn has its own, and raises them once more at its end
+            signal.signal(number, lambda *_: None)
         Stoppable(settings, engine, options.grace).run(sockets=[listening])
         if engine.dead and not engine.closing:
             raise UserError("the engine has stopped: see above")

@@ -104,9 +104,7 @@ class Voices(dict[str, Voice]):
             lines.append(f"warning: {name} was trained on {trained_on.name}, and is put on {under.path}")
         tokenizer, more = tokenizer_beside(folder, under.tokenizer)
         model = self._attach(under, name, folder, key)
-        for voice in self.values():  # the model has become the carrier of adapters, for its base as well
-            if voice.model is under.model and voice.model is not model:
-                voice.model = voice.running.model = model
+        under.model = under.running.model = model  # it carries adapters now, switched off where it speaks itself
         self[name] = Voice(name, model, tokenizer, under.limit, adapter=_tag(name), base=under.name, path=path)
         return lines + more
 
