@@ -277,17 +277,15 @@ class Engine:
             [row.uniform() for row in rows],
             [row.request.top for row in rows],
         )
-        staying = []
-        for i, row in enumerate(rows):
-            token = self._one(voice, row, sampled.tokens[i], sampled.logps[i], sampled.likeliest[i])
-            row.said += 1
-            if token.end is None:
-                staying.append(i)
-            row.request.tell(token)
+        tokens = [self._one(voice, row, *of_row) for row, *of_row in zip(rows, *sampled, strict=True)]
+        staying = [i for i, token in enumerate(tokens) if token.end is None]
+        self.rows[name] = [rows[i] for i in staying]
         self.counts.steps += 1
         self.counts.tokens += len(rows)
         self.counts.answers += len(rows) - len(staying)
-        self.rows[name] = [rows[i] for i in staying]
+        for row, token in zip(rows, tokens, strict=True):
+            row.said += 1
+            row.request.tell(token)
         voice.running.go_on(staying, [sampled.tokens[i] for i in staying])
 
     def _one(self, voice: Voice, row: Row, token: int, logp: float, likeliest: list[tuple[int, float]]) -> Token:

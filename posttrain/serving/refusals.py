@@ -35,6 +35,8 @@ def of_validation(errors: list[Any]) -> Refusal:
     first = errors[0]
     if first["type"] == "json_invalid":
         return Refusal(400, f"the body is not JSON: {first['ctx']['error']}")
+    if isinstance(first.get("input"), bytes):
+        return Refusal(400, "the body was not sent as JSON: Content-Type: application/json")
     place = [str(part) for part in first["loc"] if part != "body"]
     where = ".".join(place) or "the body"
     text = first["msg"].removeprefix("Value error, ")

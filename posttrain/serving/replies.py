@@ -21,7 +21,9 @@ class Answer:
     end: str | None = None  # stop, length; or cancelled, error
 
     def take(self, token: Token) -> str:
-        """-> the text that is new."""
+        """-> the text that is new; nothing after its end."""
+        if self.end is not None:
+            return ""
         if token.id is None:
             self.end = token.end
             return ""

@@ -124,10 +124,11 @@ class Voices(dict[str, Voice]):
         voice = self[name]
         assert voice.adapter is not None
         del self[name]
-        if len(voice.model.peft_config) > 1:
-            voice.model.delete_adapter(voice.adapter)
-            return
-        plain = voice.model.unload()  # the last one: the base is a plain model again
+        with lora.quiet_peft():
+            if len(voice.model.peft_config) > 1:
+                voice.model.delete_adapter(voice.adapter)
+                return
+            plain = voice.model.unload()  # the last one: the base is a plain model again
         for other in self.values():
             if other.model is voice.model:
                 other.model = other.running.model = plain

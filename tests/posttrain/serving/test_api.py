@@ -45,8 +45,9 @@ def ask_it(served):
     async def once(method, path, body, headers):
         transport = httpx.ASGITransport(served[1], raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
-            how = {"content": body} if isinstance(body, bytes) else {"json": body} if body is not None else {}
-            return await client.request(method, path, headers=headers, **how)
+            content = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+            headers = {"content-type": "application/json"} | headers
+            return await client.request(method, path, headers=headers, content=content)
 
     def call(path, body=None, method=None, **headers):
         return asyncio.run(once(method or ("GET" if body is None else "POST"), path, body, headers))
@@ -222,6 +223,11 @@ def test_what_is_refused(ask_it, path, body, status, says):
     error = reply.json()["error"]
     assert reply.status_code == status and says in error["message"], reply.text
     assert set(error) == {"message", "type", "param", "code"} and "\n" not in error["message"]
+
+
+def test_a_body_of_another_type(ask_it):
+    reply = ask_it("/v1/generate", {"prompt": "a"}, **{"content-type": "text/plain"})
+    assert reply.status_code == 400 and "Content-Type: application/json" in reply.json()["error"]["message"]
 
 
 def test_what_clients_send_without_meaning_it(ask_it):
