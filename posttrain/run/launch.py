@@ -18,8 +18,8 @@ from posttrain.models.size import is_large
 from posttrain.run import processes
 
 # oneDNN, and torch's layer over it, keep what they made for each shape they met, 1024 each: in bf16 on a CPU half a
-# GiB and more after sixty steps of rows of other lengths. With 16 memory stays as it is, and a step takes as long. They
-# read this once, when they first compute.
+# GiB and more after sixty steps of rows of other lengths. With 16 memory stays as it is. They read this once, when they
+# first compute.
 for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
     os.environ.setdefault(cache, "16")
 
