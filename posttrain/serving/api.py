@@ -76,9 +76,7 @@ class Server:
             raise Refusal(400, str(problem), param="messages") from None
 
 
-def build(
-    server: Server, *, allow_adapters: bool = False, also: Iterable[Callable[[FastAPI], None]] = ()
-) -> FastAPI:
+def build(server: Server, *, allow_adapters: bool = False, also: Iterable[Callable[[FastAPI], None]] = ()) -> FastAPI:
     """allow_adapters: clients may load and unload adapters. also: what adds more routes (the page's)."""
 
     @contextlib.asynccontextmanager

@@ -33,7 +33,9 @@ class Appended:
             with writing(lock_path(path)):
                 self.lock.acquire(timeout=0)
         except Timeout:
-            raise UserError(f"{path}: another server writes its {what} there: give this one a file of its own") from None
+            raise UserError(
+                f"{path}: another server writes its {what} there: give this one a file of its own"
+            ) from None
         try:
             with writing(path):
                 self.rows = self._read(is_ours, what)

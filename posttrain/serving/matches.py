@@ -8,7 +8,6 @@ its name when both have ended; before that there is nothing to vote on.
 from __future__ import annotations
 
 import asyncio
-import random
 import secrets
 import sys
 import time
@@ -52,9 +51,7 @@ class Pair:
                 422, "temperature: at 0 a model says the same twice: two samples need one above 0", param="temperature"
             )
         prompts = [server.chat_ids(voice, [{"role": "user", "content": prompt}]) for voice in voices]
-        rooms = [
-            server.room(voice, ids, max_new_tokens, "prompt") for voice, ids in zip(voices, prompts, strict=True)
-        ]
+        rooms = [server.room(voice, ids, max_new_tokens, "prompt") for voice, ids in zip(voices, prompts, strict=True)]
         self.max_new_tokens = min(rooms)  # the same for both
         self.conversations = [
             Conversation(
@@ -108,7 +105,7 @@ class Matches:
         self.waiting: dict[str, Match] = {}
 
     def draw(self, models: list[str] | None) -> list[str]:
-        """left, right. models: these two, or twice the same; None: any two that are served, of one model two samples."""
+        """left, right. models: two names, or one twice; None: any two that are served, of a single one two samples."""
         names = models or list(self.server.voices)
         draw = secrets.SystemRandom()
         return draw.sample(names, 2) if len(names) > 1 else names * 2
@@ -159,7 +156,9 @@ class Matches:
         left, right = (side.model for side in match.sides)
         of = self.votes.standing(list(self.server.voices))
         between = next((one for one in of if {one["model"], one["against"]} == {left, right}), None)
-        return {"vote": said} | sides | {"apart": vote.apart, "between": between, "standing": of}
+        better = None if vote.winner is None else SIDES[match.sides.index(vote.winner)]
+        more = {"better": better, "apart": vote.apart, "between": between, "standing": of}
+        return {"vote": said} | sides | more
 
     def _vote(self, match: Match, said: Said) -> Vote:
         return Vote(match.prompt, *match.sides, said, match.temperature, match.max_new_tokens)

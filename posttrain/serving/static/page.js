@@ -10,6 +10,7 @@ const SAID = { left: "Left is better", right: "Right is better", tie: "A tie", b
 let writing = null; // AbortController of the answers that are being written
 let match = null; // the name to vote under, once both have ended
 let voting = false;
+let file = ""; // that the votes go to
 
 // ---------------------------------------------------------------- the server
 
@@ -98,9 +99,9 @@ function offer(models) {
 function show({ standing, votes, pairs }) {
   $("standing").hidden = standing.length === 0;
   $("rows").replaceChildren(...standing.map(row));
-  if (votes !== undefined) show.file = votes;
+  file = votes ?? file;
   const command = document.createElement("code");
-  command.textContent = `python -m loops.dpo --data.name ${show.file}`;
+  command.textContent = `python -m loops.dpo --data.name ${file}`;
   const count = pairs === 1 ? "1 pair" : `${pairs} pairs`;
   $("file").replaceChildren(`${count} to train on so far: `, command);
 }
@@ -226,8 +227,8 @@ async function vote(said, byKey) {
     canVote();
   }
   if (match !== null) return;
+  $(byKey ? "question" : "match").focus({ preventScroll: true }); // on a phone the keyboard would hide who it was
   if (byKey) $("question").select();
-  else $("match").focus({ preventScroll: true });
 }
 
 function reveal(said, told) {
