@@ -15,6 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from posttrain.data.files import reading
 from posttrain.errors import UserError, writing
 from posttrain.run.folder import lock_path
 
@@ -44,6 +45,7 @@ class Appended:
             raise
 
     def close(self) -> None:
+        lock_path(self.path).unlink(missing_ok=True)
         self.lock.release()
 
     def add(self, row: dict[str, Any]) -> None:
@@ -74,7 +76,8 @@ class Appended:
     def _read(self, is_ours: Callable[[Any], bool], what: str) -> list[dict[str, Any]]:
         if not self.path.exists():
             return []
-        data = self.path.read_bytes()
+        with reading(self.path):
+            data = self.path.read_bytes()
         whole, _, last = data.rpartition(b"\n")
         rows = []
         for number, line in enumerate(whole.split(b"\n"), start=1):
@@ -116,6 +119,8 @@ def _append(path: Path, data: bytes) -> None:
 
 def _sync_folder(path: Path) -> None:
     """A new file's name is in its folder, which has to reach the disk as well."""
+    if os.name == "nt":  # Windows cannot open a folder
+        return
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
