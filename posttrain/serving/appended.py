@@ -26,27 +26,33 @@ class Appended:
     def __init__(self, path: Path, is_ours: Callable[[Any], bool], what: str):
         """is_ours: of a line that was read. what: one writes here, in the plural ("votes").
 
-        UserError: another process writes there, it holds something else, or it cannot be read. `rows` is what it
-        held."""
-        self.path, self.writes = path, threading.Lock()
+        UserError: the file holds something else, or cannot be read. Nothing is changed before it is opened."""
+        self.path, self.is_ours, self.what, self.writes = path, is_ours, what, threading.Lock()
         self.lock = FileLock(lock_path(path), thread_local=False)
+        self._read()
+
+    def open(self) -> list[dict[str, Any]]:
+        """-> what it holds. UserError: another process writes there; as above."""
         try:
-            with writing(lock_path(path)):
+            with writing(lock_path(self.path)):
                 self.lock.acquire(timeout=0)
         except Timeout:
             raise UserError(
-                f"{path}: another server writes its {what} there: give this one a file of its own"
+                f"{self.path}: another server writes its {self.what} there: give this one a file of its own"
             ) from None
         try:
-            with writing(path):
-                self.rows = self._read(is_ours, what)
+            rows, last = self._read()
+            with writing(self.path):
+                self._mend(last)
         except BaseException:
             self.close()
             raise
+        return rows
 
     def close(self) -> None:
-        lock_path(self.path).unlink(missing_ok=True)
-        self.lock.release()
+        if self.lock.is_locked:
+            lock_path(self.path).unlink(missing_ok=True)
+            self.lock.release()
 
     def add(self, row: dict[str, Any]) -> None:
         """When it returns, the line is on the disk. OSError: it is not, and nothing of it stands in the file."""
@@ -73,40 +79,49 @@ class Appended:
             if new:
                 _sync_folder(self.path)
 
-    def _read(self, is_ours: Callable[[Any], bool], what: str) -> list[dict[str, Any]]:
+    def _read(self) -> tuple[list[dict[str, Any]], bytes]:
+        """The rows, and what stands behind the last newline."""
         if not self.path.exists():
-            return []
+            return [], b""
         with reading(self.path):
             data = self.path.read_bytes()
         whole, _, last = data.rpartition(b"\n")
-        rows = []
+        rows, number = [], 0
         for number, line in enumerate(whole.split(b"\n"), start=1):
-            if not line.strip():
-                continue
-            if (row := _parsed(line, is_ours)) is None:
-                raise UserError(f"{self.path}, line {number}: none of the {what} of this page: name another file")
+            if line.strip():
+                rows.append(self._row(line, number))
+        if last and (row := self._parsed(last)) is not None:  # whole but for its newline: an editor's, mostly
             rows.append(row)
-        if not last:
-            return rows
-        if (row := _parsed(last, is_ours)) is not None:  # whole but for its newline: an editor's, mostly
+        elif last and not BEGINNING.startswith(_begun(last)):
+            self._row(last, number + bool(whole))
+        return rows, last
+
+    def _mend(self, last: bytes) -> None:
+        if last and self._parsed(last) is not None:
             _append(self.path, b"\n")
-            return [*rows, row]
-        begun = last.strip(b"\0")[: len(BEGINNING)]  # zeros: what some file systems show after a power cut
-        if not BEGINNING.startswith(begun):
-            raise UserError(f"{self.path}, line {len(rows) + 1}: none of the {what} of this page: name another file")
-        _append(self.path.with_name(self.path.name + ".torn"), last + b"\n")
-        with open(self.path, "r+b") as file:
-            file.truncate(len(data) - len(last))
-            os.fsync(file.fileno())
-        return rows
+        elif last:
+            _append(self.path.with_name(self.path.name + ".torn"), last + b"\n")
+            with open(self.path, "r+b") as file:
+                file.truncate(self.path.stat().st_size - len(last))
+                os.fsync(file.fileno())
+
+    def _row(self, line: bytes, number: int) -> dict[str, Any]:
+        if (row := self._parsed(line)) is None:
+            raise UserError(f"{self.path}, line {number}: none of the {self.what} of this page: name another file")
+        return row
+
+    def _parsed(self, line: bytes) -> dict[str, Any] | None:
+        try:
+            row = json.loads(line)
+        except ValueError:  # not UTF-8, too
+            return None
+        return row if self.is_ours(row) else None
 
 
-def _parsed(line: bytes, is_ours: Callable[[Any], bool]) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:  # not UTF-8, too
-        return None
-    return row if is_ours(row) else None
+def _begun(last: bytes) -> bytes:
+    """As much of it as the beginning of a line is long, without zeros: what some file systems show after a power
+    cut."""
+    return last.strip(b"\0")[: len(BEGINNING)]
 
 
 def _append(path: Path, data: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
@@ -9,6 +10,7 @@ from fastapi import FastAPI
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from posttrain.errors import UserError
 from posttrain.serving import replies
 from posttrain.serving.api import REFUSALS, Streamed
 from posttrain.serving.asked import Text
@@ -42,9 +44,16 @@ class AskedVote(BaseModel):
 def add_arena(app: FastAPI, matches: Matches) -> None:
     server, votes = matches.server, matches.votes
 
-    @app.get("/arena", tags=["the page"])
+    async def opened() -> None:
+        try:
+            await asyncio.to_thread(votes.open)
+        except UserError as problem:
+            raise Refusal(503, f"{problem} (--votes)", code="votes_not_open") from None
+
+    @app.get("/arena", responses=REFUSALS, tags=["the page"])
     async def arena() -> dict[str, Any]:
         """Who can be compared, and how it stands."""
+        await opened()
         return {
             "models": list(server.voices),
             "max_new_tokens": server.max_new_tokens,
@@ -59,6 +68,7 @@ def add_arena(app: FastAPI, matches: Matches) -> None:
         the name to vote under, and how each has ended (stop, or length: cut off)."""
         if not asked.prompt.strip():
             raise Refusal(422, "prompt: it is empty", param="prompt")
+        await opened()
         pair = Pair(server, asked.prompt, matches.draw(asked.models), asked.temperature, asked.max_new_tokens)
         pair.begin()  # refused, where it is, before a status is sent
         return Streamed(streamed(matches, pair), pair)
@@ -66,6 +76,7 @@ def add_arena(app: FastAPI, matches: Matches) -> None:
     @app.post("/arena/vote", responses=REFUSALS, tags=["the page"])
     async def vote(asked: AskedVote) -> dict[str, Any]:
         """Who it was, what the reward function gives, and how the two stand. It is on the disk when this answers."""
+        await opened()
         return await matches.vote(asked.match, asked.vote) | {"pairs": votes.made}
 
 

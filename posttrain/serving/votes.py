@@ -9,6 +9,7 @@ Both are counted for the win rate: wins, a tie (or both bad) counts half, with W
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -64,29 +65,39 @@ class Vote:
 
 
 class Votes:
-    """The two files, and how often which model has won."""
+    """The two files, and how often which model has won. A server that nobody votes on never opens them."""
 
     def __init__(self, path: str):
-        """UserError: not a .jsonl file, another server's, or one that holds something else."""
+        """UserError: not a .jsonl file, or one that holds something else."""
         refuse_out(path)
         self.path = Path(path)
         self.pairs = Appended(self.path, _is_pair, "votes")
-        try:
-            self.ties = Appended(self.path.with_suffix(".ties.jsonl"), _is_tie, "votes")
-        except BaseException:
-            self.pairs.close()
-            raise
+        self.ties = Appended(self.path.with_suffix(".ties.jsonl"), _is_tie, "votes")
         self.counts: Counter[tuple[str, str, str]] = Counter()  # (model, against, how it went for the first of them)
-        for row in self.pairs.rows:
-            self._count(row["chosen_model"], row["rejected_model"], "won")
-        for row in self.ties.rows:
-            self._count(row["left"]["model"], row["right"]["model"], row["outcome"])
-        self.made = len(self.pairs.rows)  # pairs in the file
-        self.pairs.rows, self.ties.rows = [], []
+        self.made = 0  # pairs in the file
+        self.opening, self.is_open = threading.Lock(), False
+
+    def open(self) -> None:
+        """For this server alone, from the first time on. UserError: another one writes there."""
+        with self.opening:
+            if self.is_open:
+                return
+            pairs = self.pairs.open()
+            try:
+                ties = self.ties.open()
+            except BaseException:
+                self.pairs.close()
+                raise
+            for row in pairs:
+                self._count(row["chosen_model"], row["rejected_model"], "won")
+            for row in ties:
+                self._count(row["left"]["model"], row["right"]["model"], row["outcome"])
+            self.made, self.is_open = len(pairs), True
 
     def close(self) -> None:
         self.pairs.close()
         self.ties.close()
+        self.is_open = False
 
     def add(self, vote: Vote) -> None:
         """When it returns, the vote is on the disk. OSError: it is not."""

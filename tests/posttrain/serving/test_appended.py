@@ -26,7 +26,7 @@ def opened():
         if held:
             held.pop().close()
         held.append(Appended(path, is_ours, "votes"))
-        return held[0]
+        return held[0], held[0].open()
 
     yield again
     while held:
@@ -39,12 +39,12 @@ def rows(path):
 
 def test_it_grows_and_is_read_again(tmp_path, opened):
     path = tmp_path / "new" / "votes.jsonl"
-    file = opened(path)
-    assert file.rows == [] and not path.parent.exists()  # nothing is made before there is something to keep
+    file, held = opened(path)
+    assert held == [] and not path.parent.exists()  # nothing is made before there is something to keep
     file.add({"prompt": "é\n\u2028", "n": 1})
     file.add({"prompt": "b", "n": 2})
     assert path.read_bytes() == '{"prompt": "é\\n\u2028", "n": 1}\n{"prompt": "b", "n": 2}\n'.encode()
-    assert opened(path).rows == [{"prompt": "é\n\u2028", "n": 1}, {"prompt": "b", "n": 2}]
+    assert opened(path)[1] == [{"prompt": "é\n\u2028", "n": 1}, {"prompt": "b", "n": 2}]
 
 
 def test_it_is_on_the_disk_before_anybody_is_told(tmp_path, opened, monkeypatch):
@@ -56,7 +56,7 @@ def test_it_is_on_the_disk_before_anybody_is_told(tmp_path, opened, monkeypatch)
 
     monkeypatch.setattr(os, "fsync", fsync)
     path = tmp_path / "votes.jsonl"
-    file = opened(path)
+    file, _ = opened(path)
     file.add({"prompt": "a", "n": 1})
     assert [name for name, _ in synced] == [str(path), str(tmp_path)]  # the file, and its name in the folder
     assert synced[0][1] == path.stat().st_size == len('{"prompt": "a", "n": 1}\n')
@@ -70,8 +70,10 @@ def test_it_is_on_the_disk_before_anybody_is_told(tmp_path, opened, monkeypatch)
 def test_what_a_kill_left_of_a_line_is_moved_away(tmp_path, opened, left):
     path = tmp_path / "votes.jsonl"
     path.write_bytes(b'{"prompt": "a", "n": 1}\n' + left)
-    file = opened(path)
-    assert file.rows == [{"prompt": "a", "n": 1}] and path.read_bytes() == b'{"prompt": "a", "n": 1}\n'
+    Appended(path, is_ours, "votes")  # looks, and touches nothing
+    assert path.read_bytes().endswith(left) and not list(tmp_path.glob("*.torn"))
+    file, held = opened(path)
+    assert held == [{"prompt": "a", "n": 1}] and path.read_bytes() == b'{"prompt": "a", "n": 1}\n'
     assert (tmp_path / "votes.jsonl.torn").read_bytes() == left + b"\n"
     file.add({"prompt": "b", "n": 2})
     assert [row["n"] for row in rows(path)] == [1, 2]
@@ -80,9 +82,9 @@ def test_what_a_kill_left_of_a_line_is_moved_away(tmp_path, opened, left):
 def test_a_last_line_that_only_lacks_its_newline_stays(tmp_path, opened):
     path = tmp_path / "votes.jsonl"
     path.write_bytes(b'{"prompt": "a", "n": 1}\n\n{"prompt": "b", "n": 2}')
-    file = opened(path)
+    file, held = opened(path)
     file.add({"prompt": "c", "n": 3})
-    assert [row["n"] for row in file.rows] == [1, 2] and not list(tmp_path.glob("*.torn"))
+    assert [row["n"] for row in held] == [1, 2] and not list(tmp_path.glob("*.torn"))
     assert path.read_bytes().endswith(b'"n": 2}\n{"prompt": "c", "n": 3}\n')
 
 
@@ -106,7 +108,7 @@ def test_two_servers_do_not_write_to_one_file(tmp_path, opened):
     opened(path)
     code = (
         "import sys; from pathlib import Path; from posttrain.serving.appended import Appended\n"
-        "Appended(Path(sys.argv[1]), dict, 'votes')"
+        "Appended(Path(sys.argv[1]), dict, 'votes').open()"
     )
     ran = subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, capture_output=True, text=True)
     assert "votes.jsonl: another server writes its votes there: give this one a file of its own" in ran.stderr
@@ -115,7 +117,7 @@ def test_two_servers_do_not_write_to_one_file(tmp_path, opened):
 @pytest.mark.parametrize("room", [0, 9])
 def test_a_full_disk_takes_nothing_and_breaks_nothing(tmp_path, opened, room):
     path = tmp_path / "votes.jsonl"
-    file = opened(path)
+    file, _ = opened(path)
     file.add({"prompt": "a", "n": 1})
     before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + room, limits[1]))  # of the second line 0 or 9 bytes fit
@@ -131,7 +133,7 @@ def test_a_full_disk_takes_nothing_and_breaks_nothing(tmp_path, opened, room):
 
 def test_a_disk_that_fails_to_sync_is_not_believed(tmp_path, opened, monkeypatch):
     path = tmp_path / "votes.jsonl"
-    file = opened(path)
+    file, _ = opened(path)
 
     def fails(file):
         raise OSError(errno.EIO, "Input/output error")
@@ -147,6 +149,7 @@ import sys
 from pathlib import Path
 from posttrain.serving.appended import Appended
 file, n = Appended(Path(sys.argv[1]), dict, "votes"), 0
+file.open()
 while True:
     file.add({"prompt": "x" * 5000, "n": n})
     print(n, flush=True)
@@ -163,5 +166,5 @@ def test_a_kill_loses_nothing_that_was_acknowledged(tmp_path, opened, lines):
     writer.kill()
     told = lines + len(writer.stdout.read().splitlines())
     writer.wait()
-    kept = [row["n"] for row in opened(path).rows]
+    kept = [row["n"] for row in opened(path)[1]]
     assert kept == list(range(len(kept))) and len(kept) >= told >= lines

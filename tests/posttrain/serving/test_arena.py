@@ -10,8 +10,10 @@ import threading
 import urllib.error
 import urllib.request
 
-import httpx
 import pytest
+
+pytest.importorskip("fastapi", reason="pip install -r requirements-serve.txt")
+import httpx
 from kit import environment
 from page_kit import client, compared, listening, page_of, play, voted
 
@@ -172,6 +174,20 @@ def test_text_stays_text(tmp_path):
         asyncio.run(go())
         (row,) = rows(matches.votes.path)
         assert row["prompt"] == row["chosen"] == EVIL and row["rejected"] == "é 😀 ‮"
+
+
+def test_a_second_server_on_the_same_file_says_so_before_anybody_votes(served, tmp_path):
+    app, _, _ = served
+    with page_of(play(LINES), tmp_path / "votes.jsonl") as (other, _):  # as long as nobody opens its page, no harm
+
+        async def go():
+            async with client(app) as c, client(other) as o:
+                first = await c.get("/arena")
+                refused = [await o.get("/arena"), await o.post("/arena/match", json={"prompt": "a"})]
+                return first.status_code, [(r.status_code, r.json()["error"]["message"]) for r in refused]
+
+        says = f"{tmp_path / 'votes.jsonl'}: another server writes its votes there: give this one a file of its own (--votes)"
+        assert asyncio.run(go()) == (200, [(503, says)] * 2)
 
 
 # ---------------------------------------------------------------- the real thing

@@ -4,6 +4,8 @@ import asyncio
 from collections import Counter
 
 import pytest
+
+pytest.importorskip("fastapi", reason="pip install -r requirements-serve.txt")
 from page_kit import page_of, play
 
 from posttrain.errors import UserError
@@ -19,6 +21,7 @@ def stage(tmp_path):
     """(engine, matches) around it"""
     engine = play(LINES)
     with page_of(engine, tmp_path / "votes.jsonl") as (_, matches):
+        matches.votes.open()
         yield engine, matches
 
 

@@ -6,8 +6,10 @@ import json
 import re
 import threading
 
-import browser
 import pytest
+
+pytest.importorskip("fastapi_offline", reason="pip install -r requirements-serve.txt")
+import browser
 from page_kit import client, listening, page_of, play
 
 from posttrain.serving.page import OURS

@@ -18,6 +18,7 @@ VOTE = Vote("Who are you?", BASE, TUNED, "right", 1.0, 64)
 @pytest.fixture
 def votes(tmp_path):
     opened = Votes(str(tmp_path / "votes.jsonl"))
+    opened.open()
     yield opened
     opened.close()
 
@@ -105,6 +106,9 @@ def test_the_win_rate_by_hand_and_after_a_restart(votes, tmp_path):
     votes.close()
     again = Votes(str(tmp_path / "votes.jsonl"))
     try:
+        assert again.standing(["base", "tuned"]) == []
+        again.open()
+        again.open()  # it is, and counts nothing twice
         assert again.standing(["base", "tuned"]) == expected and again.made == 4
     finally:
         again.close()
@@ -128,4 +132,10 @@ def test_files_that_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"votes.ties.jsonl, line 1"):
         Votes(str(tmp_path / "votes.jsonl"))
     (tmp_path / "votes.ties.jsonl").unlink()
-    Votes(str(tmp_path / "votes.jsonl")).close()  # the refusal has given the first file's lock back
+    one = Votes(str(tmp_path / "votes.jsonl"))
+    (tmp_path / "votes.ties.jsonl").write_text("notes of mine\n")  # since then
+    with pytest.raises(UserError, match=r"votes.ties.jsonl, line 1"):
+        one.open()
+    (tmp_path / "votes.ties.jsonl").unlink()
+    one.open()  # the refusal had given the first file's lock back
+    one.close()
