@@ -32,7 +32,7 @@ class Actor:
 
     name: str
     lines: list[str]
-    limit: int = 256
+    limit: int = 2048
     path: str = ""
     base: str | None = None
     tokenizer = TOKENIZER

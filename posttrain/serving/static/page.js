@@ -158,6 +158,10 @@ async function ask() {
     if (match === null) throw new Refused(0, "the connection broke before both answers had ended");
   } catch (problem) {
     say(problem.name === "AbortError" ? new Error("stopped: there is nothing to vote on. Ask again") : problem);
+    if (SIDES.every((side) => $(`${side}-text`).textContent === "")) {
+      $("match").hidden = true;
+      $("question").focus();
+    }
   } finally {
     writing = null;
     busy(false);

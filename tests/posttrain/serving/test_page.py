@@ -203,6 +203,17 @@ def test_a_vote_that_was_not_written_can_be_sent_again(at, monkeypatch):
 
 
 @in_a_browser
+def test_a_question_that_is_refused_shows_no_answers(at):
+    page, engine, _ = at(LINES, allowed=["400"])
+    engine.voices["tiny-dpo"].limit = 8
+    page.until(CAN_ASK)
+    page.press("Who are you, and what can you do?", "Control+Enter")
+    page.until("document.getElementById('problem').textContent.includes('that tiny-dpo is served with')")
+    page.until("document.getElementById('match').hidden")
+    assert page.focused() == "question" and page.text("#go") == "Ask"
+
+
+@in_a_browser
 def test_the_key_is_asked_for(at):
     page, _, _ = at(LINES, key="secret", allowed=["401"])
     page.until("document.activeElement.id === 'key'")
