@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,8 +76,8 @@ class Server:
             raise Refusal(400, str(problem), param="messages") from None
 
 
-def build(server: Server, *, allow_adapters: bool = False) -> FastAPI:
-    """allow_adapters: clients may load and unload adapters."""
+def build(server: Server, *, allow_adapters: bool = False, also: Iterable[Callable[[FastAPI], None]] = ()) -> FastAPI:
+    """allow_adapters: clients may load and unload adapters. also: what adds more routes (the page's)."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -93,6 +93,8 @@ def build(server: Server, *, allow_adapters: bool = False) -> FastAPI:
     add_around(app, server)
     if allow_adapters:
         add_adapters(app, server)
+    for add in also:
+        add(app)
     described = app.openapi()  # made once, with the shape of a refusal in it
     described["components"]["schemas"]["Error"] = ERROR
     return app

@@ -13,16 +13,21 @@ import uvicorn
 
 from posttrain.errors import UserError
 from posttrain.serving.api import Server, build
+from posttrain.serving.arena import add_arena
 from posttrain.serving.counters import Counters
 from posttrain.serving.engine import Engine
 from posttrain.serving.guard import Guard
+from posttrain.serving.matches import Matches, reward_named
+from posttrain.serving.page import add_page, say_that_a_key_is_needed
 from posttrain.serving.voices import load_all
+from posttrain.serving.votes import Votes
 
 
 def serve(options: argparse.Namespace, key: str | None) -> None:
     """Until it is told to stop."""
     listening = _listen(options.host, options.port)  # before minutes of loading
-    with contextlib.closing(listening):
+    with contextlib.closing(listening), contextlib.closing(Votes(options.votes)) as votes:
+        reward = None if options.reward is None else reward_named(options.reward)
         voices, lines = load_all(
             options.model, options.adapter, device=options.device, dtype=options.dtype, max_length=options.max_length
         )
@@ -30,7 +35,11 @@ def serve(options: argparse.Namespace, key: str | None) -> None:
             print(line, file=sys.stderr)
         engine = Engine(voices, max_rows=options.max_rows, max_waiting=options.max_waiting)
         server = Server(engine, voices, options.max_new_tokens, Counters(engine))
-        app = build(server, allow_adapters=options.allow_adapters)
+        matches = Matches(server, votes, reward)
+        page = [lambda app: add_arena(app, matches), add_page]
+        app = build(server, allow_adapters=options.allow_adapters, also=page)
+        if key is not None:
+            say_that_a_key_is_needed(app)
         guarded = Guard(app, key=key, max_body=options.max_body, refused=server.counters.refused)
         settings = uvicorn.Config(
             guarded, log_level="warning", access_log=False, server_header=False, timeout_keep_alive=30,
