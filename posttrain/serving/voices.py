@@ -89,21 +89,27 @@ class Voices(dict[str, Voice]):
         """A LoRA adapter on the first model; returns lines to print."""
         self._refuse_taken(name, key)
         under = next(iter(self.values()))
-        folder = lora.local_folder(path)
-        if not lora.is_adapter(folder):
-            raise UserError(f"{key} {path}: no LoRA adapter there (no adapter_config.json)")
-        if (task := lora.task_of(folder)) not in (None, "CAUSAL_LM"):
+        try:
+            folder = lora.local_folder(path)
+            if not lora.is_adapter(folder):
+                raise UserError(f"{key} {path}: no LoRA adapter there (no adapter_config.json)")
+            task, trained_on, changed = lora.task_of(folder), lora.base_of(folder), _changes_the_base(folder)
+        except UserError:
+            raise
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            why = f"{type(error).__name__}: {reason(error):.200}"
+            raise UserError(f"{key} {path:.200}: its adapter_config.json cannot be read ({why})") from None
+        if task not in (None, "CAUSAL_LM"):
             raise UserError(f"{key} {path}: an adapter of a {task} model, not of a language model")
-        trained_on = lora.base_of(folder)
         if trained_on.quantization != "none":
             raise UserError(
                 f"{key} {path}: trained on a base in {trained_on.quantization}: fold it in (python -m posttrain.merge) and serve the "
                 "merged folder with --model"
             )
         lines = []
-        if Path(trained_on.name).name != Path(under.path).name:
+        if Path(trained_on.name or "").name != Path(under.path).name:
             lines.append(f"warning: {name} was trained on {trained_on.name}, and is put on {under.path}")
-        if (changed := _changes_the_base(folder)) is not None:
+        if changed is not None:
             raise UserError(
                 f"{key} {path}: {changed}, which changes the base that others are answered by: fold it in (python -m "
                 "posttrain.merge) and serve the merged folder with --model"

@@ -139,5 +139,9 @@ def test_what_is_refused(tmp_path, llama, adapters):
     with pytest.raises(UserError, match="cannot be loaded onto"):
         voices.load_adapter("z", str(other))
     assert list(voices) == ["m", "y"] and close(logits(voices["m"]), merged(llama))
+    for broken in ("{", "[]", '{"peft_type": "LORA"}'):
+        (other / "adapter_config.json").write_text(broken)
+        with pytest.raises(UserError, match=r"its adapter_config\.json cannot be read"):
+            voices.load_adapter("z", str(other))
     with pytest.raises(UserError, match="reads at most 256"):
         Voices(device="cpu", dtype=torch.float32, max_length=300).load("m", llama)
