@@ -5,14 +5,24 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 MOST_ANSWERS = 32
+COLDEST = 1e-6  # above 0; logits that are divided by less are infinite, or the temperature itself is 0 in float32
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Seed = Annotated[int, Field(ge=0, lt=2**40)]
 Id = Annotated[int, Field(ge=0, lt=2**31)]
 Ids = Annotated[list[Id], Field(min_length=1)]
 Text = Annotated[str, StringConstraints(min_length=1)]
+
+
+def _whole_letters(text: str) -> str:
+    """JSON can spell half of a letter ("\\ud83d"), which no tokenizer can read."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("half of a letter (a lone surrogate) is no text") from None
+    return text
 
 
 class Asked(BaseModel):
@@ -27,7 +37,14 @@ class Asked(BaseModel):
     @field_validator("temperature", mode="before")
     @classmethod
     def _whole_numbers(cls, value: Any) -> Any:
-        return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+        return float(value) if value in range(11) and not isinstance(value, bool) else value
+
+    @field_validator("temperature")
+    @classmethod
+    def _not_nearly_nothing(cls, value: float) -> float:
+        if 0 < value < COLDEST:
+            raise ValueError(f"0 (greedy), or at least {COLDEST:g}")
+        return value
 
 
 class StreamOptions(BaseModel):
@@ -79,14 +96,14 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     type: Literal["text"]
-    text: str
+    text: Annotated[str, AfterValidator(_whole_letters)]
 
 
 class Message(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     role: Literal["system", "user", "assistant"]
-    content: str | Annotated[list[Part], Field(min_length=1)]
+    content: Annotated[str, AfterValidator(_whole_letters)] | Annotated[list[Part], Field(min_length=1)]
 
     def plain(self) -> dict[str, Any]:
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)

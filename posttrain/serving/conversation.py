@@ -56,18 +56,15 @@ class Conversation:
             request = Request(
                 wanted.voice.name, ids, longest, tell, n=wanted.n, temperature=wanted.temperature, seed=seed, top=wanted.top
             )  # fmt: skip
-            try:
-                self.engine.submit(request)
-            except Full as full:
-                self.leave()
-                raise Refusal(429, str(full), retry=full.seconds) from None
-            except Closed:
-                self.leave()
-                raise Refusal(503, "the server is closing", retry=5) from None
-            except ValueError as problem:
-                self.leave()
-                raise Refusal(400, str(problem), param="n") from None
             self.requests.append(request)
+        try:
+            self.engine.submit(*self.requests)
+        except Full as full:
+            raise Refusal(429, str(full), retry=full.seconds) from None
+        except Closed:
+            raise Refusal(503, "the server is closing", retry=5) from None
+        except ValueError as problem:
+            raise Refusal(400, str(problem), param="n") from None
 
     def leave(self) -> None:
         """Nobody wants what has not been said yet."""

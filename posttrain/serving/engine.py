@@ -104,24 +104,25 @@ class Engine:
         self.rows: dict[str, list[Row]] = {}
         self.waiting: collections.deque[Request] = collections.deque()
         self.between: collections.deque[tuple[Callable[[], Any], Future]] = collections.deque()
-        self.counts, self.closing, self.dead = Counts(), False, False
+        self.counts, self.closing, self.over, self.dead = Counts(), False, False, False
         self.awake = threading.Condition()
         self.thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self.thread.start()
 
     # ------------------------------------------------------------ for everybody
 
-    def submit(self, request: Request) -> None:
-        """Full or Closed: not taken."""
-        if request.n > self.max_rows:
-            raise ValueError(f"n = {request.n}: at most {self.max_rows} answers are written at once")
+    def submit(self, *requests: Request) -> None:
+        """All of them or none. Full or Closed: not taken. Where nobody waits, there is room for any number: whoever
+        asks for many at once has his turn, too."""
+        if (most := max(request.n for request in requests)) > self.max_rows:
+            raise ValueError(f"n = {most}: at most {self.max_rows} answers are written at once")
         with self.awake:
             if self.closing or self.dead:
                 raise Closed
             waiting = sum(one.n for one in self.waiting)
-            if waiting and waiting + request.n > self.max_waiting:
+            if waiting and waiting + sum(request.n for request in requests) > self.max_waiting:
                 raise Full(self._patience(waiting))
-            self.waiting.append(request)
+            self.waiting += requests
             self.awake.notify()
 
     def cancel(self, request: Request, answer: int | None = None) -> None:
@@ -142,15 +143,12 @@ class Engine:
 
     def close(self, *, finish: float = 0.0) -> None:
         """Takes no more; what runs and waits has `finish` seconds to end, then it is told "cancelled"."""
-        end = time.monotonic() + finish
         with self.awake:
             self.closing = True
             self.awake.notify()
-        while time.monotonic() < end and not self.dead and (self.waiting or self.running):
-            time.sleep(0.02)
+        self.thread.join(timeout=finish)  # it ends when nobody is left
         with self.awake:
-            for request in [*self.waiting, *{id(r.request): r.request for r in self._every_row()}.values()]:
-                request.gone |= set(range(request.n))
+            self.over = True
             self.awake.notify()
         self.thread.join(timeout=30)
 
@@ -164,9 +162,6 @@ class Engine:
         return max(1, min(60, math.ceil(waiting / 2 * seconds_an_answer)))
 
     # ------------------------------------------------------------ the thread
-
-    def _every_row(self) -> list[Row]:
-        return [row for rows in list(self.rows.values()) for row in rows]
 
     def _run(self) -> None:
         try:
@@ -183,7 +178,8 @@ class Engine:
                     _tell_all(request, "error")
                 self.waiting.clear()
                 for _, done in self.between:
-                    done.set_exception(Closed())
+                    if done.set_running_or_notify_cancel():
+                        done.set_exception(Closed())
                 self.between.clear()
 
     def _once(self) -> bool:
@@ -196,6 +192,8 @@ class Engine:
             between = list(self.between)
             self.between.clear()
         for do, done in between:  # 1.
+            if not done.set_running_or_notify_cancel():
+                continue  # whoever wanted it has gone
             try:
                 done.set_result(do())
             except Exception as error:
@@ -226,7 +224,7 @@ class Engine:
 
     def _leave(self) -> None:
         with self.awake:
-            for request in [r for r in self.waiting if len(r.gone) == r.n]:
+            for request in [r for r in self.waiting if self.over or len(r.gone) == r.n or r.voice not in self.voices]:
                 self.waiting.remove(request)
                 _tell_all(request, "cancelled")
         for name in [name for name in self.rows if name not in self.voices]:  # an adapter that was unloaded
@@ -252,8 +250,12 @@ class Engine:
 
     def _join(self, name: str, requests: list[Request]) -> None:
         voice = self.voices[name]
-        voice.switch_on()
         try:
+            voice.switch_on()
+            uniforms = [
+                draw_uniforms(r.n, r.max_new_tokens, seed=r.seed, step=0) if r.temperature > 0 else [None] * r.n
+                for r in requests
+            ]
             newcomers = voice.running.read([r.prompt_ids for r in requests], [r.n for r in requests])
         except Exception:  # e.g. no memory for a long prompt: those that are being answered go on
             traceback.print_exc(file=sys.stderr)
@@ -261,11 +263,8 @@ class Engine:
                 _tell_all(request, "error")
             return
         rows = self.rows.setdefault(name, [])
-        for request in requests:
-            uniforms = None
-            if request.temperature > 0:
-                uniforms = draw_uniforms(request.n, request.max_new_tokens, seed=request.seed, step=0)
-            rows += [Row(request, i, None if uniforms is None else uniforms[i]) for i in range(request.n)]
+        for request, own in zip(requests, uniforms, strict=True):
+            rows += [Row(request, i, own[i]) for i in range(request.n)]
         voice.running.join(newcomers)
         self.counts.prompt_tokens += sum(len(request.prompt_ids) for request in requests)
 
@@ -289,7 +288,7 @@ class Engine:
         voice.running.go_on(staying, [sampled.tokens[i] for i in staying])
 
     def _one(self, voice: Voice, row: Row, token: int, logp: float, likeliest: list[tuple[int, float]]) -> Token:
-        if row.answer in row.request.gone:
+        if self.over or row.answer in row.request.gone:
             return Token(row.answer, None, 0.0, [], "cancelled")
         if not math.isfinite(logp):  # the model's logits are not numbers: it can say nothing
             print(f"{voice.name}: logits that are not finite", file=sys.stderr)

@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import re
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlsplit
 
 from posttrain.serving.refusals import Refusal
 
 OPEN = ("/", "/health", "/docs", "/openapi.json")  # without a key; and whatever stands below /static/
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+THIS_MACHINE = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:[0-9]+)?")  # a Host header
 HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -32,6 +33,9 @@ class Guard:
         self.key = None if key is None else key.encode()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "websocket":  # there is none here
+            await send({"type": "websocket.close"})
+            return
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -56,10 +60,10 @@ class Guard:
     def _refuse(self, scope: Any) -> None:
         headers = dict(scope["headers"])
         if self.key is None:
-            name = urlsplit("//" + headers.get(b"host", b"").decode("latin-1")).hostname
-            if name not in LOOPBACK:
+            host = headers.get(b"host", b"").decode("latin-1")
+            if not THIS_MACHINE.fullmatch(host.lower()):
                 raise Refusal(
-                    421, f"without a key this server answers to {', '.join(LOOPBACK)} only, not to {name!r:.80}"
+                    421, f"without a key this server answers to {', '.join(LOOPBACK)} only, not to {host!r:.80}"
                 )
             return
         if scope["path"] in OPEN or scope["path"].startswith("/static/"):

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error"}  # fmt: skip
@@ -37,7 +38,12 @@ def of_validation(errors: list[Any]) -> Refusal:
         return Refusal(400, f"the body is not JSON: {first['ctx']['error']}")
     if isinstance(first.get("input"), bytes):
         return Refusal(400, "the body was not sent as JSON: Content-Type: application/json")
-    place = [str(part) for part in first["loc"] if part != "body"]
+    # Of a field that may be of several types: what is wrong by the type that it is of, not each type that it is not.
+    own = [one for one in errors if one["loc"][:2] == first["loc"][:2] and not one["type"].endswith("_type")]
+    first = own[0] if own else first
+    place = [
+        str(part) for part in first["loc"] if part != "body" and not re.search(r"[\[(]|^constrained-|^str$", str(part))
+    ]
     where = ".".join(place) or "the body"
     text = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":

@@ -5,6 +5,7 @@ Adapters stay beside their base, not merged: the base's weights are there once, 
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ class Voice:
     running: Running = field(init=False)
 
     def __post_init__(self) -> None:
-        self.stop_ids = template.stop_ids(self.tokenizer)
+        self.stop_ids = self.stop_ids or template.stop_ids(self.tokenizer)
         self.running = Running(self.model, self.tokenizer.pad_token_id)
 
     def prompt_ids(self, messages: Messages, template_kwargs: dict[str, Any] | None = None) -> list[int]:
@@ -88,35 +89,59 @@ class Voices(dict[str, Voice]):
         """A LoRA adapter on the first model; returns lines to print."""
         self._refuse_taken(name, key)
         under = next(iter(self.values()))
-        folder = lora.local_folder(path)
-        if not lora.is_adapter(folder):
-            raise UserError(f"{key} {path}: no LoRA adapter there (no adapter_config.json)")
-        if (task := lora.task_of(folder)) not in (None, "CAUSAL_LM"):
+        try:
+            folder = lora.local_folder(path)
+            if not lora.is_adapter(folder):
+                raise UserError(f"{key} {path}: no LoRA adapter there (no adapter_config.json)")
+            task, trained_on, changed = lora.task_of(folder), lora.base_of(folder), _changes_the_base(folder)
+        except UserError:
+            raise
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            why = f"{type(error).__name__}: {reason(error):.200}"
+            raise UserError(f"{key} {path:.200}: its adapter_config.json cannot be read ({why})") from None
+        if task not in (None, "CAUSAL_LM"):
             raise UserError(f"{key} {path}: an adapter of a {task} model, not of a language model")
-        trained_on = lora.base_of(folder)
         if trained_on.quantization != "none":
             raise UserError(
                 f"{key} {path}: trained on a base in {trained_on.quantization}: fold it in (python -m posttrain.merge) and serve the "
                 "merged folder with --model"
             )
         lines = []
-        if Path(trained_on.name).name != Path(under.path).name:
+        if Path(trained_on.name or "").name != Path(under.path).name:
             lines.append(f"warning: {name} was trained on {trained_on.name}, and is put on {under.path}")
+        if changed is not None:
+            raise UserError(
+                f"{key} {path}: {changed}, which changes the base that others are answered by: fold it in (python -m "
+                "posttrain.merge) and serve the merged folder with --model"
+            )
         tokenizer, more = tokenizer_beside(folder, under.tokenizer)
+        # under's own tokenizer may be reading a request in another thread: what ends an answer is known already
+        stops = under.stop_ids if tokenizer is under.tokenizer else template.stop_ids(tokenizer)
         model = self._attach(under, name, folder, key)
         under.model = under.running.model = model  # it carries adapters now, switched off where it speaks itself
-        self[name] = Voice(name, model, tokenizer, under.limit, adapter=_tag(name), base=under.name, path=path)
+        self[name] = Voice(
+            name, model, tokenizer, under.limit, adapter=_tag(name), base=under.name, path=path, stop_ids=stops
+        )
         return lines + more
 
     def _attach(self, under: Voice, name: str, folder: str, key: str) -> Any:
+        """The model with the adapter beside those that it carries. One that cannot be loaded leaves it as it was."""
+        model, tag, carries = under.model, _tag(name), hasattr(under.model, "peft_config")
+        layers = [(parent, place, child) for parent in model.modules() for place, child in parent.named_children()]
         with lora.quiet_peft() as peft:
             try:
-                if hasattr(under.model, "peft_config"):
-                    under.model.load_adapter(folder, adapter_name=_tag(name), is_trainable=False)
-                    model = under.model
-                else:
-                    model = peft.PeftModel.from_pretrained(under.model, folder, adapter_name=_tag(name))
+                if not carries:
+                    model = peft.PeftModelForCausalLM(model, peft.LoraConfig.from_pretrained(folder), adapter_name=tag)
+                read = model.load_adapter(folder, adapter_name=tag, is_trainable=False)
+                if others := [*read.missing_keys, *read.unexpected_keys]:  # peft would go on without a word
+                    raise ValueError(f"it is for other layers ({others[0].replace('.' + tag, '')})")
             except Exception as error:
+                if carries and tag in model.peft_config:
+                    model.delete_adapter(tag)
+                if not carries:  # peft puts its layers in before it reads any weights
+                    for parent, place, child in layers:
+                        setattr(parent, place, child)
+                    vars(under.model).pop("peft_config", None)
                 raise UserError(f"{key} {folder}: cannot be loaded onto {under.path}: {reason(error)}") from None
         return model.eval().requires_grad_(False)
 
@@ -151,6 +176,17 @@ def load_all(
     for given in adapter:
         lines += voices.load_adapter(*name_and_path(given))
     return voices, lines
+
+
+def _changes_the_base(folder: str) -> str | None:
+    """What peft does to the base's own weights when it loads this adapter, in words; None: nothing."""
+    how = json.loads((Path(folder) / "adapter_config.json").read_text())
+    if (bias := how.get("bias", "none")) != "none":
+        return f"it brings biases of the base (bias: {bias})"
+    first = how.get("init_lora_weights", True)
+    if isinstance(first, str) and first.lower() not in ("gaussian", "orthogonal", "eva", "mica"):
+        return f"it began with a part of the base's weights (init_lora_weights: {first})"
+    return "it repeats layers of the base (layer_replication)" if how.get("layer_replication") else None
 
 
 def _tag(name: str) -> str:

@@ -20,10 +20,10 @@ class Engine:
     def __init__(self, refuses=None):
         self.requests, self.cancelled, self.refuses = [], [], refuses
 
-    def submit(self, request):
-        if self.refuses is not None and len(self.requests) == 1:
+    def submit(self, *requests):
+        if self.refuses is not None:
             raise self.refuses
-        self.requests.append(request)
+        self.requests += requests
 
     def cancel(self, request, answer=None):
         self.cancelled.append((request, answer))
@@ -84,11 +84,11 @@ def test_a_stop_string_is_told_to_the_engine():
     ("refuses", "status"), [(Full(7), 429), (Closed(), 503), (ValueError("n = 9: at most 8"), 400)]
 )
 def test_what_the_engine_does_not_take(refuses, status):
-    """The second of two prompts: the first is given up."""
+    """Two prompts are taken both or not at all."""
     engine = Engine(refuses)
     with pytest.raises(Refusal) as refused:
         run(Wanted(Voice, [[1], [2]], [9, 9]), [], engine)
-    assert refused.value.status == status and (engine.requests[0], None) in engine.cancelled
+    assert refused.value.status == status and engine.requests == []
     assert refused.value.retry == {429: 7, 503: 5, 400: None}[status]
 
 

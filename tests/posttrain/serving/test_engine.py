@@ -112,6 +112,19 @@ def test_the_queue_has_an_end(engine):
         asked(running, "one", [5, 6], n=2)
 
 
+def test_several_at_once_are_taken_all_or_none(engine):
+    """More than may wait are taken where nobody waits: asked again later, they would be just as many."""
+    running, holding, told = engine(max_rows=2, max_waiting=3), threading.Event(), queue.Queue()
+    running.between_tokens(holding.wait)
+    many = [Request("one", [5, 6], 2, told.put, n=2) for _ in range(4)]
+    running.submit(*many)
+    with pytest.raises(Full):
+        running.submit(Request("one", [7], 2, told.put))
+    assert list(running.waiting) == many
+    holding.set()
+    assert [told.get(timeout=10).end for _ in range(16)].count("length") == 8
+
+
 def test_who_leaves_makes_room(engine):
     running = engine(max_rows=1)
     long, told = asked(running, "one", [5, 6], max_new_tokens=200, temperature=1.0, seed=3)
@@ -149,6 +162,17 @@ def test_what_breaks_in_a_batch_does_not_end_the_server(voices, engine, monkeypa
     assert not running.dead
 
 
+def test_what_breaks_before_the_model_is_asked_is_told_too(voices, engine, monkeypatch, capsys):
+    def broken():
+        raise AttributeError("no such adapter, say")
+
+    running = engine()
+    with monkeypatch.context() as patch:
+        patch.setattr(voices["one"], "switch_on", broken)
+        assert [t.end for t in heard(*asked(running, "one", [5, 6]), timeout=10)[0]] == ["error"]
+    assert "no such adapter, say" in capsys.readouterr().err
+
+
 def test_logits_that_are_no_numbers(voices, engine, monkeypatch, capsys):
     running, real = engine(), voices["one"].running.sample
     with monkeypatch.context() as patch:
@@ -172,6 +196,28 @@ def test_between_two_tokens(engine):
     heard(request, told)
 
 
+def test_between_two_tokens_for_somebody_who_has_gone(engine):
+    running, holding = engine(), threading.Event()
+    running.between_tokens(holding.wait)
+    gone = running.between_tokens(lambda: 1 / 0)
+    assert gone.cancel()
+    holding.set()
+    assert running.between_tokens(lambda: 7).result(10) == 7 and not running.dead
+
+
+def test_a_name_that_means_another_model_by_now(voices, engine, monkeypatch):
+    """Who waits for an adapter that is unloaded does not hear what is loaded under its name later."""
+    monkeypatch.setattr(voices["one"], "stop_ids", [])
+    running = engine(max_rows=1)
+    long, told = asked(running, "one", [5, 6], max_new_tokens=240)
+    told.get(timeout=10)
+    waits, told_too = asked(running, "two", [5, 6])
+    old = running.between_tokens(lambda: voices.pop("two")).result(10)
+    running.between_tokens(lambda: voices.update(two=old)).result(10)
+    running.cancel(long)
+    assert [t.end for t in heard(waits, told_too)[0]] == ["cancelled"]
+
+
 def test_it_ends_what_runs_and_takes_no_more(engine):
     running = engine(max_rows=1)
     requests = [asked(running, "one", [5, 6], max_new_tokens=5) for _ in range(3)]
@@ -188,3 +234,26 @@ def test_it_does_not_wait_for_ever(engine):
     ends = [tokens[-1].end for one in requests for tokens in heard(*one)]
     assert ends.count("cancelled") > 20
     assert not running.thread.is_alive()
+
+
+@pytest.mark.parametrize(("finish", "end"), [(0, "cancelled"), (30, "length")])
+def test_it_is_closed_while_a_prompt_is_read(voices, engine, monkeypatch, finish, end):
+    """A request that waits no more and has no rows yet is told, or waited for, like the others."""
+    reads, go_on, read = threading.Event(), threading.Event(), voices["one"].running.read
+
+    def slow(*arguments):
+        reads.set()
+        go_on.wait(10)
+        return read(*arguments)
+
+    monkeypatch.setattr(voices["one"].running, "read", slow)
+    monkeypatch.setattr(voices["one"], "stop_ids", [])
+    running = engine()
+    request, told = asked(running, "one", [5, 6], max_new_tokens=100)
+    assert reads.wait(10)
+    closing = threading.Thread(target=running.close, kwargs={"finish": finish})
+    closing.start()
+    time.sleep(0.2)
+    go_on.set()
+    closing.join(30)
+    assert not running.thread.is_alive() and heard(request, told, timeout=10)[0][-1].end == end

@@ -95,7 +95,7 @@ def test_what_needs_no_key():
     assert call(guard(key="secret"), headers={"host": "anything.example", "authorization": "Bearer secret"})[0] == 200
 
 
-@pytest.mark.parametrize(("host", "status"), [("localhost:8000", 200), ("127.0.0.1", 200), ("[::1]:80", 200), ("evil.example", 421), ("localhost.evil.example", 421), ("", 421)])  # fmt: skip
+@pytest.mark.parametrize(("host", "status"), [("localhost:8000", 200), ("127.0.0.1", 200), ("[::1]:80", 200), ("evil.example", 421), ("localhost.evil.example", 421), ("LOCALHOST", 200), ("evil@localhost", 421), ("localhost/evil", 421), ("[", 421), ("[::1", 421), ("::1", 421), ("", 421)])  # fmt: skip
 def test_without_a_key_only_this_machines_names(host, status):
     assert call(guard(), headers={"host": host})[0] == status
 
@@ -103,3 +103,13 @@ def test_without_a_key_only_this_machines_names(host, status):
 def test_what_a_browser_is_told():
     headers = call(guard())[1]
     assert headers[b"x-content-type-options"] == b"nosniff" and headers[b"x-frame-options"] == b"DENY"
+
+
+def test_no_websocket():
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(guard(key="secret")({"type": "websocket", "path": "/", "headers": []}, None, send))
+    assert sent == [{"type": "websocket.close"}]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from kit import run_loop
+from safetensors.torch import load_file, save_file
 
 from loops import sft
 from posttrain import models
@@ -79,6 +80,43 @@ def test_names_with_dots_and_slashes(llama, adapters):
     assert close(logits(voices["org/name-v1.0"]), merged(adapters[0]))
 
 
+def changed(folder, adapter, *, weights=None, **config):
+    """A copy of the adapter with another config, or other weights."""
+    folder.mkdir()
+    for file in Path(adapter).iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    how = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(how | config))
+    if weights is not None:
+        save_file(weights(load_file(folder / "adapter_model.safetensors")), folder / "adapter_model.safetensors")
+    return str(folder)
+
+
+@pytest.mark.parametrize("carries", [False, True])
+def test_what_cannot_be_loaded_leaves_everything_as_it_was(tmp_path, llama, adapters, carries):
+    """Of another shape, of other layers: peft sees it when its own layers are in the model already."""
+    a, b = adapters
+    voices, _ = load_all([llama], [f"a={a}"] if carries else [], device="cpu", dtype="float32", max_length=None)
+    wrong = changed(tmp_path / "shape", b, r=99, lora_alpha=1)
+    fewer = changed(tmp_path / "fewer", b, weights=lambda w: {n: t for n, t in w.items() if ".layers.0." in n})
+    more = changed(tmp_path / "more", b, weights=lambda w: w | {n.replace(".layers.0.", ".layers.9."): t.clone() for n, t in w.items()})  # fmt: skip
+    for folder, says in ((wrong, "size mismatch"), (fewer, "it is for other layers"), (more, "it is for other layers")):
+        with pytest.raises(UserError, match=says):
+            voices.load_adapter("b", folder)
+        assert "b" not in voices and close(logits(voices[llama]), merged(llama))
+        assert not carries or close(logits(voices["a"]), merged(a))
+    voices.load_adapter("b", b)  # and nothing is left of what was tried under this name
+    assert close(logits(voices["b"]), merged(b)) and close(logits(voices[llama]), merged(llama))
+
+
+@pytest.mark.parametrize("how", [{"bias": "all"}, {"init_lora_weights": "pissa"}, {"init_lora_weights": "OLoRA"}, {"layer_replication": [[0, 2], [1, 2]]}])  # fmt: skip
+def test_an_adapter_that_would_change_its_base_is_not_put_beside_it(tmp_path, llama, adapters, how):
+    voices, _ = load_all([llama], [], device="cpu", dtype="float32", max_length=None)
+    with pytest.raises(UserError, match=f"{next(iter(how))}.*, which changes the base"):
+        voices.load_adapter("x", changed(tmp_path / "x", adapters[0], **how))
+    assert close(logits(voices[llama]), merged(llama))
+
+
 def test_what_is_refused(tmp_path, llama, adapters):
     voices = Voices(device="cpu", dtype=torch.float32, max_length=64)
     voices.load("m", llama)
@@ -101,5 +139,9 @@ def test_what_is_refused(tmp_path, llama, adapters):
     with pytest.raises(UserError, match="cannot be loaded onto"):
         voices.load_adapter("z", str(other))
     assert list(voices) == ["m", "y"] and close(logits(voices["m"]), merged(llama))
+    for broken in ("{", "[]", '{"peft_type": "LORA"}'):
+        (other / "adapter_config.json").write_text(broken)
+        with pytest.raises(UserError, match=r"its adapter_config\.json cannot be read"):
+            voices.load_adapter("z", str(other))
     with pytest.raises(UserError, match="reads at most 256"):
         Voices(device="cpu", dtype=torch.float32, max_length=300).load("m", llama)
