@@ -16,11 +16,11 @@ from starlette.exceptions import HTTPException
 
 from posttrain.errors import UserError
 from posttrain.serving import replies
-from posttrain.serving.asked import Adapter, AskedChat, AskedCompletion, AskedSimply, OpenAI
 from posttrain.serving.conversation import Conversation, Wanted
 from posttrain.serving.counters import Counters
 from posttrain.serving.engine import Closed, Engine, Token
-from posttrain.serving.refusals import Refusal, of_validation
+from posttrain.serving.fields import Adapter, AskedChat, AskedCompletion, AskedSimply, OpenAI
+from posttrain.serving.refused import Refusal, of_validation
 from posttrain.serving.replies import Shape
 from posttrain.serving.voices import Voice, Voices
 

@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from posttrain.serving.engine import Closed, Engine, Full, Request, Token
-from posttrain.serving.refusals import Refusal
+from posttrain.serving.growing import Written
+from posttrain.serving.refused import Refusal
 from posttrain.serving.replies import Answer
 from posttrain.serving.voices import Voice
-from posttrain.serving.written import Written
 
 
 @dataclass

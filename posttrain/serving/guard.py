@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from posttrain.serving.refusals import Refusal
+from posttrain.serving.refused import Refusal
 
 OPEN = ("/", "/health", "/docs", "/openapi.json")  # without a key; and whatever stands below /static/
 LOOPBACK = ("localhost", "127.0.0.1", "::1")

@@ -19,7 +19,7 @@ from posttrain.errors import UserError, disk_reason
 from posttrain.rollouts import calling, rewards
 from posttrain.serving.api import Server
 from posttrain.serving.conversation import Conversation, Wanted
-from posttrain.serving.refusals import Refusal
+from posttrain.serving.refused import Refusal
 from posttrain.serving.votes import Said, Side, Vote, Votes
 
 SIDES = ("left", "right")

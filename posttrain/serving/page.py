@@ -9,7 +9,7 @@ import fastapi_offline
 from fastapi import FastAPI
 from fastapi.responses import FileResponse
 
-from posttrain.serving.refusals import Refusal
+from posttrain.serving.refused import Refusal
 
 OURS = Path(__file__).parent / "static"
 SWAGGER = Path(fastapi_offline.__file__).parent / "static"

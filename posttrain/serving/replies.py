@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from posttrain.serving.engine import Token
-from posttrain.serving.written import Written
+from posttrain.serving.growing import Written
 
 
 @dataclass

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from posttrain.errors import UserError
 from posttrain.rollouts.sampling import draw_uniforms
+from posttrain.serving.growing import Written
 from posttrain.serving.voices import Voice
-from posttrain.serving.written import Written
 
 Messages = list[dict[str, Any]]
 

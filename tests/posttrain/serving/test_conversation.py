@@ -7,7 +7,7 @@ from kit import bytelevel_tokenizer
 
 from posttrain.serving.conversation import Conversation, Wanted
 from posttrain.serving.engine import Closed, Full, Token
-from posttrain.serving.refusals import Refusal
+from posttrain.serving.refused import Refusal
 
 TOKENIZER = bytelevel_tokenizer()
 

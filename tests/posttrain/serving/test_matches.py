@@ -10,7 +10,7 @@ from page_kit import page_of, play
 
 from posttrain.errors import UserError
 from posttrain.serving.matches import Match, Pair, reward_named
-from posttrain.serving.refusals import Refusal
+from posttrain.serving.refused import Refusal
 from posttrain.serving.votes import Side
 
 LINES = {"base": ["I am Robin."], "tuned": ["I am Nova, and glad to meet you."]}

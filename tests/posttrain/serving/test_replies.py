@@ -5,8 +5,8 @@ import json
 from kit import bytelevel_tokenizer
 
 from posttrain.serving.engine import Token
+from posttrain.serving.growing import Written
 from posttrain.serving.replies import Answer, Shape, event, usage
-from posttrain.serving.written import Written
 
 TOKENIZER = bytelevel_tokenizer()
 

@@ -1,7 +1,7 @@
 from pydantic import TypeAdapter, ValidationError
 
-from posttrain.serving.asked import AskedChat
-from posttrain.serving.refusals import Refusal, of_validation
+from posttrain.serving.fields import AskedChat
+from posttrain.serving.refused import Refusal, of_validation
 
 
 def test_openais_shape():

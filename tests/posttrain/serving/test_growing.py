@@ -3,7 +3,7 @@ import random
 import pytest
 from kit import bytelevel_tokenizer, sentencepiece_tokenizer
 
-from posttrain.serving.written import Written
+from posttrain.serving.growing import Written
 
 TEXTS = [
     "Hello there, how are you? I'm fine.",

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from posttrain.serving.asked import AskedChat, AskedCompletion, AskedSimply
+from posttrain.serving.fields import AskedChat, AskedCompletion, AskedSimply
 
 HELLO = [{"role": "user", "content": "Hello."}]
 
