@@ -71,6 +71,7 @@ class Browser:
 
     def look_like(self, width: int, height: int, *, dark: bool = False, phone: bool = False) -> None:
         self.cdp("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
+        self.cdp("Emulation.setTouchEmulationEnabled", enabled=phone)
         feature = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.cdp("Emulation.setEmulatedMedia", features=[feature])
 

@@ -65,11 +65,9 @@ class Appended:
             try:
                 before = os.fstat(file).st_size
                 try:
-                    written = os.write(file, line)
-                    if written < len(line):  # a disk that is nearly full takes a part; the next write says why
-                        os.write(file, line[written:])
-                    if os.fstat(file).st_size != before + len(line):
-                        raise OSError(None, "only a part of the line could be written")
+                    left = memoryview(line)
+                    while left:  # a disk that is nearly full takes a part; the next write says why
+                        left = left[os.write(file, left) :]
                     os.fsync(file)
                 except OSError:
                     os.ftruncate(file, before)

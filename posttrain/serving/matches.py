@@ -80,10 +80,7 @@ class Pair:
         """The text that is new, [left, right], until both have ended: the next token of each is waited for."""
         running = [aiter(conversation) for conversation in self.conversations]
         while True:
-            steps = await asyncio.gather(*(anext(one, None) for one in running), return_exceptions=True)
-            for problem in steps:
-                if isinstance(problem, BaseException):
-                    raise problem
+            steps = await asyncio.gather(*(anext(one, None) for one in running))
             if steps == [None, None]:
                 return
             yield ["" if step is None else step[1] for step in steps]

@@ -1,6 +1,7 @@
 """From a question to a data set: over HTTP, as the page asks."""
 
 import asyncio
+import gc
 import http.client
 import itertools
 import json
@@ -116,17 +117,22 @@ def test_what_is_refused(served):
     assert answers[-3].json()["error"]["message"] == "vote: Input should be 'left', 'right', 'tie' or 'both_bad'"
 
 
-def test_what_breaks_in_the_middle_is_said_and_leaves_nothing_to_vote_on(served, capsys):
+def test_what_breaks_in_the_middle_is_said_and_leaves_nothing_to_vote_on(served, caplog):
     app, matches, engine = served
-    engine.broken = {"tuned"}
+    engine.broken, engine.pause = {"tuned"}, 0.01
+    engine.voices["base"].next = iter(["a long answer, which nobody waits for any more when the other one breaks"])
 
     async def go():
         async with client(app) as c:
-            return await compared(c, "Who?", models=["base", "tuned"])
+            match = await compared(c, "Who?", models=["base", "tuned"])
+        await asyncio.sleep(0.2)
+        gc.collect()
+        return match
 
     match = asyncio.run(go())
     assert match.last["error"]["code"] == "engine_error" and matches.waiting == {}
     assert {request.voice for request in engine.left} == {"base", "tuned"}
+    assert not [record for record in caplog.records if record.name == "asyncio"]  # nothing is left behind, nor said
 
 
 def test_a_client_that_leaves_stops_both(served):

@@ -134,6 +134,9 @@ def test_ask_and_vote_by_keyboard_alone(at, said):
     page.press("And now?", "Control+Enter")
     page.until(ENDED)
     assert page.text("#asked") == "And now?" and page.text("#left-name") == "Left"
+    page.click("#question")
+    page.press("12")  # in a field these are digits
+    assert page.js(f"return {ENDED}") and matches.votes.counts.total() == 1
 
 
 @in_a_browser
