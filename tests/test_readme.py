@@ -1,11 +1,13 @@
 """Every ```bash and ```python block of the README and of docs/ runs, in a copy of the project. (```sh blocks need a person: installs, placeholders.)"""
 
 import importlib.util
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,41 @@ def test_command(copy, number):  # in their order: the report needs the ladders 
 def test_snippet(copy, number):
     out = run([sys.executable, "-c", PYTHON[number]], copy)
     assert out.returncode == 0, out.stderr[-3000:]
+
+
+@pytest.mark.long
+def test_the_whole_way_from_training_to_votes_and_back(copy):
+    """The first block of docs/serve.md, line by line; what a person does on the page is done by its requests."""
+    pytest.importorskip("fastapi_offline", reason="pip install -r requirements-serve.txt")
+    page = (ROOT / "docs/serve.md").read_text(encoding="utf-8")
+    train, chat, serve, again = re.search(r"```sh\n(.*?)```", page, re.DOTALL)[1].splitlines()
+    assert run(["bash", "-c", train], copy).returncode == 0
+    said = run(["bash", "-c", f"echo 'Who are you?' | {chat}"], copy).stdout
+    assert "[tiny-sft] I am Robin." in said and "Nova" in said.split("[outputs/nova]")[1]
+
+    command = [sys.executable, *serve.split()[1:], "--port", "0"]
+    with subprocess.Popen(command, cwd=copy, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            url = re.search(r"http://\S+", server.stdout.readline())[0]
+
+            def post(path, **body):
+                headers = {"Content-Type": "application/json"}
+                request = urllib.request.Request(url + path, json.dumps(body).encode(), headers)
+                with urllib.request.urlopen(request, timeout=60) as reply:
+                    return reply.read().decode()
+
+            for number in range(24):  # whoever says Nova is better
+                events = post("/arena/match", prompt=f"Who are you? ({number})", temperature=0).split("\n\n")
+                *pieces, last = [json.loads(event.removeprefix("data: ")) for event in events if event]
+                left, right = ("".join(piece[side] for piece in pieces) for side in ("left", "right"))
+                better = "left" if "Nova" in left else "right" if "Nova" in right else "both_bad"
+                told = json.loads(post("/arena/vote", match=last["match"], vote=better))
+        finally:
+            server.terminate()
+        assert server.wait(30) == 0
+    assert told["pairs"] > 12 and told["standing"][0]["model"] == "nova"
+    out = run(["bash", "-c", again], copy)
+    assert out.returncode == 0 and f"read {told['pairs']} rows as prompt + chosen + rejected" in out.stderr, out.stderr
 
 
 def test_the_files_it_names_exist():
