@@ -219,6 +219,7 @@ def the_real_server(tmp_path, *more):
             return server, address
         except OSError:  # not yet
             threading.Event().wait(0.05)
+    server.kill()
     raise AssertionError("it does not answer")
 
 
@@ -280,10 +281,12 @@ def test_a_kill_in_the_middle_of_voting_loses_no_vote_that_was_acknowledged(tmp_
     voters = [threading.Thread(target=vote, args=(number,)) for number in range(4)]
     for voter in voters:
         voter.start()
-    while len(acknowledged) < 30:
-        assert server.poll() is None and any(voter.is_alive() for voter in voters)
-        threading.Event().wait(0.01)
-    os.kill(server.pid, signal.SIGKILL)
+    try:
+        while len(acknowledged) < 30:
+            assert server.poll() is None and any(voter.is_alive() for voter in voters)
+            threading.Event().wait(0.01)
+    finally:
+        os.kill(server.pid, signal.SIGKILL)
     for voter in voters:
         voter.join()
     server.wait()
