@@ -20,25 +20,9 @@ from posttrain.serving.conversation import Conversation, Wanted
 from posttrain.serving.counters import Counters
 from posttrain.serving.engine import Closed, Engine, Token
 from posttrain.serving.fields import Adapter, AskedChat, AskedCompletion, AskedSimply, OpenAI
-from posttrain.serving.refused import Refusal, of_validation
+from posttrain.serving.refused import ERROR, REFUSALS, Refusal, of_validation
 from posttrain.serving.replies import Shape
 from posttrain.serving.voices import Voice, Voices
-
-REFUSALS: dict[int | str, dict[str, Any]] = {
-    status: {"description": what, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
-    for status, what in {
-        400: "not JSON, or nothing that this model can do", 401: "no key, or another one", 404: "no such model",
-        408: "the body did not come in time", 413: "the body is too large", 421: "sent to another host's name",
-        422: "a field is wrong", 429: "the queue is full", 500: "the model could not go on", 503: "closing",
-    }.items()
-}  # fmt: skip
-ERROR = {
-    "type": "object", "required": ["error"],
-    "properties": {"error": {"type": "object", "required": ["message", "type", "param", "code"], "properties": {
-        "message": {"type": "string"}, "type": {"type": "string"},
-        "param": {"type": ["string", "null"]}, "code": {"type": ["string", "null"]},
-    }}},
-}  # fmt: skip
 
 
 @dataclass

@@ -12,10 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from posttrain.errors import UserError
 from posttrain.serving import replies
-from posttrain.serving.api import REFUSALS, Streamed
+from posttrain.serving.api import Streamed
 from posttrain.serving.fields import Text
 from posttrain.serving.matches import SIDES, Matches, Pair
-from posttrain.serving.refused import Refusal
+from posttrain.serving.refused import REFUSALS, Refusal
 from posttrain.serving.votes import Said
 
 

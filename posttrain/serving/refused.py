@@ -14,6 +14,24 @@ from typing import Any
 TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error"}  # fmt: skip
 
 
+# For the OpenAPI description: every status, and the shape of its body.
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"description": what, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
+    for status, what in {
+        400: "not JSON, or nothing that this model can do", 401: "no key, or another one", 404: "no such model",
+        408: "the body did not come in time", 413: "the body is too large", 421: "sent to another host's name",
+        422: "a field is wrong", 429: "the queue is full", 500: "the model could not go on", 503: "closing",
+    }.items()
+}  # fmt: skip
+ERROR = {
+    "type": "object", "required": ["error"],
+    "properties": {"error": {"type": "object", "required": ["message", "type", "param", "code"], "properties": {
+        "message": {"type": "string"}, "type": {"type": "string"},
+        "param": {"type": ["string", "null"]}, "code": {"type": ["string", "null"]},
+    }}},
+}  # fmt: skip
+
+
 class Refusal(Exception):
     def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None, retry: int | None = None):  # fmt: skip
         super().__init__(message)

@@ -15,7 +15,7 @@ import torch
 from posttrain import models
 from posttrain.errors import UserError, reason
 from posttrain.models import lora
-from posttrain.models.loading import tokenizer_beside
+from posttrain.models.loading import find, tokenizer_beside
 from posttrain.serving.running import Running
 from posttrain.tokens import template
 
@@ -107,7 +107,7 @@ class Voices(dict[str, Voice]):
                 "merged folder with --model"
             )
         lines = []
-        if Path(trained_on.name or "").name != Path(under.path).name:
+        if Path(trained_on.name or "").name not in (Path(under.path).name, Path(find(under.path)).name):
             lines.append(f"warning: {name} was trained on {trained_on.name}, and is put on {under.path}")
         if changed is not None:
             raise UserError(
