@@ -16,12 +16,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import sys
 from collections.abc import Iterator
 from typing import Any
+from unicodedata import category
 
 from posttrain.errors import UserError, clear_exit
 
+HARMLESS = "\n\t\u200c\u200d"  # the last two: joiners, of which scripts and emoji are made (Zs: spaces of other widths)
 COMMANDS = __doc__.partition("While you talk:\n")[2].partition("\n\n")[0]
 
 
@@ -43,8 +46,8 @@ def main(arguments: list[str] | None = None) -> None:
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: cuda where there is one")
     options = parser.parse_args(arguments)
     with clear_exit("\n(python -m posttrain.chat --help says more)"):
-        if options.max_new_tokens < 1 or options.seed < 0:
-            raise UserError("--max-new-tokens must be at least 1, --seed at least 0")
+        if options.max_new_tokens < 1 or not 0 <= options.seed < 2**40:
+            raise UserError("--max-new-tokens must be at least 1, --seed at least 0 and below 2**40")
         temperature = _temperature(options.temperature)
         if options.compare == options.model:
             raise UserError("--compare: the same model as --model")
@@ -115,6 +118,8 @@ class Chat:
 
 def listen(chat: Chat) -> None:
     """Until the end of the input, or /quit."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # bytes that are no text: asked as "\ufffd", not the end of the chat
     typed = sys.stdin.isatty()
     if typed:
         with contextlib.suppress(ImportError):
@@ -193,12 +198,14 @@ def columns(chat: Chat, answers: Iterator[tuple[int, str]]) -> list[str]:
 
 def printable(text: str) -> str:
     """Without what would move the cursor or change the terminal's colours: a model may say anything."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+    return "".join(c if c.isprintable() or c in HARMLESS or category(c) == "Zs" else "\ufffd" for c in text)
 
 
 def _temperature(value: float) -> float:
     if not 0 <= value <= 10:
         raise UserError(f"a temperature is from 0 (greedy) to 10, got {value:g}")
+    if 0 < value < 1e-6:  # the logits would be infinite
+        raise UserError(f"a temperature above 0 is at least 1e-06, got {value:g}")
     return value
 
 

@@ -61,8 +61,8 @@ def refuse(options: argparse.Namespace) -> None:
     for name in ("max_length", "max_new_tokens", "max_rows", "max_waiting", "max_body"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-    if not 0 <= options.port < 65536 or options.grace < 0:
-        raise UserError("--port must be from 0 to 65535, --grace at least 0")
+    if not 0 <= options.port < 65536 or not 0 <= options.grace <= 86_400:
+        raise UserError("--port must be from 0 to 65535, --grace at least 0 and at most 86400 s")
     key = os.environ.get(KEY)
     if options.host not in LOOPBACK and not key:
         raise UserError(

@@ -47,10 +47,11 @@ def serve(options: argparse.Namespace, key: str | None) -> None:
         )  # fmt: skip
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
-        print(f"serving {', '.join(voices)} on http://{shown}:{port} (Ctrl-C stops it)", flush=True)
-        for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn has its own, and raises them once more at its end
-            signal.signal(number, lambda *_: None)
-        Stoppable(settings, engine, options.grace).run(sockets=[listening])
+        stoppable = Stoppable(settings, engine, options.grace)
+        stoppable.said = f"serving {', '.join(voices)} on http://{shown}:{port} (Ctrl-C stops it)"
+        for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn takes them later, and raises them once more at its end
+            signal.signal(number, stoppable.handle_exit)
+        stoppable.run(sockets=[listening])
         if engine.dead and not engine.closing:
             raise UserError("the engine has stopped: see above")
 
@@ -60,7 +61,11 @@ class Stoppable(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, engine: Engine, grace: float):
         super().__init__(config)
-        self.engine, self.grace = engine, grace
+        self.engine, self.grace, self.said = engine, grace, ""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        print(self.said, flush=True)  # who reads it can ask, and stop it
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         ending = asyncio.create_task(asyncio.to_thread(self.engine.close, finish=self.grace))
@@ -74,8 +79,9 @@ def _listen(host: str, port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # of a host that is no name: "a..b"
         listening.close()
-        raise UserError(f"--host {host} --port {port}: {error.strerror or error}: name another --port") from None
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"--host {host} --port {port}: {why}: name another --port") from None
     listening.set_inheritable(False)
     return listening

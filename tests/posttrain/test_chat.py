@@ -91,6 +91,15 @@ def test_another_draw_for_each_turn_and_the_same_for_a_seed(llama):
 
 def test_what_would_move_the_cursor_is_not_printed():
     assert chat.printable("a\x1b[2Jb\r\nc\td\x07 é日🎉") == "a\ufffd[2Jb\ufffd\nc\td\ufffd é日🎉"
+    assert chat.printable("\u202eab\u200b\u2028\x9b") == "\ufffdab\ufffd\ufffd\ufffd"
+    spaced = "10\u00a0km, 日本\u3000語, 👩\u200d👩\u200d👧, می\u200cخواهم"  # spaces of other widths, joiners
+    assert chat.printable(spaced) == spaced
+
+
+def test_bytes_that_are_no_text(llama, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"Hel\xfflo.\nHello.\n"), encoding="utf-8"))
+    chat.main(["--model", llama, "--max-new-tokens", "3"])
+    assert capsys.readouterr().err.count("cut off") == 2
 
 
 @pytest.mark.parametrize(
@@ -98,7 +107,9 @@ def test_what_would_move_the_cursor_is_not_printed():
     [
         (["--model", "a", "--compare", "a"], "the same model as --model"),
         (["--model", "a", "--temperature", "11"], "a temperature is from 0"),
+        (["--model", "a", "--temperature", "1e-50"], "above 0 is at least 1e-06"),
         (["--model", "a", "--max-new-tokens", "0"], "at least 1"),
+        (["--model", "a", "--seed", str(2**40)], r"below 2\*\*40"),
         (["--model", "./nowhere"], "no such folder"),
     ],
 )

@@ -34,6 +34,8 @@ KEY = "POSTTRAIN_API_KEY"
         (["--model", "tiny-sft", "--max-rows", "0"], "--max-rows must be at least 1, got 0"),
         (["--model", "tiny-sft", "--port", "70000"], "--port must be from 0 to 65535"),
         (["--model", "tiny-sft", "--grace", "-1"], "--grace at least 0"),
+        (["--model", "tiny-sft", "--grace", "inf"], "at most 86400 s"),
+        (["--model", "tiny-sft", "--grace", "nan"], "at most 86400 s"),
     ],
 )
 def test_what_is_refused(arguments, says, monkeypatch):
@@ -334,6 +336,20 @@ def test_it_stops_when_it_is_told_to(tmp_path, llama, grace, whole):
             assert 503 in [status for status, _ in replies] and all(
                 "error" in said or "choices" in said for _, said in replies
             )
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_told_to_stop_as_soon_as_it_has_said_that_it_serves(tmp_path, llama, number):
+    pytest.importorskip("fastapi")
+    command = [sys.executable, "-m", "posttrain.serve", "--model", llama, "--port", "0", "--votes", str(tmp_path / "v")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert "serving" in process.stdout.readline()
+            process.send_signal(number)
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
 
 
 @pytest.mark.long

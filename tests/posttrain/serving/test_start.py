@@ -26,3 +26,8 @@ def test_a_port_that_is_taken():
 def test_an_address_that_is_not_ours():
     with pytest.raises(UserError, match="name another --port"):
         _listen("192.0.2.1", 0)
+
+
+def test_a_host_that_is_no_name():
+    with pytest.raises(UserError, match=r"--host a\.\.b --port 0: .*name another --port"):
+        _listen("a..b", 0)
