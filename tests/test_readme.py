@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from posttrain import ROOT
+from posttrain.tiny.data import rows
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FIRST = ["run.md", "ladder.md"]  # what these run is there for the others
@@ -75,8 +76,8 @@ def test_the_whole_way_from_training_to_votes_and_back(copy):
                 with urllib.request.urlopen(request, timeout=60) as reply:
                     return reply.read().decode()
 
-            for number in range(24):  # whoever says Nova is better
-                events = post("/arena/match", prompt=f"Who are you? ({number})", temperature=0).split("\n\n")
+            for row in rows("tiny-identity", "test")[:24]:  # whoever says Nova is better
+                events = post("/arena/match", prompt=row["prompt"], temperature=0).split("\n\n")
                 *pieces, last = [json.loads(event.removeprefix("data: ")) for event in events if event]
                 left, right = ("".join(piece[side] for piece in pieces) for side in ("left", "right"))
                 better = "left" if "Nova" in left else "right" if "Nova" in right else "both_bad"
@@ -84,7 +85,7 @@ def test_the_whole_way_from_training_to_votes_and_back(copy):
         finally:
             server.terminate()
         assert server.wait(30) == 0
-    assert told["pairs"] > 12 and told["standing"][0]["model"] == "nova"
+    assert told["pairs"] > 20 and told["standing"][0]["model"] == "nova"
     out = run(["bash", "-c", again], copy)
     assert out.returncode == 0 and f"read {told['pairs']} rows as prompt + chosen + rejected" in out.stderr, out.stderr
 
