@@ -115,7 +115,7 @@ def plot(path: Path, results: Results) -> None:
     import matplotlib.pyplot as plt
 
     rows = scores_of(results)
-    columns = min(4, len(rows))
+    columns = min(min(4, 3, key=lambda c: -len(rows) % c), len(rows))  # three in a row where that leaves fewer gaps
     height = math.ceil(len(rows) / columns)
     figure, axes = plt.subplots(height, columns, figsize=(3.4 * columns, 2.9 * height), layout="constrained", squeeze=False)  # fmt: skip
     for axis, (suite, name, scores) in zip(axes.flat, rows, strict=False):
