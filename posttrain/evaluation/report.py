@@ -60,8 +60,9 @@ def said(results: Results) -> str:
 
 
 def remarks(results: Results) -> list[str]:
-    """What the suites say must be read with the figures; what is true of every model, once."""
-    lines = [f"{suite}: {text}" for m in results.models for suite, o in m.outcomes.items() for text in o.remarks]
+    """What must be read with the figures: how files were made, and what the suites say; what all models share, once."""
+    lines = [*results.unlike]
+    lines += [f"{suite}: {text}" for m in results.models for suite, o in m.outcomes.items() for text in o.remarks]
     return list(dict.fromkeys(lines))
 
 
