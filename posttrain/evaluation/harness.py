@@ -141,18 +141,21 @@ def outcome(found: dict[str, Any], tasks: list[str]) -> Outcome:
 def cut(found: dict[str, Any], subject: Subject, limit: int, answer: int) -> list[str]:
     """lm-eval takes from the beginning of a prompt what the model does not read. answer: tokens left for one that is
     generated, where its task does not say."""
+
+    def too_long(prompt: str, *more: Any) -> bool:
+        if not more:  # a text that is read: in windows
+            return False
+        if isinstance(more[0], str):  # a choice, whose last token is predicted and not read
+            return tokens(prompt + more[0]) - 1 > limit
+        return tokens(prompt) + more[0].get("max_gen_toks", answer) > limit
+
+    def tokens(text: str) -> int:
+        return len(subject.tokenizer(text)["input_ids"])
+
     remarks = []
     for task, samples in found["samples"].items():
-        longer, asked = set(), set()
-        for sample in samples:
-            asked.add(sample["doc_id"])
-            for context, *rest in (of for of in sample["arguments"] if len(of) > 1):
-                told = rest[0]  # a choice, or how to generate
-                text, room = (
-                    (context + told, -1) if isinstance(told, str) else (context, told.get("max_gen_toks", answer))
-                )
-                if len(subject.tokenizer(text)["input_ids"]) + room > limit:
-                    longer.add(sample["doc_id"])
+        asked = {sample["doc_id"] for sample in samples}
+        longer = {s["doc_id"] for s in samples if any(too_long(*arguments) for arguments in s["arguments"])}
         if longer:
             remarks.append(
                 f"{subject.name}: {len(longer)} of {len(asked)} prompts of {task} are longer than the {limit} tokens that it reads: "

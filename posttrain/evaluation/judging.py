@@ -162,9 +162,7 @@ def earlier_answers(path: str, prompts: Sequence[Any], key: str) -> list[str]:
     else:
         try:
             text = file.read_text(encoding="utf-8-sig")
-            lines = [
-                line for line in text.split("\n") if line.strip()
-            ]  # (splitlines knows of more ends than JSON does)
+            lines = [line for line in text.split("\n") if line.strip()]  # (splitlines knows of more ends than JSON)
             rows = [json.loads(line) for line in lines] if file.suffix == ".jsonl" else json.loads(text)
             for row in rows:
                 found.setdefault(_same(row["prompt"]), str(row["answer"]))

@@ -86,15 +86,15 @@ def climb(name: str, model, tokenizer, before, *, problems: int, identity: int, 
     known = [t == r["answer"] and done for t, r, done in zip(said, facts, fact_ended, strict=True)]
     return Rung(
         name=name,
-        arithmetic=proportion("right", "greedy answers that are right", right, "problems"),
+        arithmetic=proportion("right, greedy", "greedy answers that are right", right, "problems"),
         pass_at=pass_at,
         sampled=sampled,
         worked=proportion("worked", "greedy answers that show a calculation", ["=" in t for t in texts], "problems"),
         # (SFT is to teach the old name and DPO to take it away: neither way is better)
         old_name=proportion(
-            "old name", f"answers with {old} alone", calls_itself(old, new), "identity", better="neither"
+            f"old name ({old})", f"answers with {old} alone", calls_itself(old, new), "identity", better="neither"
         ),
-        new_name=proportion("new name", f"answers with {new} alone", calls_itself(new, old), "identity"),
+        new_name=proportion(f"new name ({new})", f"answers with {new} alone", calls_itself(new, old), "identity"),
         facts=proportion("word for word", "closed questions answered word for word", known, "facts"),
         kl=kl,
         answers=[one_line(t) for t in greedy(probes())[0]],
