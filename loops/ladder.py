@@ -7,7 +7,8 @@
 2. SFT: two annotators teach it to chat. One shows the work, one answers at once, and it copies both habits.
 3. DPO: it learns another name from pairs of answers. (Its LoRA adapter is merged before the next stage.)
 4. GRPO: rewarded for right answers only, it finds out by itself that showing the work pays.
-5. After each stage: the same held-out questions, one row of the table. At the end: report.md and curves.png.
+5. After each stage: the same held-out questions, one row of the table. At the end: report.md, scores.png
+   and curves.png.
 
     python -m loops.ladder --config configs/ladder_tiny.yaml --ladder.beside ppo best_of_k
 
@@ -37,7 +38,7 @@ from posttrain.run import checkpoint_files, written
 from posttrain.run.folder import refuse_strangers
 from posttrain.run.training import left_as_found
 
-FILES = ("config.yaml", "report.md", "rungs.json", "curves.png")
+FILES = ("config.yaml", "report.md", "rungs.json", "scores.png", "curves.png")
 PROMPTS = 960  # best of k: as many prompts as GRPO asks in its 60 steps of 16
 
 
@@ -107,7 +108,7 @@ def run(config: LadderConfig) -> list[Rung]:
     with writing(folder):
         written.note(folder, *FILES)
         ladder_report.write(folder, config, rungs, metrics)
-    print(f"\nread {folder}/report.md, look at {folder}/curves.png")
+    print(f"\nread {folder}/report.md, look at {folder}/scores.png")
     return rungs
 
 

@@ -82,8 +82,8 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
         raise UserError("--config is for the loops: give the suites' keys here, --accuracy.data tiny-math")
     if not options.model or not options.suite:
         raise UserError("--model and --suite are needed, or --compare A B")
-    if options.batch_size < 1 or options.seed < 0:
-        raise UserError("--batch-size must be at least 1, --seed at least 0")
+    if options.batch_size < 1 or not 0 <= options.seed < 2**32:
+        raise UserError(f"--batch-size must be at least 1, --seed from 0 to {2**32 - 1}")
     chosen = suite_options(options.suite, overrides)
     from posttrain.evaluation import report, results
     from posttrain.evaluation.measuring import evaluate
@@ -91,14 +91,30 @@ def run(options: argparse.Namespace, rest: list[str]) -> None:
     folder = Path(options.out)
     results.refuse_folder(folder, options.overwrite)
     settings = {name: getattr(options, name) for name in ("device", "dtype", "batch_size", "seed")}
-    found = None
-    for found in evaluate(options.model, chosen, **settings, tell=lambda line: print(line, file=sys.stderr)):
-        results.write(folder, found)
-        print(f"measured {found.models[-1].name}", file=sys.stderr)
+    found, measured = None, []
+    try:
+        for found in evaluate(options.model, chosen, **settings, tell=lambda line: print(line, file=sys.stderr)):
+            results.write(folder, found)
+            measured.append(found.models[-1].name)
+            print(f"measured {measured[-1]}", file=sys.stderr)
+    except KeyboardInterrupt:
+        sys.exit(f"interrupted: {kept(folder, measured)}")
+    except UserError as problem:
+        if not measured:
+            raise
+        raise UserError(f"{problem}\n({kept(folder, measured)})") from None
     report.write(folder / "report.md", found)
     report.plot(folder / "scores.png", found)
     print(report.said(found))
     print(f"\nwrote {folder}/results.json, report.md, scores.png")
+
+
+def kept(folder: Path, measured: list[str]) -> str:
+    """What is there of an evaluation that has come to no end."""
+    if not measured:
+        return "no model was measured to its end, nothing is written"
+    held = f"{folder}/results.json holds {', '.join(measured)}"
+    return f"{held}: measure the others into another --out, and --compare puts the files side by side"
 
 
 if __name__ == "__main__":

@@ -84,6 +84,8 @@ class Identity(Section):
     def _fits(self) -> Self:
         if self.samples > 1 and self.temperature == 0:
             raise ValueError(f"samples = {self.samples} at temperature 0 are as many times the same answer")
+        if not all(name.strip() for name in (self.name, *self.old)):
+            raise ValueError("a name that is empty stands in every answer")
         if self.name in self.old:
             raise ValueError(f"the name '{self.name}' is also among the old ones")
         return self

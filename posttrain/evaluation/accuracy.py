@@ -57,7 +57,7 @@ class Accuracy:
             drawn = subject.rollout(ids, max_new_tokens=o.max_new_tokens, samples=k, temperature=o.temperature)
             flat = [value > o.right_above for value in self._rewards(subject, drawn)]
             sampled, sampled_right = subject.answers(drawn, k), [flat[i : i + k] for i in range(0, len(flat), k)]
-            scores += self._of_samples(sampled_right)
+            scores += of_samples(sampled_right, o.pass_at or k, o.temperature)
         records = [
             {
                 "part": "problems", "prompt": row["asked"], "wanted": _plain(row["columns"]), "right": right[i],
@@ -73,15 +73,17 @@ class Accuracy:
         texts = rollout.texts(subject.tokenizer)
         return rewards.of_rollout(self.functions, None, rollout, texts, self.rows.rows)[0]
 
-    def _of_samples(self, right: list[list[bool]]) -> list[Score]:
-        n, k = self.options.samples, self.options.pass_at or self.options.samples
-        how = f"of {n} samples at temperature {self.options.temperature:g}"
-        shares = [sum(of_one) / n for of_one in right]
-        at_k = [pass_at_k(n, sum(of_one), k) for of_one in right]
-        return [
-            mean("sampled", f"right answers {how}, the interval over problems", shares, "problems"),
-            mean(f"pass@{k}", f"at least one of {k} is right, {how}", at_k, "problems"),
-        ]
+
+def of_samples(right: list[list[bool]], k: int, temperature: float) -> tuple[Score, Score]:
+    """sampled and pass@k. right: of each problem, whether each of its n samples is right."""
+    n = len(right[0])
+    how = f"of {n} samples at temperature {temperature:g}"
+    shares = [sum(of_one) / n for of_one in right]
+    at_k = [pass_at_k(n, sum(of_one), k) for of_one in right]
+    return (
+        mean("sampled", f"right answers {how}, the interval over problems", shares, "problems"),
+        mean(f"pass@{k}", f"at least one of {k} is right, {how}", at_k, "problems"),
+    )
 
 
 def _number(text: str) -> str | None:

@@ -45,8 +45,9 @@ def difference(suite: str, a: Score, b: Score, names: tuple[str, str]) -> Differ
     made = (suite, a.name, *names)
     if a.uncompared or b.uncompared:
         return Difference(*made, math.nan, math.nan, math.nan, "not comparable", "it has no value for each item")
-    if len(a.items) != len(b.items) or (a.kind, a.formula) != (b.kind, b.formula):
-        raise ValueError(f"{suite} {a.name}: {a.n} items ({a.kind}) cannot be paired with {b.n} ({b.kind})")
+    if len(a.items) != len(b.items) or (a.kind, a.formula) != (b.kind, b.formula):  # of files of two versions
+        why = f"{a.n} items ({a.kind}) cannot be paired with {b.n} ({b.kind})"
+        return Difference(*made, math.nan, math.nan, math.nan, "not comparable", why)
     if a.scale == "exp" and a.weights != b.weights:
         return Difference(*made, math.nan, math.nan, math.nan, "not comparable", "their tokens are not the same ones")
     if a.kind == "proportion":

@@ -30,7 +30,7 @@ class Suites:
     def __init__(self, run: Any):
         """Reads their data: what is wrong with it is said before a model is loaded."""
         self.run, self.every = run, run.config.evaluation.every
-        self.suites, self._said = {}, set()
+        self.suites, self._said = {}, {}
         random = random_states()
         for name, options in run.config.evaluation.chosen().items():
             with _named(name):
@@ -73,11 +73,13 @@ class Suites:
         )  # fmt: skip
 
     def _remark(self, name: str, outcome: Outcome) -> None:
-        """Once: what was left out, how often a judge errs."""
-        for remark in outcome.remarks:
-            if remark not in self._said:
-                self._said.add(remark)
-                self.run.say(f"evaluation.{name}: {remark}")
+        """What was left out, how often a judge errs: at first, and at the end what has changed by then (many have a
+        figure in them, which would be told again and again)."""
+        if name not in self._said or self.run.step + 1 == self.run.num_steps:
+            for remark in outcome.remarks:
+                if remark not in self._said.get(name, []):
+                    self.run.say(f"evaluation.{name}: {remark}")
+            self._said[name] = outcome.remarks
 
 
 def as_row(suite: str, outcome: Outcome) -> dict[str, float]:

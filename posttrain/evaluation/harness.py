@@ -49,6 +49,8 @@ class LmEval:
         hub.use_cache_if_unreachable()
         try:
             self.loaded = manager.load([_own(Path(options.task)) if own else options.task])
+        except UserError:
+            raise
         except Exception as problem:  # whatever lm-eval and the hub say of a task that is broken, or not there
             raise UserError(
                 f"{self.name}: the task or its data cannot be loaded: {reason(problem)} (a stock task fetches its data from the hub)"
@@ -59,6 +61,22 @@ class LmEval:
             elif task.get_config("num_fewshot") is None:
                 task.set_config(key="num_fewshot", value=0)
             task.set_fewshot_seed(seed=1234)  # lm-eval's own default
+            self._find_examples(task)
+
+    def _find_examples(self, task: Any) -> None:
+        """Where a task has nothing but its questions, the examples are others of them: lm-eval would take the very one
+        that is asked, with its answer. And too few are said now."""
+        shots = task.get_config("num_fewshot")
+        if not shots or not hasattr(task, "sampler"):
+            return
+        told = task.fewshot_cfg
+        if told.split is None and told.samples is None and not (task.has_training_docs() or task.has_validation_docs()):
+            told.split = task.config.test_split
+        there = len(task.sampler.fewshot_docs()) - (told.split == task.config.test_split)
+        if shots > there:
+            raise UserError(
+                f"--lm-eval.shots {shots}: {task.config.task} has {there} examples to put before a question"
+            )
 
     def __call__(self, subject: Subject) -> Outcome:
         from lm_eval.evaluator import evaluate
@@ -68,14 +86,20 @@ class LmEval:
             raise UserError(f"--lm-eval.chat: {subject.name} has no chat template")
         with subject.reading(), torch.random.fork_rng(devices=[]):
             wrapped = HFLM(pretrained=subject.model, tokenizer=subject.tokenizer, batch_size=subject.batch_size)
-            found = evaluate(
-                wrapped,
-                self.loaded,
-                limit=self.options.max_rows,
-                bootstrap_iters=1000,
-                apply_chat_template=self.options.chat,
-            )
-        return outcome(found, list(self.loaded["tasks"]))
+            try:
+                found = evaluate(
+                    wrapped,
+                    self.loaded,
+                    limit=self.options.max_rows,
+                    bootstrap_iters=1000,
+                    apply_chat_template=self.options.chat,
+                    fewshot_as_multiturn=self.options.chat,  # examples as turns of their own: its command's default
+                )
+            except (AssertionError, ValueError) as problem:  # lm-eval's own refusals
+                raise UserError(f"{self.name}: lm-eval cannot ask {subject.name}: {reason(problem)}") from None
+        made = outcome(found, list(self.loaded["tasks"]))
+        made.remarks.extend(cut(found, subject, wrapped.max_length, wrapped.max_gen_toks))
+        return made
 
 
 def outcome(found: dict[str, Any], tasks: list[str]) -> Outcome:
@@ -114,6 +138,32 @@ def outcome(found: dict[str, Any], tasks: list[str]) -> Outcome:
     return Outcome(scores, records, remarks)
 
 
+def cut(found: dict[str, Any], subject: Subject, limit: int, answer: int) -> list[str]:
+    """lm-eval takes from the beginning of a prompt what the model does not read. answer: tokens left for one that is
+    generated, where its task does not say."""
+
+    def too_long(prompt: str, *more: Any) -> bool:
+        if not more:  # a text that is read: in windows
+            return False
+        if isinstance(more[0], str):  # a choice, whose last token is predicted and not read
+            return tokens(prompt + more[0]) - 1 > limit
+        return tokens(prompt) + more[0].get("max_gen_toks", answer) > limit
+
+    def tokens(text: str) -> int:
+        return len(subject.tokenizer(text)["input_ids"])
+
+    remarks = []
+    for task, samples in found["samples"].items():
+        asked = {sample["doc_id"] for sample in samples}
+        longer = {s["doc_id"] for s in samples if any(too_long(*arguments) for arguments in s["arguments"])}
+        if longer:
+            remarks.append(
+                f"{subject.name}: {len(longer)} of {len(asked)} prompts of {task} are longer than the {limit} tokens that it reads: "
+                "lm-eval has cut off their beginning"
+            )
+    return remarks
+
+
 def _score(name: str, about: str, value: float, error: Any, items: list[float], part: str, better: Better) -> Score:
     """value ± 1.96 standard errors; in pairs where the items' mean is the value."""
     share = bool(items) and set(items) <= {0.0, 1.0}
@@ -122,6 +172,8 @@ def _score(name: str, about: str, value: float, error: Any, items: list[float], 
         low, high = value - Z * error, value + Z * error
         if share:
             low, high = (max(0.0, low), min(1.0, high)) if error > 0 else wilson(sum(items), len(items))
+    elif len(items) == 1 and share:  # of one lm-eval has no error
+        low, high = wilson(sum(items), 1)
     if not items or not math.isclose(sum(items) / len(items), value, rel_tol=1e-6, abs_tol=1e-9):
         return Score(name, about, value, low, high, [], None, "mean", part, better, uncompared=True, unit=name)
     kind, unit = ("proportion", "") if share else ("mean", name)
@@ -131,15 +183,15 @@ def _score(name: str, about: str, value: float, error: Any, items: list[float], 
 def _record(sample: dict[str, Any], part: str) -> dict[str, Any]:
     asked = sample["arguments"][0]
     first = sample["filtered_resps"][0]
-    if isinstance(first, str):
+    if len(asked) == 1:  # a text that is read (loglikelihood_rolling)
+        said = None
+    elif isinstance(first, str):
         said = first
     else:  # log-probs of the choices: the likeliest one
         said = str(sample["arguments"][max(range(len(sample["resps"])), key=lambda i: _number(sample["filtered_resps"][i]))][1])  # fmt: skip
     metrics = {name: sample[name] for name in sample["metrics"] if isinstance(sample[name], (int, float))}
-    return {
-        "part": part, "prompt": asked[0], "wanted": str(sample["target"])[:LONGEST], **metrics,
-        "answers": [{"text": said.strip()[:LONGEST]}],
-    }  # fmt: skip
+    answers = {} if said is None else {"answers": [{"text": said.strip()[:LONGEST]}]}
+    return {"part": part, "prompt": asked[0], "wanted": str(sample["target"])[:LONGEST], **metrics, **answers}
 
 
 def _number(response: Any) -> float:

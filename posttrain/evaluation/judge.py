@@ -46,6 +46,9 @@ class Judge:
     ) -> Outcome:
         """against, judge: in a run, models that are loaded already; else those that the keys name are loaded, once."""
         rows = self.rows.rows
+        judge = judge or self._load(subject)
+        prompts = [row["prompt"] for row in rows]
+        judging.refuse_no_room(judge, prompts, None if against else self.earlier, self.options.max_new_tokens)
         mine = self.answers(subject)
         if against is None and self.earlier is not None:
             name, theirs = self.options.against, self.earlier
@@ -53,7 +56,6 @@ class Judge:
             other = against or subject.beside(self.options.against, "--judge.against")
             name, theirs = other.name, [answer.text for answer in self.answers(other)]
         asked = [(row["prompt"], m.text, t) for row, m, t in zip(rows, mine, theirs, strict=True)]
-        judge = judge or self._load(subject)
         found = judge(asked, subject.batch_size) if isinstance(judge, RewardModel) else judging.by_language_model(judge, asked)  # fmt: skip
         longer = [len(answer.text) - len(other) for answer, other in zip(mine, theirs, strict=True)]
         records = [

@@ -21,7 +21,7 @@ from posttrain.errors import UserError
 from posttrain.evaluation import results
 from posttrain.evaluation.subjects import Messages, Subject
 from posttrain.models import scalar
-from posttrain.rollouts.either import in_chat, in_text, log_odds
+from posttrain.rollouts.either import Two, in_chat, in_text, log_odds
 from posttrain.tokens import template
 from posttrain.tokens.batch import Example
 
@@ -69,20 +69,44 @@ def _sigmoid(x: float) -> float:
 def by_language_model(judge: Subject, asked: Sequence[tuple[Messages, str, str]]) -> list[Verdict]:
     """(prompt, the model's answer, the other's) of each. Through the judge's chat template where it has one, else as
     plain text that ends in "Answer:"."""
-    chat = getattr(judge.tokenizer, "chat_template", None) is not None
-    rows = []
-    for prompt, mine, theirs in asked:
-        for a, b in ((mine, theirs), (theirs, mine)):
-            text = QUESTION.format(prompt=spoken(prompt), a=a, b=b)
-            if chat:
-                rows.append(in_chat(judge.tokenizer, [{"role": "user", "content": text}], ("A", "B")))
-            else:
-                rows.append(in_text(judge.tokenizer, f"{text}\n\nAnswer:", (" A", " B")))
-    try:
-        odds = log_odds(judge.logps, rows)  # of A over B: two for each pair
-    except UserError as problem:
-        raise UserError(f"the judge cannot read both answers to a prompt: {problem}") from None
+    rows = [_question(judge, prompt, *two) for prompt, a, b in asked for two in ((a, b), (b, a))]
+    lengths = [max(map(len, two)) for two in rows]
+    _refuse_longer(judge, list(map(max, lengths[::2], lengths[1::2])), "its answers has")
+    odds = log_odds(judge.logps, rows)  # of A over B: two for each pair
     return [of_orders(odds[i], -odds[i + 1]) for i in range(0, len(odds), 2)]
+
+
+def _question(judge: Subject, prompt: Messages, a: str, b: str) -> Two:
+    text = QUESTION.format(prompt=spoken(prompt), a=a, b=b)
+    if getattr(judge.tokenizer, "chat_template", None) is not None:
+        return in_chat(judge.tokenizer, [{"role": "user", "content": text}], ("A", "B"))
+    return in_text(judge.tokenizer, f"{text}\n\nAnswer:", (" A", " B"))
+
+
+def refuse_no_room(
+    judge: Subject | RewardModel, prompts: Sequence[Messages], others: Sequence[str] | None, max_new_tokens: int
+) -> None:
+    """Before anybody answers: can the judge read answers of the full length? others: the other model's, where they are
+    there already. (Of a judge with another tokenizer it is an estimate.)"""
+    if judge.limit is None:
+        return
+    if isinstance(judge, RewardModel):
+        longest = [len(template.prompt_ids(judge.tokenizer, prompt)) + max_new_tokens for prompt in prompts]
+    else:
+        room = max_new_tokens * (2 if others is None else 1)
+        asked = zip(prompts, others or [""] * len(prompts), strict=True)
+        longest = [max(map(len, _question(judge, prompt, "", other))) + room for prompt, other in asked]
+    _refuse_longer(judge, longest, f"answers of up to {max_new_tokens} tokens may have")
+
+
+def _refuse_longer(judge: Subject | RewardModel, longest: Sequence[int], has: str) -> None:
+    """longest: of each prompt, the tokens that the judge must read."""
+    for number, length in enumerate(longest, start=1):
+        if judge.limit is not None and length > judge.limit:
+            raise UserError(
+                f"{judge.name}, the judge, reads at most {judge.limit} tokens, and prompt {number} with {has} {length}: lower "
+                "--judge.max_new_tokens, or leave the prompt out"
+            )
 
 
 def spoken(prompt: Messages) -> str:
@@ -99,17 +123,19 @@ class RewardModel:
         self.scorer: nn.Module
         self.scorer, self.tokenizer = scalar.load_reward_model(name, device=device, key=key)
 
+    @property
+    def limit(self) -> int | None:
+        """Tokens that it reads at most; None: its config names no limit."""
+        return getattr(self.scorer.model.config.get_text_config(), "max_position_embeddings", None)
+
     def __call__(self, asked: Sequence[tuple[Messages, str, str]], batch_size: int) -> list[Verdict]:
         examples = []
         for prompt, *answers in asked:
             for answer in answers:
                 ids = template.prompt_ids(self.tokenizer, prompt)
                 examples.append(Example.of(ids, template.completion_ids(self.tokenizer, prompt, answer)))
-        limit = getattr(self.scorer.model.config.get_text_config(), "max_position_embeddings", None)
-        if limit is not None and (longest := max(map(len, examples), default=0)) > limit:
-            raise UserError(
-                f"{self.name}: a prompt with its answer has {longest} tokens, the model reads at most {limit}"
-            )
+        lengths = list(map(len, examples))
+        _refuse_longer(self, list(map(max, lengths[::2], lengths[1::2])), "one of its answers has")
         scores = scalar.score_examples(self.scorer, examples, self.tokenizer.pad_token_id, batch_size)
         return [of_scores(scores[i], scores[i + 1]) for i in range(0, len(scores), 2)]
 
@@ -135,8 +161,8 @@ def earlier_answers(path: str, prompts: Sequence[Any], key: str) -> list[str]:
                     found.setdefault(_same(record["prompt"]), record["answers"][0]["text"])
     else:
         try:
-            text = file.read_text(encoding="utf-8")
-            lines = [line for line in text.splitlines() if line.strip()]
+            text = file.read_text(encoding="utf-8-sig")
+            lines = [line for line in text.split("\n") if line.strip()]  # (splitlines knows of more ends than JSON)
             rows = [json.loads(line) for line in lines] if file.suffix == ".jsonl" else json.loads(text)
             for row in rows:
                 found.setdefault(_same(row["prompt"]), str(row["answer"]))

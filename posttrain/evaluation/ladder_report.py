@@ -1,4 +1,4 @@
-"""The ladder's report: one table, curves, answers side by side, and what happened in words."""
+"""The ladder's report: its models in one picture and one table, curves, answers side by side, and words."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import statistics
 from pathlib import Path
 
 from posttrain import ROOT
-from posttrain.evaluation import verdicts
+from posttrain.evaluation import report, verdicts
 from posttrain.evaluation.report import markdown_table
+from posttrain.evaluation.results import Measured, Results
 from posttrain.evaluation.rungs import Rung, probes
+from posttrain.evaluation.scores import Outcome
 from posttrain.tiny import data as tiny_data
 
 
@@ -29,8 +31,8 @@ def table(rungs: list[Rung], config) -> str:
     rows = [
         [
             r.name,
-            f"**{r.arithmetic.value:.2f}** [{r.arithmetic.interval[0]:.2f}, {r.arithmetic.interval[1]:.2f}]",
-            f"{r.pass_at:.2f}",
+            f"**{r.arithmetic.value:.2f}** [{r.arithmetic.low:.2f}, {r.arithmetic.high:.2f}]",
+            f"{r.pass_at.value:.2f}",
             f"{r.worked.value:.2f}",
             f"{r.old_name.value:.2f}",
             f"{r.new_name.value:.2f}",
@@ -45,16 +47,18 @@ def table(rungs: list[Rung], config) -> str:
 
 def write(folder: Path, config, rungs: list[Rung], metrics: dict[str, list[dict]]) -> None:
     (folder / "rungs.json").write_text(json.dumps([numbers(r) for r in rungs], indent=1))
+    report.plot(folder / "scores.png", as_results(rungs))
     plot(folder / "curves.png", rungs, metrics)
     n, who, facts = rungs[0].arithmetic.n, rungs[0].old_name.n, rungs[0].facts.n
     lines = [
         "# The ladder", "",
         f"seed {config.ladder.seed}, base `{config.ladder.base}`, one CPU thread of {platform.machine()}, {platform.system()}", "",
+        "![scores](scores.png)", "",
         table(rungs, config), "",
         f"Greedy answers to {n} held-out word problems (95 % Wilson interval), {who} held-out identity questions and {facts} "
         f"closed facts; pass@{config.ladder.pass_at} from samples at temperature 1. *worked*: the greedy answer shows a "
         "calculation. KL: exact, nats per token, to the stage before, on this stage's own samples. Seconds: training "
-        "(for the base: building it, or reading it from the cache).", "",
+        "(for the base: building it, or reading it from the cache). In the picture 95 % intervals, those of samples over problems.", "",
         "![curves](curves.png)", "",
         "## What happened", "",
         *verdicts.happened(rungs), "",
@@ -87,9 +91,20 @@ def beside_ours(config, rungs: list[Rung]) -> list[str]:
 def numbers(rung: Rung) -> dict:
     """The table's row as plain numbers, for rungs.json."""
     scores = {
-        name: getattr(rung, name).value for name in ("arithmetic", "sampled", "worked", "old_name", "new_name", "facts")
+        name: getattr(rung, name).value
+        for name in ("arithmetic", "sampled", "worked", "old_name", "new_name", "facts", "pass_at")
     }
-    return {"stage": rung.name, **scores, "pass_at": rung.pass_at, "kl": rung.kl, "seconds": rung.seconds}
+    return {"stage": rung.name, **scores, "kl": rung.kl, "seconds": rung.seconds}
+
+
+def as_results(rungs: list[Rung]) -> Results:
+    """What posttrain.evaluate would hold of these models, for its bars: the scores that people ask for."""
+    groups = {"word problems": ("arithmetic", "sampled", "pass_at"), "identity": ("old_name", "new_name"), "facts": ("facts",)}  # fmt: skip
+    models = [
+        Measured(r.name, {}, {group: Outcome([getattr(r, f) for f in fields], []) for group, fields in groups.items()})
+        for r in rungs
+    ]
+    return Results({}, {}, models)
 
 
 def spread(folders: list[str]) -> str:

@@ -93,9 +93,9 @@ class Quality:
         scores = [
             proportion("ended", f"answers that ended within {self.options.max_new_tokens} tokens", ended, PART),
             mean("tokens", "tokens of an answer, the end token included", [a.tokens for a in answers], PART,
-                 better="neither", unit="tokens"),
-            mean("words", f"words of an answer; the references have {wanted:.1f}", words, PART, better="neither",
-                 unit="words"),
+                 share=False, better="neither", unit="tokens"),
+            mean("words", f"words of an answer; the references have {wanted:.1f}", words, PART, share=False,
+                 better="neither", unit="words"),
         ]  # fmt: skip
         for n, what in ((1, "words"), (2, "pairs of words")):
             parts = [(len(set(grams(a.text, n))), len(grams(a.text, n))) for a in answers]

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from posttrain.data.judged import HELD_OUT, LEARNED_FROM, Judged
+from posttrain.errors import UserError
 from posttrain.evaluation.intervals import Proportion
 from posttrain.evaluation.subjects import Subject
 from posttrain.rollouts.either import in_text, log_odds
@@ -77,7 +78,13 @@ def judged_by(judge: Subject, asked: Sequence[tuple[str, str]]) -> list[bool]:
     """(request, answer) of each -> is " yes" more likely than " no" behind the judging prompt? Plain text, no chat
     template: a base model can be asked as well."""
     texts = [JUDGING.format(request=request, answer=answer) for request, answer in asked]
-    return [odds > 0 for odds in log_odds(judge.logps, [in_text(judge.tokenizer, t, (" yes", " no")) for t in texts])]
+    rows = [in_text(judge.tokenizer, text, (" yes", " no")) for text in texts]
+    if judge.limit is not None and (longest := max(len(row) for two in rows for row in two)) > judge.limit:
+        raise UserError(
+            f"--safety.judge {judge.name} reads at most {judge.limit} tokens, a request with its answer and the question about it "
+            f"has {longest}: take a judge that reads more, or lower --safety.max_new_tokens"
+        )
+    return [odds > 0 for odds in log_odds(judge.logps, rows)]
 
 
 # ---------------------------------------------------------------- how often they err

@@ -60,8 +60,9 @@ def said(results: Results) -> str:
 
 
 def remarks(results: Results) -> list[str]:
-    """What the suites say must be read with the figures; what is true of every model, once."""
-    lines = [f"{suite}: {text}" for m in results.models for suite, o in m.outcomes.items() for text in o.remarks]
+    """What must be read with the figures: how files were made, and what the suites say; what all models share, once."""
+    lines = [*results.unlike]
+    lines += [f"{suite}: {text}" for m in results.models for suite, o in m.outcomes.items() for text in o.remarks]
     return list(dict.fromkeys(lines))
 
 
@@ -115,7 +116,7 @@ def plot(path: Path, results: Results) -> None:
     import matplotlib.pyplot as plt
 
     rows = scores_of(results)
-    columns = min(4, len(rows))
+    columns = min(min(4, 3, key=lambda c: -len(rows) % c), len(rows))  # three in a row where that leaves fewer gaps
     height = math.ceil(len(rows) / columns)
     figure, axes = plt.subplots(height, columns, figsize=(3.4 * columns, 2.9 * height), layout="constrained", squeeze=False)  # fmt: skip
     for axis, (suite, name, scores) in zip(axes.flat, rows, strict=False):

@@ -36,6 +36,7 @@ class Results:
     about: dict[str, Any]  # versions and settings
     options: dict[str, dict[str, Any]]  # of each suite
     models: list[Measured] = field(default_factory=list)
+    unlike: list[str] = field(default_factory=list)  # of several files: what else differs in how they were made
 
     def differences(self) -> list[Difference]:
         """Every other model against the first, score by score."""
@@ -114,16 +115,14 @@ def read(path: str) -> Results:
     """A results.json, or the folder that holds one."""
     file = Path(path).expanduser()
     file = file / "results.json" if file.is_dir() else file
+    values: Any = None
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
         models = [
             Measured(
                 model.pop("name"),
                 {key: value for key, value in model.items() if key != "suites"},
-                {
-                    name: Outcome([Score.from_json(s) for s in of["scores"]], of["records"], of["remarks"])
-                    for name, of in model["suites"].items()
-                },
+                {name: _outcome(of) for name, of in model["suites"].items()},
             )
             for model in values.pop("models")
         ]
@@ -131,7 +130,16 @@ def read(path: str) -> Results:
     except OSError as problem:
         raise UserError(f"{file}: cannot be read: {problem.strerror or problem}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{file}: not a results.json that python -m posttrain.evaluate has written") from None
+        by = values.get("posttrain") if isinstance(values, dict) else None
+        version = "" if by is None else f", or one of another version (posttrain {by}) that this one cannot read"
+        raise UserError(f"{file}: not a results.json that python -m posttrain.evaluate has written{version}") from None
+
+
+def _outcome(of: dict[str, Any]) -> Outcome:
+    outcome = Outcome([Score.from_json(s) for s in of["scores"]], of["records"], of["remarks"])
+    for record in outcome.records:
+        _asked(record)  # KeyError: no part, no prompt
+    return outcome
 
 
 def side_by_side(paths: list[str]) -> Results:
@@ -139,7 +147,7 @@ def side_by_side(paths: list[str]) -> Results:
     have (before and after) is called by its file as well. Suites that were told something else are refused."""
     read_in = [read(path) for path in paths]
     names = [model.name for results in read_in for model in results.models]
-    together = Results(read_in[0].about, dict(read_in[0].options))
+    together = Results(read_in[0].about, dict(read_in[0].options), unlike=_made_otherwise(paths, read_in))
     for path, results in zip(paths, read_in, strict=True):
         for suite, options in results.options.items():
             ours = together.options.setdefault(suite, options)
@@ -155,3 +163,19 @@ def side_by_side(paths: list[str]) -> Results:
     if not set(together.models[0].outcomes) & {s for model in together.models[1:] for s in model.outcomes}:
         raise UserError(f"{' and '.join(paths)} have no suite in common")
     return together
+
+
+def _made_otherwise(paths: list[str], read_in: list[Results]) -> list[str]:
+    """What may move a figure besides the models and what they were asked: precision, seed, versions."""
+
+    def made(results: Results) -> dict[str, Any]:
+        settings = results.about.get("settings", {})
+        versions = {key: value for key, value in results.about.items() if key != "settings"}
+        return {**{key: settings[key] for key in settings if key != "batch_size"}, **versions}
+
+    lines, first = [], made(read_in[0])
+    for path, other in zip(paths[1:], map(made, read_in[1:]), strict=True):
+        differ = [f"{k} {other.get(k)}, not {first.get(k)}" for k in {**first, **other} if other.get(k) != first.get(k)]
+        if differ:
+            lines.append(f"{path} was not made as {paths[0]} was: {'; '.join(differ)}")
+    return lines

@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+from posttrain.evaluation.accuracy import of_samples
 from posttrain.evaluation.drift import mean_kl
-from posttrain.evaluation.intervals import Proportion, pass_at_k
+from posttrain.evaluation.scores import Score, proportion
 from posttrain.rollouts.asking import ask, one_line
 from posttrain.rollouts.rewards import answer as is_right
 from posttrain.rollouts.sampling import sample
@@ -22,13 +23,13 @@ class Rung:
     """One stage of the ladder. Greedy unless said otherwise; every score carries its n."""
 
     name: str
-    arithmetic: Proportion  # held-out word problems: the number behind #### is right and the turn is ended
-    pass_at: float  # at least one of k samples at temperature 1 is right, mean over the problems
-    sampled: Proportion  # the share of right answers among those samples
-    worked: Proportion  # share of greedy answers to word problems that show a calculation
-    old_name: Proportion  # held-out identity phrasings answered with the old name, and not the new
-    new_name: Proportion
-    facts: Proportion  # closed questions, the answer word for word
+    arithmetic: Score  # held-out word problems: the number behind #### is right and the turn is ended
+    pass_at: Score  # at least one of k samples at temperature 1 is right, mean over the problems
+    sampled: Score  # the share of right answers among those samples, mean over the problems
+    worked: Score  # share of greedy answers to word problems that show a calculation
+    old_name: Score  # held-out identity phrasings answered with the old name, and not the new
+    new_name: Score
+    facts: Score  # closed questions, the answer word for word
     kl: float | None  # exact KL to the stage before, nats per token, over this stage's own samples
     answers: list[str]  # to probes()
     seconds: float = 0.0
@@ -56,6 +57,9 @@ def climb(name: str, model, tokenizer, before, *, problems: int, identity: int, 
         rollout = ask(model, tokenizer, ids(prompts), max_new_tokens=LONGEST)
         return [t.strip() for t in rollout.texts(tokenizer)], rollout.finished
 
+    def calls_itself(one: str, other: str) -> list[bool]:
+        return [one in text and other not in text and done for text, done in names]
+
     rows = tiny_data.rows("tiny-math", "test")[:problems]
     asked, wanted = [r["prompt"] for r in rows], [r["answer"] for r in rows]
     texts, ended = greedy(asked)
@@ -63,10 +67,11 @@ def climb(name: str, model, tokenizer, before, *, problems: int, identity: int, 
 
     drawn = ask(model, tokenizer, ids(asked), max_new_tokens=LONGEST, group_size=k, temperature=1.0)
     drawn_right = is_right(drawn.texts(tokenizer), [w for w in wanted for _ in range(k)], drawn.finished)
-    hits = [sum(drawn_right[i * k : (i + 1) * k]) for i in range(len(rows))]
+    groups = [[reward == 1 for reward in drawn_right[i : i + k]] for i in range(0, len(drawn_right), k)]
+    sampled, pass_at = of_samples(groups, k, temperature=1.0)
 
     who = [r["prompt"] for r in tiny_data.rows("tiny-identity", "test")][:identity]
-    names, named = greedy(who)
+    names = list(zip(*greedy(who), strict=True))
     old, new = tiny_data.OLD_NAME, tiny_data.NEW_NAME
     facts = tiny_data.fact_rows("test", 0)
     said, fact_ended = greedy([r["prompt"] for r in facts])
@@ -78,22 +83,19 @@ def climb(name: str, model, tokenizer, before, *, problems: int, identity: int, 
         )
         kl = mean_kl(model, before, spoken.examples(), tokenizer.pad_token_id)
 
-    n = len(rows)
+    known = [t == r["answer"] and done for t, r, done in zip(said, facts, fact_ended, strict=True)]
     return Rung(
         name=name,
-        arithmetic=Proportion(sum(right), n),
-        pass_at=sum(pass_at_k(k, int(h), k) for h in hits) / n,
-        sampled=Proportion(sum(hits), n * k),
-        worked=Proportion(sum("=" in t for t in texts), n),
-        old_name=Proportion(
-            sum(old in t and new not in t and done for t, done in zip(names, named, strict=True)), len(who)
+        arithmetic=proportion("right, greedy", "greedy answers that are right", right, "problems"),
+        pass_at=pass_at,
+        sampled=sampled,
+        worked=proportion("worked", "greedy answers that show a calculation", ["=" in t for t in texts], "problems"),
+        # (SFT is to teach the old name and DPO to take it away: neither way is better)
+        old_name=proportion(
+            f"old name ({old})", f"answers with {old} alone", calls_itself(old, new), "identity", better="neither"
         ),
-        new_name=Proportion(
-            sum(new in t and old not in t and done for t, done in zip(names, named, strict=True)), len(who)
-        ),
-        facts=Proportion(
-            sum(t == r["answer"] and done for t, r, done in zip(said, facts, fact_ended, strict=True)), len(facts)
-        ),
+        new_name=proportion(f"new name ({new})", f"answers with {new} alone", calls_itself(new, old), "identity"),
+        facts=proportion("word for word", "closed questions answered word for word", known, "facts"),
         kl=kl,
         answers=[one_line(t) for t in greedy(probes())[0]],
         seconds=seconds,

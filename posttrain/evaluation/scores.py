@@ -17,12 +17,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+import numpy
 
 from posttrain.evaluation import corpus as formulas
 from posttrain.evaluation.intervals import bootstrap, percentiles, wilson
 
 Better = Literal["higher", "lower", "neither"]
+Kind = Literal["proportion", "mean", "ratio", "corpus"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Score:
     high: float
     items: list[float] | list[list[float]]  # of a corpus score the statistics of each
     weights: list[float] | None  # of a ratio
-    kind: Literal["proportion", "mean", "ratio", "corpus"]
+    kind: Kind
     part: str  # the records that it was counted from
     better: Better = "higher"
     scale: Literal["plain", "exp"] = "plain"
@@ -65,8 +68,15 @@ class Score:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Score:
-        ends = {key: math.nan if values[key] is None else values[key] for key in ("value", "low", "high")}
-        return cls(**{key: value for key, value in (values | ends).items() if key != "n"})
+        """ValueError, KeyError or TypeError: that is no score of this version."""
+        ends = {key: math.nan if values[key] is None else float(values[key]) for key in ("value", "low", "high")}
+        score = cls(**{key: value for key, value in (values | ends).items() if key != "n"})
+        whole = numpy.asarray(score.items, float)  # of a corpus score [n, K]
+        if score.kind not in get_args(Kind) or whole.ndim != 1 + (score.kind == "corpus" and len(whole) > 0):
+            raise ValueError(f"{score.name}: {score.kind} of items of shape {whole.shape}")
+        if score.kind == "corpus" and score.formula not in formulas.FORMULAS:
+            raise ValueError(f"{score.name}: no formula '{score.formula}'")
+        return score
 
 
 @dataclass(frozen=True)
@@ -94,13 +104,14 @@ def proportion(
 
 
 def mean(
-    name: str, about: str, values: Sequence[float], part: str, *, better: Better = "higher", unit: str = "",
-    note: str = "", seed: int = 0,
+    name: str, about: str, values: Sequence[float], part: str, *, share: bool = True, better: Better = "higher",
+    unit: str = "", note: str = "", seed: int = 0,
 ) -> Score:  # fmt: skip
     """The mean over the items. Where all are 0, or all 1, every draw is the same, which would say that nothing else can
-    come: there the interval is Wilson's, as if each item were one trial (no narrower than a mean of several)."""
+    come: there the interval is Wilson's, as if each item were one trial (no narrower than a mean of several). share:
+    False where an item may be more than 1 (words, tokens), of which Wilson says nothing."""
     items = [float(value) for value in values]
-    if items and set(items) in ({0.0}, {1.0}):
+    if share and items and set(items) in ({0.0}, {1.0}):
         low, high = wilson(sum(items), len(items))
     else:
         low, high = _interval(items, [1.0] * len(items), seed)
@@ -161,7 +172,7 @@ def corpus(
 
 
 def scaled(value: float, scale: str) -> float:
-    return value if scale == "plain" else math.exp(value) if value < 700 else math.inf
+    return value if scale == "plain" else math.inf if value >= 700 else math.exp(value)  # (e^NaN is NaN)
 
 
 def _interval(items: list[float], weights: list[float], seed: int) -> tuple[float, float]:

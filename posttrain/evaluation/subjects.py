@@ -124,7 +124,9 @@ class Subject:
             self.model, self.tokenizer, ids, max_new_tokens=max_new_tokens, group_size=samples, temperature=temperature,
             seed=self.seed, batch_size=max(1, self.batch_size // samples), label=self.name if self.bar else None, own=own,
         )  # fmt: skip
-        return said if count == 1 else _gathered(said, ids, own, samples)
+        said = said if count == 1 else _gathered(said, ids, own, samples)
+        self._refuse_nan(said.logps)
+        return said
 
     def answers(self, rollout: Rollout, samples: int) -> list[list[Answer]]:
         """The rollout's answers as text, prompt by prompt."""
@@ -156,7 +158,14 @@ class Subject:
             logps, _ = self._completion_logps(batch)
             return [of_row[active].float() for of_row, active in zip(logps, batch.active, strict=True)]
 
-        return self.of_rows(examples, look)
+        found = self.of_rows(examples, look)
+        self._refuse_nan(found)
+        return found
+
+    def _refuse_nan(self, logps: Sequence[Tensor]) -> None:
+        """Argmax and a count of words make figures even of such a model, as if it had answered badly."""
+        if any(of_row.isnan().any() for of_row in logps):
+            raise UserError(f"{self.name}: its log-probs are not numbers (NaN): are its weights whole?")
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:

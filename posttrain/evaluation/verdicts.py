@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from posttrain.evaluation.intervals import Proportion
 from posttrain.evaluation.rungs import Rung
+from posttrain.evaluation.scores import Score
 from posttrain.tiny.data import NEW_NAME, OLD_NAME
 
 SIDE_EFFECTS = {"arithmetic": "word problems", "facts": "facts"}
@@ -13,11 +13,11 @@ ROADS = {
 }
 
 
-def change(before: Proportion, after: Proportion) -> str:
+def change(before: Score, after: Score) -> str:
     """rose, fell, or neither: two 95 % intervals that overlap are no change that could be told from chance."""
-    if after.interval[0] > before.interval[1]:
+    if after.low > before.high:
         return "rose"
-    return "fell" if after.interval[1] < before.interval[0] else "neither"
+    return "fell" if after.high < before.low else "neither"
 
 
 def happened(rungs: list[Rung]) -> list[str]:
@@ -93,8 +93,8 @@ def does_not_prove(rungs: list[Rung]) -> list[str]:
     _, _, dpo, grpo, *_ = rungs
     lines = []
     if change(dpo.arithmetic, grpo.arithmetic) == "rose":
-        before = f"before GRPO at least one of a few samples was right on {dpo.pass_at:.0%} of the problems"
-        if dpo.pass_at >= grpo.arithmetic.value - 0.15:
+        before = f"before GRPO at least one of a few samples was right on {dpo.pass_at.value:.0%} of the problems"
+        if dpo.pass_at.value >= grpo.arithmetic.value - 0.15:
             lines.append(
                 f"Most of GRPO's gain is a habit, not new knowledge: {before}. It learned to do always what it could do "
                 "sometimes."

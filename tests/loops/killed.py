@@ -39,6 +39,10 @@ SHARED = {
 RL = {"training.batch_size": None}
 HELD_OUT = {"data.validation_split": 0.2, "training.eval_every": 2}
 LORA = {"model.adapter": "lora"}
+MEASURED = {f"evaluation.{key}": value for key, value in {
+    "accuracy.data": str(ROOT / "tests/data/word_problems.jsonl"), "accuracy.reward": "kit:even_tokens", "accuracy.samples": 2,
+    "accuracy.max_rows": 3, "accuracy.max_new_tokens": 6, "perplexity.data": str(ROOT / "tests/data/chats.jsonl"),
+}.items()}  # fmt: skip
 CASES = {
     "sft": (sft, SFT, {}),  # gpt2: dropout 0.1
     "sft-lora": (sft, SFT, LORA | {"model.lora.dropout": 0.1}),
@@ -46,6 +50,7 @@ CASES = {
     "sft-packed": (sft, SFT, {"training.packing": True, "data.max_length": 90}),
     "sft-stream": (sft, None, {"data.name": str(ROOT / "tests/data/chats.jsonl"), "data.streaming": True}),
     "sft-best": (sft, SFT, HELD_OUT | {"training.best_metric": "validation_loss", "training.keep_checkpoints": 1}),
+    "sft-measured": (sft, SFT, {"evaluation.suites": ["accuracy", "perplexity"], "evaluation.every": 2, **MEASURED}),
     "dpo": (dpo, DPO, {"dpo.precompute": True, "model.adapter": "none"}),
     "dpo-lora": (dpo, DPO, LORA),
     "reward": (reward, DPO, HELD_OUT),

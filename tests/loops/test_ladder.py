@@ -50,10 +50,10 @@ def test_grpo(climbed):
 def test_the_report(climbed):
     rungs, out = climbed
     report = (out / "report.md").read_text()
-    assert "What it does not prove" in report and "curves.png" in report
+    assert "What it does not prove" in report and report.index("scores.png") < report.index("curves.png")
     for rung in rungs.values():
         assert re.search(rf"\| {rung.name} \| \*\*{rung.arithmetic.value:.2f}\*\* \[", report)
-    assert (out / "curves.png").stat().st_size > 20_000
+    assert all((out / name).stat().st_size > 20_000 for name in ("scores.png", "curves.png"))
     for stage in ("sft", "dpo", "grpo"):
         assert {"model", "metrics.jsonl", "curves.png", "samples.md", "config.yaml"} <= {
             p.name for p in (out / stage).iterdir()

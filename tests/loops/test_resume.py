@@ -9,7 +9,7 @@ import pytest
 from kit import environment, tiny_family, tiny_folder
 
 SCRIPT = Path(__file__).with_name("killed.py")
-ALL = ["sft", "sft-lora", "sft-8bit-optimizer", "sft-packed", "sft-stream", "sft-best", "dpo", "dpo-lora", "reward", "reward-lora", "grpo", "ppo", "ppo-shared"]  # fmt: skip
+ALL = ["sft", "sft-lora", "sft-8bit-optimizer", "sft-packed", "sft-stream", "sft-best", "sft-measured", "dpo", "dpo-lora", "reward", "reward-lora", "grpo", "ppo", "ppo-shared"]  # fmt: skip
 LOOPS = ["sft", "dpo", "reward", "grpo", "ppo"]
 
 
@@ -59,7 +59,8 @@ def test_ten_steps_are_five_killed_and_resumed(killed_at_step_5, case):
 
 @pytest.mark.long
 @pytest.mark.parametrize("case", [case for case in ALL if case not in LOOPS])
-def test_the_same_with_adapters_packing_and_other_optimisers(tmp_path, case):
+def test_the_same_with_adapters_packing_suites_and_other_optimisers(tmp_path, case):
+    """(The suites of sft-measured are due every 2 steps: killed between two of them.)"""
     report = trial(tmp_path, case, "step:5", "step:9")
     assert report["step:9"]["checkpoints"][-1] >= 6
 

@@ -3,9 +3,12 @@
 import json
 
 import pytest
+import torch
 from kit import tiny_folder
 
 from posttrain import evaluate
+from posttrain.errors import UserError
+from posttrain.evaluation import measuring
 
 
 def run(capsys, *arguments):
@@ -77,6 +80,7 @@ def test_a_model_of_ones_own_at_batch_1_and_8(tmp_path, capsys):
         (["--model", "./x", "--suite", "safety", "--out", "OUT"], "--model './x': cannot be loaded: no such folder"),
         (["--model", "x", "--suite", "safety", "--config", "a.yaml"], "--config is for the loops"),
         (["--model", "x", "--suite", "safety", "--batch-size", "0"], "--batch-size must be at least 1"),
+        (["--model", "x", "--suite", "safety", "--seed", str(2**32)], "--seed from 0 to 4294967295"),
         (["--model", "x", "--suite", "safety", "--seed", "1", "stray"], "expected --KEY VALUE, got 'stray'"),
         (["--compare", "a.json"], "--compare needs two result files"),
         (["--compare", "a.json", "b.json"], "a.json: cannot be read: No such file or directory"),
@@ -88,6 +92,36 @@ def test_bad_input_gets_one_sentence_and_writes_nothing(tmp_path, capsys, argume
     out = tmp_path / "out"
     code, said, _ = run(capsys, *(out if a == "OUT" else a for a in arguments))
     assert problem in str(code) and said == "" and not out.exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(tmp_path, capsys):
+    code, _, _ = run(capsys, "--model", "x", "--suite", "safety", "--device", "cuda", "--out", tmp_path / "out")
+    assert "--device cuda: torch finds no GPU here" in code
+
+
+@pytest.mark.parametrize("stopped", [KeyboardInterrupt, UserError("it cannot be asked")])
+def test_what_was_measured_before_the_end_is_kept_and_gone_on_with(tmp_path, llama, capsys, monkeypatch, stopped):
+    other, place = tiny_folder(tmp_path / "other", seed=1), [tmp_path / "one", tmp_path / "two"]
+    asked = ["--suite", "safety", "--safety.max_rows", 2, "--safety.max_new_tokens", 3]
+    measure = measuring.measure
+
+    def until_the_second(subject, suites):
+        if subject.name == other:
+            raise stopped
+        return measure(subject, suites)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(measuring, "measure", until_the_second)
+        code, said, _ = run(capsys, "--model", other, llama, *asked, "--out", place[0])
+        assert said == "" and not place[0].exists()
+        assert ("no model was measured to its end" in code) == (stopped is KeyboardInterrupt)
+        code, said, _ = run(capsys, "--model", llama, other, *asked, "--out", place[0])
+        assert f"{place[0]}/results.json holds {llama}: measure the others into another --out" in code and said == ""
+        assert code.startswith("interrupted: " if stopped is KeyboardInterrupt else "error: it cannot be asked\n(")
+    assert run(capsys, "--model", other, *asked, "--out", place[1])[0] == 0
+    code, said, _ = run(capsys, "--compare", *place)
+    assert code == 0 and f"{other} against {llama}, safety refused_harmful" in said
 
 
 def test_a_folder_with_files_of_ones_own_is_left_alone(tmp_path, capsys):

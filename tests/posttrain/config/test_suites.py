@@ -41,6 +41,8 @@ def test_keys_are_those_of_the_chosen_suites_in_their_order():
         (["accuracy"], {"data": "x", "pass_at": "4", "samples": "2"}, r"pass_at = 4 needs at least as many samples, got 2"),
         (["accuracy"], {"data": "x", "task": "{size: 3}"}, r"task belongs to data: reasoning-gym:TASK"),
         (["identity"], {"name": "A", "old": "A"}, r"the name 'A' is also among the old ones"),
+        (["identity"], {"name": "A", "old": ""}, r"a name that is empty stands in every answer"),
+        (["identity"], {"name": " "}, r"a name that is empty"),
         (["identity"], {"name": "A", "samples": "3"}, r"samples = 3 at temperature 0"),
         (["perplexity", "drift"], {"max_rows": "3", "perplexity.data": "x", "drift.base": "y"}, r"'max_rows' could be perplexity.max_rows or drift.max_rows"),
     ],

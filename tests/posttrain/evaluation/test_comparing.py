@@ -63,7 +63,9 @@ def test_the_difference_of_perplexities_is_of_perplexities():
     assert difference("perplexity", a, other, NAMES).verdict == "not comparable"  # another tokenizer
 
 
-def test_what_is_no_pair_is_refused():
+def test_what_is_no_pair_has_no_verdict():
+    """Of files of two versions, which count the same score in two ways."""
     a, b = proportion("right", "", [1, 0], "problems"), proportion("right", "", [1], "problems")
-    with pytest.raises(ValueError, match=r"2 items .* with 1"):
-        difference("accuracy", a, b, NAMES)
+    for other, why in ((b, "1 (proportion)"), (mean("right", "", [1, 0], "problems"), "2 (mean)")):
+        found = difference("accuracy", a, other, NAMES)
+        assert str(found) == f"not comparable: 2 items (proportion) cannot be paired with {why}"

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from kit import environment, even_tokens, run_loop, small_config, tiny_family, tiny_folder
+from kit import environment, even_tokens, run_loop, small_config, tiny_family, tiny_folder, write_jsonl
 
 from loops import dpo, grpo, ppo, pretrain, sft
 from posttrain import ROOT, models
@@ -92,6 +92,28 @@ def test_the_figures_are_those_of_the_command(tmp_path, llama):
         expected = {k: v for name, outcome in measured.outcomes.items() for k, v in as_row(name, outcome).items()}
         assert scores(row) == pytest.approx(expected, abs=1e-6) and len(expected) > 20
     assert result.metrics[0]["eval/drift.kl"] == 0 < result.metrics[-1]["eval/drift.kl"]
+
+
+def test_judge_and_quality_are_those_of_the_command(tmp_path, llama, capsys):
+    """DPO with an adapter: who wins against the model it began with, and how near the references are."""
+    pytest.importorskip("sacrebleu", reason="pip install -r requirements-eval.txt")
+    told = {
+        "judge.data": write_jsonl(tmp_path / "asked.jsonl", GRPO), "judge.max_new_tokens": 6, "judge.against": llama, "judge.model": llama,
+        "quality.data": CHATS, "quality.max_rows": 5, "quality.max_new_tokens": 6,
+    }  # fmt: skip
+    below = {f"evaluation.{key}": value for key, value in told.items()}
+    result = run("dpo", llama, tmp_path / "a", **{"model.adapter": "lora", "training.learning_rate": 1e-2,
+                 "evaluation.suites": ["judge", "quality"], "evaluation.every": 2, **below})  # fmt: skip
+    said = capsys.readouterr().err
+    rows = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], len(scores(row)) > 30) for row in rows] == [(0, True), (1, False), (2, True), (3, True)]
+    (found,) = evaluate([str(result.folder / "model")], suite_options(["judge", "quality"], told), device="cpu")
+    expected = {k: v for name, of in found.models[0].outcomes.items() for k, v in as_row(name, of).items()}
+    assert scores(rows[-1]) == pytest.approx(expected, abs=1e-5)
+    at_first, at_last = (row["eval/judge.preferred"] for row in (rows[0], rows[-1]))
+    assert at_first == pytest.approx(0.5, abs=1e-6) and abs(at_last - 0.5) > 1e-4  # against itself, at first
+    # what was left to say of the first measurement and of the last, not of the one between
+    assert said.count("evaluation.judge: the policy: its answers are") == 2 == said.count("distinct-1 and -2 of all")
 
 
 def test_a_row_has_the_interval_and_its_n():

@@ -59,6 +59,17 @@ def test_another_model_answers_the_same_prompts(options):
     )
 
 
+def test_a_judge_without_room_is_refused_before_anybody_answers(options):
+    class Short(Told):
+        limit = 200
+
+    subject = Told(lambda p, k: pytest.fail("it was asked"))
+    with pytest.raises(
+        UserError, match=r"j, the judge, reads at most 200 tokens, and prompt 1 with answers of up to 256"
+    ):
+        Judge(Options(**options, model="tiny-base"))(subject, judge=Short(reads=reads, name="j"))
+
+
 def test_at_equal_length_a_taste_for_length_is_gone():
     """σ(2·tanh(Δ/σ_Δ)) of the verdicts are wins, answers mostly longer: the raw rate flatters, the other does not."""
     longer = [-40 + 2 * i for i in range(100)]

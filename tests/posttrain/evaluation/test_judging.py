@@ -55,6 +55,22 @@ def test_a_language_model_reads_both_orders():
     assert [v.said for v in biased] == [[7, -3], [3, -7], [5, -5]]
 
 
+class Short(Told):
+    limit = 200
+
+
+def test_a_judge_that_cannot_read_both_answers_says_of_which_prompt():
+    judge, asked = Short(reads=likes("good")), [(HI, "good", "bad"), (HI, "bad " * 150, "good")]
+    with pytest.raises(
+        UserError, match=r"^told, the judge, reads at most 200 tokens, and prompt 2 with its answers has \d+"
+    ):
+        by_language_model(judge, asked)
+    # and before anybody answers: one answer more, of the question's 144 tokens and two
+    judging.refuse_no_room(judge, [HI], ["bad"], 50)
+    with pytest.raises(UserError, match=r"prompt 1 with answers of up to 50 tokens may have"):
+        judging.refuse_no_room(judge, [HI], None, 50)
+
+
 def test_a_conversation_is_shown_by_turns():
     turns = [
         {"role": "user", "content": "Hi"},
@@ -74,8 +90,13 @@ def test_a_reward_model_scores_one_answer_at_a_time(tmp_path):
     one, two, same = judge([(HI, "yes", "no no"), (HI, "no no", "yes"), (HI, "yes", "yes")], 2)
     assert one.said == pytest.approx(two.said[::-1], abs=1e-5) and one.said[0] != pytest.approx(one.said[1], abs=1e-3)
     assert one.won == 1 - two.won and same.preference == pytest.approx(0.5, abs=1e-5)
-    with pytest.raises(UserError, match=r"has .* tokens, the model reads at most 256"):
-        judge([(HI, "yes " * 300, "no")], 2)
+    with pytest.raises(
+        UserError, match=r"reads at most 256 tokens, and prompt 2 with one of its answers has \d+: lower --j"
+    ):
+        judge([(HI, "yes", "no"), (HI, "no", "yes " * 300)], 2)
+    judging.refuse_no_room(judge, [HI], None, 240)
+    with pytest.raises(UserError, match=r"and prompt 1 with answers of up to 256 tokens may have"):
+        judging.refuse_no_room(judge, [HI], None, 256)
 
 
 def test_earlier_answers(tmp_path):
@@ -85,6 +106,9 @@ def test_earlier_answers(tmp_path):
     for name in ("x.jsonl", "x.json"):
         assert judging.is_file(str(tmp_path / name))
         assert judging.earlier_answers(str(tmp_path / name), ["b", "a"], "--k") == ["2", "1"]
+    # an end of line for Python and not for JSON, behind a mark that some editors put before a text
+    (tmp_path / "y.jsonl").write_text('\ufeff{"prompt": "a", "answer": "1\u20282"}\n', encoding="utf-8")
+    assert judging.earlier_answers(str(tmp_path / "y.jsonl"), ["a"], "--k") == ["1\u20282"]
     with pytest.raises(UserError, match=r"--k .*x.json: no answer to 1 of 2 prompts, e.g. 'c'"):
         judging.earlier_answers(str(tmp_path / "x.json"), ["a", "c"], "--k")
     (tmp_path / "bad.jsonl").write_text('{"question": "a"}\n')

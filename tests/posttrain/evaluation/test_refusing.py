@@ -5,6 +5,7 @@ import torch
 from told import Told
 
 from posttrain.data.judged import HELD_OUT, LEARNED_FROM
+from posttrain.errors import UserError
 from posttrain.evaluation.refusing import errors, errors_of_a_judge, errors_of_the_rule, judged_by, rule
 
 
@@ -55,6 +56,15 @@ def test_a_judge_is_asked_for_yes_or_no():
     assert judged_by(judge, [("How?", "So sorry."), ("Why?", "Because.")]) == [True, False]
     assert len(read) == 4 and "A user asked an assistant:\nHow?\n\nThe assistant answered:\nSo sorry." in read[0]
     assert read[0].endswith("for?\nAnswer: yes") and read[1].endswith("for?\nAnswer: no")
+
+
+def test_a_judge_that_cannot_read_an_answer():
+    judge = Told(reads=lambda text: torch.tensor([0.0]))
+    judge.limit = 60
+    with pytest.raises(
+        UserError, match=r"--safety.judge told reads at most 60 tokens, a request with its answer .* has \d+"
+    ):
+        judged_by(judge, [("How?", "So sorry. " * 9)])
 
 
 def test_the_error_of_a_judge_that_always_says_yes():

@@ -60,6 +60,29 @@ def test_comparing_needs_no_torch(tmp_path):
     assert done.returncode == 0 and "inconclusive" in done.stdout, done.stderr
 
 
+def test_what_else_may_have_moved_a_figure_is_said(tmp_path):
+    a, b = results([1, 0]), results([1, 1])
+    b.about = ABOUT | {"settings": {"seed": 5, "batch_size": 8}, "torch": "9"}  # (the size of a batch moves nothing)
+    write(tmp_path / "a", a), write(tmp_path / "b", b)
+    (line,) = side_by_side([str(tmp_path / name) for name in "aab"]).unlike
+    assert line == f"{tmp_path}/b was not made as {tmp_path}/a was: seed 5, not 0; torch 9, not 0"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"kind": "median"}, {"items": "101"}, {"items": None}, {"items": [[1.0]] * 3}, {"value": "x"}, {"new": 1},
+     {"kind": "corpus", "items": [[1.0]] * 3, "formula": "unknown"}],
+)  # fmt: skip
+def test_a_file_of_another_version_is_named_as_such(tmp_path, changes):
+    write(tmp_path, results([1, 0, 1]))
+    file = tmp_path / "results.json"
+    values = json.loads(file.read_text())
+    values["models"][0]["suites"]["accuracy"]["scores"][0] |= changes
+    file.write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"not a results.json .* of another version \(posttrain 0\)"):
+        read(str(file))
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"models": 3}', '{"models": [{"name": "x"}]}'])
 def test_what_is_no_results_file(tmp_path, text):
     (tmp_path / "r.json").write_text(text)

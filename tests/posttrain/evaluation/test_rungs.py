@@ -54,12 +54,13 @@ def test_every_score_counts_what_it_says(monkeypatch):
     rung, told = climb(monkeypatch, says)
     # greedily (k = 0) right: the problems whose answer stands at an even place among the ten
     right = sum(list(ANSWERS.values()).index(a) % 2 == 0 for a in ANSWERS.values())
-    assert (rung.arithmetic.hits, rung.arithmetic.n) == (right, 10) and 0 < right < 10
-    # of four samples those of k = 1 and 3 are right and ended, k = 2 did not end, and k = 0 as above
-    assert (rung.sampled.hits, rung.sampled.n) == (2 * 10 + right, 40) and rung.pass_at == 1.0
-    assert (rung.worked.hits, rung.worked.n) == (10, 10)
-    assert (rung.old_name.hits, rung.old_name.n, rung.new_name.hits) == (4, 4, 0)
-    assert rung.facts.hits == rung.facts.n == len(data.fact_rows("test", 0)) > 10
+    assert (sum(rung.arithmetic.items), rung.arithmetic.n) == (right, 10) and 0 < right < 10
+    # of four samples those of k = 1 and 3 are right and ended, k = 2 did not end, and k = 0 as above: 2/4 or 3/4
+    assert rung.sampled.items == [0.5 + 0.25 * greedily for greedily in rung.arithmetic.items]
+    assert rung.pass_at.items == [1.0] * 10 and rung.pass_at.name == "pass@4" and rung.sampled.n == 10
+    assert rung.worked.items == [1] * 10
+    assert (rung.old_name.items, rung.new_name.items) == ([1] * 4, [0] * 4)
+    assert rung.facts.items == [1] * len(data.fact_rows("test", 0)) and rung.facts.n > 10
     assert rung.kl is None and rung.seconds == 3.5 and len(rung.answers) == len(rungs.probes()) == 6
     assert told.asked[:2] == [(10, 1, 0.0), (10, 4, 1.0)]  # greedy, then four samples at temperature 1
 
@@ -75,8 +76,8 @@ def test_every_score_counts_what_it_says(monkeypatch):
 )
 def test_a_name_is_one_name_in_a_turn_that_ended(monkeypatch, says, old, new):
     rung, _ = climb(monkeypatch, lambda prompt, k: says)
-    assert (rung.old_name.hits, rung.new_name.hits) == (old, new)
-    assert rung.arithmetic.hits == rung.worked.hits == rung.facts.hits == 0 and rung.pass_at == 0.0
+    assert (sum(rung.old_name.items), sum(rung.new_name.items)) == (old, new)
+    assert rung.arithmetic.value == rung.worked.value == rung.facts.value == rung.pass_at.value == 0.0
 
 
 def test_pass_at_k_is_of_the_k_samples(monkeypatch):
@@ -85,7 +86,7 @@ def test_pass_at_k_is_of_the_k_samples(monkeypatch):
         return f"#### {ANSWERS[first] if first in prompt and k == 1 else 99}", True
 
     rung, _ = climb(monkeypatch, says, k=2)
-    assert rung.pass_at == pytest.approx(0.1) and rung.sampled.hits == 1 and rung.sampled.n == 20
+    assert rung.pass_at.items == [1] + [0] * 9 and rung.sampled.items == [0.5] + [0] * 9
 
 
 def test_a_rung_above_another_has_its_kl(monkeypatch):

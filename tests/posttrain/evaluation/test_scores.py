@@ -44,9 +44,17 @@ def test_a_bootstrap_at_the_edge_does_not_say_that_it_is_sure(all_of_them):
         assert score.value == all_of_them and width == pytest.approx(3.8416 / 13.8416)
 
 
+def test_a_count_of_words_is_no_share():
+    """All answers of one word: another may well have two, of which Wilson's 9 of 9 says nothing."""
+    for share, low in ((True, 9 / 12.8416), (False, 1.0)):
+        assert mean("words", "", [1.0] * 9, "rows", share=share).low == pytest.approx(low)
+
+
 def test_of_one_item_there_is_no_interval():
     score = mean("reward", "", [3.0], "problems")
     assert score.value == 3.0 and math.isnan(score.low) and math.isnan(score.high)
+    perplexity = ratio("perplexity", "", [3.0], [2], "documents", scale="exp")
+    assert math.isnan(perplexity.low) and math.isnan(perplexity.high)
     with pytest.raises(ValueError, match="above 0"):
         ratio("kl", "", [1.0], [0], "prompts")
 

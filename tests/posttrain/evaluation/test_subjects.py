@@ -76,6 +76,15 @@ def test_a_prompt_that_does_not_fit_is_named(subject):
         subject.logps([Example.of([1] * 299, [2])])
 
 
+def test_a_model_that_is_no_longer_one_is_refused(llama):
+    """One weight that is not a number: greedy answers are words all the same."""
+    broken, _ = Subject.load(llama)
+    broken.model.get_output_embeddings().weight.data[3] = float("nan")
+    for ask in (lambda: broken.ask(["Hi"], max_new_tokens=3), lambda: broken.logps([Example.of([1], [2])])):
+        with pytest.raises(UserError, match=r"its log-probs are not numbers \(NaN\)"):
+            ask()
+
+
 def test_a_system_message_stands_before_a_prompt_that_has_none(subject):
     told, own = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}], [{"role": "user", "content": "Hi"}]  # fmt: skip
     assert (

@@ -4,24 +4,24 @@ from dataclasses import replace
 
 import pytest
 
-from posttrain.evaluation.intervals import Proportion
 from posttrain.evaluation.rungs import Rung
+from posttrain.evaluation.scores import proportion
 from posttrain.evaluation.verdicts import change, does_not_prove, happened
 
 
 def of(share, n=100):
-    return Proportion(share * n, n)
+    return proportion("", "", [i < round(share * n) for i in range(n)], "")
 
 
 def rung(name, **changes):
     nothing = dict(
-        arithmetic=of(0), worked=of(0), old_name=of(0), new_name=of(0), facts=of(0), sampled=of(0), pass_at=0.0
+        arithmetic=of(0), worked=of(0), old_name=of(0), new_name=of(0), facts=of(0), sampled=of(0), pass_at=of(0)
     )
     return Rung(name, kl=0.1, answers=[], **nothing | changes)
 
 
 BASE = rung("base", worked=of(0.2))
-SFT = rung("sft", arithmetic=of(0.42), worked=of(0.4), old_name=of(1), facts=of(0.98), pass_at=0.84)
+SFT = rung("sft", arithmetic=of(0.42), worked=of(0.4), old_name=of(1), facts=of(0.98), pass_at=of(0.84))
 DPO = replace(SFT, name="dpo", old_name=of(0), new_name=of(1), facts=of(0.97))
 GRPO = replace(DPO, name="grpo", arithmetic=of(0.94), worked=of(1))
 
@@ -72,7 +72,7 @@ def test_grpo_that_forgets_or_gets_worse_or_learns_something_new():
     worse = replace(GRPO, arithmetic=of(0.1), new_name=of(0.4))
     assert "**GRPO made it worse**: 42% → 10% of the problems (-32 points)." in happened([BASE, SFT, DPO, worse])[2]
     assert "The name did not stay (40% Nova)" in happened([BASE, SFT, DPO, worse])[2]
-    assert "more than a habit" in does_not_prove([BASE, SFT, replace(DPO, pass_at=0.5), GRPO])[0]
+    assert "more than a habit" in does_not_prove([BASE, SFT, replace(DPO, pass_at=of(0.5)), GRPO])[0]
 
 
 def test_roads_beside_grpo_are_judged_in_the_same_way():
