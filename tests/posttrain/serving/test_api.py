@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 
 import pytest
 import torch
@@ -282,6 +283,41 @@ def test_models_health_and_metrics(served, ask_it):
     )  # I am Robin . and the end
     assert value(after, "posttrain_prompt_tokens_total") > value(before, "posttrain_prompt_tokens_total")
     assert value(after, "posttrain_rows_running") == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", chat("Who are you?")),
+        ("/v1/completions", {"prompt": "Who are you?", "max_tokens": 1}),
+        ("/v1/generate", {"prompt": "Who are you?"}),
+    ],
+)
+def test_others_are_answered_while_a_long_text_is_read(served, monkeypatch, path, body):
+    """A megabyte is tokenized for seconds."""
+    voice, order = served[0].voices["tiny-sft"], []
+
+    def slow(real):
+        def read(*arguments, **more):
+            time.sleep(0.5)
+            order.append("read")
+            return real(*arguments, **more)
+
+        return read
+
+    monkeypatch.setattr(voice, "prompt_ids", slow(voice.prompt_ids))
+    monkeypatch.setattr(type(voice.tokenizer), "__call__", slow(type(voice.tokenizer).__call__))
+
+    async def both():
+        transport = httpx.ASGITransport(served[1])
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            asking = asyncio.create_task(client.post(path, json=body))
+            await asyncio.sleep(0.1)
+            await client.get("/health")
+            order.append("health")
+            return (await asking).status_code
+
+    assert asyncio.run(both()) == 200 and order[0] == "health"
 
 
 def test_the_description_is_of_these_routes(ask_it):
