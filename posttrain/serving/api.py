@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -25,6 +26,9 @@ from posttrain.serving.replies import Shape
 from posttrain.serving.voices import Voice, Voices
 
 
+Made = TypeVar("Made")
+
+
 @dataclass
 class Server:
     """What the routes share."""
@@ -33,6 +37,12 @@ class Server:
     voices: Voices
     max_new_tokens: int  # of an answer whose request names no limit
     counters: Counters
+    reader: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "reader"))
+
+    async def reading(self, do: Callable[[], Made]) -> Made:
+        """Where text becomes ids: in a thread of its own, since a long text takes seconds in which the others are to be
+        answered; and one text at a time, since a tokenizer is told before each whether special tokens are split."""
+        return await asyncio.get_running_loop().run_in_executor(self.reader, do)
 
     def voice(self, name: str | None) -> Voice:
         if name is None:
@@ -54,6 +64,7 @@ class Server:
         return asked or min(self.max_new_tokens, left)
 
     def chat_ids(self, voice: Voice, messages: list[dict], template_kwargs: dict | None = None) -> list[int]:
+        """Within reading()."""
         try:
             return voice.prompt_ids(messages, template_kwargs)
         except ValueError as problem:  # a UserError, too
@@ -119,7 +130,8 @@ def add_asking(app: FastAPI, server: Server) -> None:
         """An answer to a conversation, through the model's chat template. What a message spells of special tokens stays
         text."""
         voice = server.voice(asked.model)
-        ids = server.chat_ids(voice, [message.plain() for message in asked.messages], asked.chat_template_kwargs)
+        messages = [message.plain() for message in asked.messages]
+        ids = await server.reading(lambda: server.chat_ids(voice, messages, asked.chat_template_kwargs))
         longest = server.room(voice, ids, asked.longest, "messages")
         wanted = _wanted(voice, [ids], [longest], asked, asked.top_logprobs or 0)
         shape = Shape(True, voice.name, voice.tokenizer, bool(asked.logprobs), wanted.top, asked.return_token_ids)
@@ -129,7 +141,9 @@ def add_asking(app: FastAPI, server: Server) -> None:
     async def complete(asked: AskedCompletion, request: Request) -> Response:
         """What follows a text (or ids), which is taken as it is: no chat template, special tokens in it are tokens."""
         voice = server.voice(asked.model)
-        prompts = [voice.tokenizer(p)["input_ids"] if isinstance(p, str) else p for p in asked.prompts]
+        prompts = await server.reading(
+            lambda: [voice.tokenizer(p)["input_ids"] if isinstance(p, str) else p for p in asked.prompts]
+        )
         for ids in prompts:
             if not ids or max(ids) >= voice.vocabulary:
                 raise Refusal(400, f"a prompt needs ids from 0 to {voice.vocabulary - 1}, at least one", param="prompt")
@@ -144,7 +158,7 @@ def add_asking(app: FastAPI, server: Server) -> None:
     async def generate(asked: AskedSimply, request: Request) -> Response:
         """What the model answers to a user who says this."""
         voice = server.voice(asked.model)
-        ids = server.chat_ids(voice, [{"role": "user", "content": asked.prompt}])
+        ids = await server.reading(lambda: server.chat_ids(voice, [{"role": "user", "content": asked.prompt}]))
         longest = server.room(voice, ids, asked.max_new_tokens, "prompt")
         wanted = Wanted(voice, [ids], [longest], temperature=asked.temperature, seed=asked.seed)
         conversation = await heard(server, wanted, request)

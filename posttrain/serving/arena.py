@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from posttrain.errors import UserError
 from posttrain.serving import replies
 from posttrain.serving.api import Streamed
-from posttrain.serving.fields import Text
+from posttrain.serving.fields import Temperature, Text
 from posttrain.serving.matches import SIDES, Matches, Pair
 from posttrain.serving.refused import REFUSALS, Refusal
 from posttrain.serving.votes import Said
@@ -28,7 +28,7 @@ class AskedMatch(BaseModel):
     models: Annotated[list[str], Field(min_length=2, max_length=2)] | None = Field(
         None, description="two names, or one of them twice (two samples); without them, any two. Which is left is drawn"
     )
-    temperature: float = Field(1.0, ge=0, le=10, description="0 is greedy")
+    temperature: Temperature = Field(1.0, description="0 is greedy")
     max_new_tokens: int | None = Field(None, ge=1, description="default: the server's --max-new-tokens")
 
 
@@ -69,7 +69,8 @@ def add_arena(app: FastAPI, matches: Matches) -> None:
         if not asked.prompt.strip():
             raise Refusal(422, "prompt: it is empty", param="prompt")
         await opened()
-        pair = Pair(server, asked.prompt, matches.draw(asked.models), asked.temperature, asked.max_new_tokens)
+        names = matches.draw(asked.models)
+        pair = await server.reading(lambda: Pair(server, asked.prompt, names, asked.temperature, asked.max_new_tokens))
         pair.begin()  # refused, where it is, before a status is sent
         return Streamed(streamed(matches, pair), pair)
 

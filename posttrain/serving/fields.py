@@ -25,26 +25,28 @@ def _whole_letters(text: str) -> str:
     return text
 
 
+def _not_nearly_nothing(value: float) -> float:
+    if 0 < value < COLDEST:
+        raise ValueError(f"0 (greedy), or at least {COLDEST:g}")
+    return value
+
+
+Temperature = Annotated[float, Field(ge=0, le=10), AfterValidator(_not_nearly_nothing)]
+
+
 class Asked(BaseModel):
     """What all ways of asking share."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     model: str | None = Field(None, description="a name of /v1/models; without one, the first")
-    temperature: float = Field(1.0, ge=0, le=10, description="0 is greedy")
+    temperature: Temperature = Field(1.0, description="0 is greedy")
     seed: Seed | None = Field(None, description="the same seed, prompt and length give the same answer")
 
     @field_validator("temperature", mode="before")
     @classmethod
     def _whole_numbers(cls, value: Any) -> Any:
         return float(value) if value in range(11) and not isinstance(value, bool) else value
-
-    @field_validator("temperature")
-    @classmethod
-    def _not_nearly_nothing(cls, value: float) -> float:
-        if 0 < value < COLDEST:
-            raise ValueError(f"0 (greedy), or at least {COLDEST:g}")
-        return value
 
 
 class StreamOptions(BaseModel):
@@ -159,7 +161,7 @@ class AskedSimply(Asked):
 
     prompt: Text = Field(description="what a user says; it goes through the chat template")
     max_new_tokens: int | None = Field(None, ge=1, description="default: the server's --max-new-tokens")
-    temperature: float = Field(0.0, ge=0, le=10, description="0, the default, is greedy")
+    temperature: Temperature = Field(0.0, description="0, the default, is greedy")
 
 
 class Adapter(BaseModel):

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import threading
+import time
 
 import pytest
 import torch
@@ -239,6 +241,29 @@ def test_a_body_of_another_type(ask_it):
     assert reply.status_code == 400 and "Content-Type: application/json" in reply.json()["error"]["message"]
 
 
+def test_a_full_queue(served):
+    """429, and when to ask again. Who waited is answered."""
+    full = Engine(served[0].voices, max_rows=1, max_waiting=1)
+    server = Server(full, served[0].voices, 64, Counters(full))
+    app, holding = build(server), threading.Event()
+    full.between_tokens(holding.wait)  # nothing is taken from the queue meanwhile
+
+    async def go():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+            first = asyncio.create_task(client.post("/v1/generate", json={"prompt": "Who are you?"}))
+            while not full.waiting:
+                await asyncio.sleep(0.01)
+            second = await client.post("/v1/generate", json={"prompt": "Who are you?"})
+            holding.set()
+            return await first, second
+
+    first, second = asyncio.run(go())
+    full.close()
+    assert first.json()["text"] == "I am Robin."
+    assert second.status_code == 429 and 1 <= int(second.headers["retry-after"]) <= 60
+    assert second.json()["error"]["type"] == "rate_limit_error"
+
+
 def test_what_clients_send_without_meaning_it(ask_it):
     harmless = {
         "top_p": 1,
@@ -282,6 +307,41 @@ def test_models_health_and_metrics(served, ask_it):
     )  # I am Robin . and the end
     assert value(after, "posttrain_prompt_tokens_total") > value(before, "posttrain_prompt_tokens_total")
     assert value(after, "posttrain_rows_running") == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", chat("Who are you?")),
+        ("/v1/completions", {"prompt": "Who are you?", "max_tokens": 1}),
+        ("/v1/generate", {"prompt": "Who are you?"}),
+    ],
+)
+def test_others_are_answered_while_a_long_text_is_read(served, monkeypatch, path, body):
+    """A megabyte is tokenized for seconds."""
+    voice, order = served[0].voices["tiny-sft"], []
+
+    def slow(real):
+        def read(*arguments, **more):
+            time.sleep(0.5)
+            order.append("read")
+            return real(*arguments, **more)
+
+        return read
+
+    monkeypatch.setattr(voice, "prompt_ids", slow(voice.prompt_ids))
+    monkeypatch.setattr(type(voice.tokenizer), "__call__", slow(type(voice.tokenizer).__call__))
+
+    async def both():
+        transport = httpx.ASGITransport(served[1])
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            asking = asyncio.create_task(client.post(path, json=body))
+            await asyncio.sleep(0.1)
+            await client.get("/health")
+            order.append("health")
+            return (await asking).status_code
+
+    assert asyncio.run(both()) == 200 and order[0] == "health"
 
 
 def test_the_description_is_of_these_routes(ask_it):
