@@ -83,6 +83,14 @@ def test_a_file_of_another_version_is_named_as_such(tmp_path, changes):
         read(str(file))
 
 
+def test_a_record_says_what_it_is_of(tmp_path):
+    made = results([1, 0])
+    made.models[0].outcomes["accuracy"].records[1].pop("part")
+    write(tmp_path, made)
+    with pytest.raises(UserError, match=r"not a results.json"):
+        read(str(tmp_path))
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"models": 3}', '{"models": [{"name": "x"}]}'])
 def test_what_is_no_results_file(tmp_path, text):
     (tmp_path / "r.json").write_text(text)
