@@ -25,7 +25,6 @@ from posttrain.serving.refused import ERROR, REFUSALS, Refusal, of_validation
 from posttrain.serving.replies import Shape
 from posttrain.serving.voices import Voice, Voices
 
-
 Made = TypeVar("Made")
 
 
