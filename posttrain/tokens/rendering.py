@@ -16,6 +16,12 @@ from typing import Any
 
 Messages = list[dict[str, Any]]
 
+# Arguments of apply_chat_template that no template sees.
+OF_THE_LIBRARY = (
+    "conversation", "chat_template", "tools", "add_generation_prompt", "continue_final_message", "tokenize", "padding", "truncation",
+    "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs",
+)  # fmt: skip
+
 _today: datetime | None = None
 
 
@@ -47,6 +53,9 @@ def render(
     template_kwargs: dict[str, Any] | None = None,
 ) -> Rendered:
     """generate: with the generation prompt behind it, as the model is asked; else as a whole conversation."""
+    for name in template_kwargs or {}:
+        if name in OF_THE_LIBRARY:
+            raise ValueError(f"chat_template_kwargs: {name} is for the library, and does not reach the chat template")
     marked, marks = _mark(messages, _special_strings(tokenizer))
     text = _apply(tokenizer, marked, generate, tools, template_kwargs)
     if marked is messages:

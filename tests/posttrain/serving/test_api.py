@@ -141,7 +141,10 @@ def test_a_stream_is_the_answer_in_pieces(ask_it, n):
         assert own[0]["delta"] == {"role": "assistant", "content": ""}
         assert "".join(piece["delta"].get("content", "") for piece in own) == choice["message"]["content"]
         assert [i for piece in own for i in piece["token_ids"]] == choice["token_ids"]
-        assert [t for piece in own if piece["logprobs"] for t in piece["logprobs"]["content"]] == choice["logprobs"]["content"]  # fmt: skip
+        said = [t for piece in own if piece["logprobs"] for t in piece["logprobs"]["content"]]
+        wanted = choice["logprobs"]["content"]
+        assert [t["token"] for t in said] == [t["token"] for t in wanted]
+        assert [t["logprob"] for t in said] == pytest.approx([t["logprob"] for t in wanted], abs=1e-5)
         assert [piece["finish_reason"] for piece in own] == [None] * (len(own) - 1) + [choice["finish_reason"]]
     text = {"prompt": "A dog", "max_tokens": 12, "temperature": 0}
     streamed = events(ask_it("/v1/completions", text | {"stream": True}))

@@ -69,3 +69,9 @@ def test_what_the_template_writes_that_nobody_gave_it_is_said():
     assert any("today's date" in line for line in template.remarks(bytelevel_tokenizer(DATED)))
     opens = CHATML.replace("assistant\n", "assistant\n<think>\n")
     assert any("opens <think> for the model" in line for line in template.remarks(bytelevel_tokenizer(opens)))
+
+
+def test_an_argument_that_no_template_sees_is_refused():
+    """apply_chat_template would take it for itself, and answer the same without a word."""
+    with pytest.raises(ValueError, match="chat_template_kwargs: max_length is for the library"):
+        render(bytelevel_tokenizer(), ASKED, generate=True, template_kwargs={"max_length": 3})
