@@ -63,7 +63,7 @@ def test_the_whole_way_from_training_to_votes_and_back(copy):
     train, chat, serve, again = re.search(r"```sh\n(.*?)```", page, re.DOTALL)[1].splitlines()
     assert run(["bash", "-c", train], copy).returncode == 0
     said = run(["bash", "-c", f"echo 'Who are you?' | {chat}"], copy).stdout
-    assert "[tiny-sft] I am Robin." in said and "Nova" in said.split("[outputs/nova]")[1]
+    assert "[tiny-sft] I am Robin." in said and "Nova" in said.split("[outputs/tiny_nova]")[1]
 
     command = [sys.executable, *serve.split()[1:], "--port", "0"]
     with subprocess.Popen(command, cwd=copy, stdout=subprocess.PIPE, text=True) as server:

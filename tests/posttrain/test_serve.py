@@ -342,7 +342,17 @@ def test_it_stops_when_it_is_told_to(tmp_path, llama, grace, whole):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_told_to_stop_as_soon_as_it_has_said_that_it_serves(tmp_path, llama, number):
     pytest.importorskip("fastapi")
-    command = [sys.executable, "-m", "posttrain.serve", "--model", llama, "--port", "0", "--votes", str(tmp_path / "v")]
+    command = [
+        sys.executable,
+        "-m",
+        "posttrain.serve",
+        "--model",
+        llama,
+        "--port",
+        "0",
+        "--votes",
+        str(tmp_path / "v.jsonl"),
+    ]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert "serving" in process.stdout.readline()
