@@ -23,6 +23,7 @@ from typing import Any
 from unicodedata import category
 
 from posttrain.errors import UserError, clear_exit
+from posttrain.serving.fields import COLDEST, HOTTEST, SEEDS
 
 HARMLESS = "\n\t\u200c\u200d"  # the last two: joiners, of which scripts and emoji are made (Zs: spaces of other widths)
 COMMANDS = __doc__.partition("While you talk:\n")[2].partition("\n\n")[0]
@@ -46,27 +47,29 @@ def main(arguments: list[str] | None = None) -> None:
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: cuda where there is one")
     options = parser.parse_args(arguments)
     with clear_exit("\n(python -m posttrain.chat --help says more)"):
-        if options.max_new_tokens < 1 or not 0 <= options.seed < 2**40:
+        if options.max_new_tokens < 1 or not 0 <= options.seed < SEEDS:
             raise UserError("--max-new-tokens must be at least 1, --seed at least 0 and below 2**40")
         temperature = _temperature(options.temperature)
         if options.compare == options.model:
             raise UserError("--compare: the same model as --model")
+        from posttrain.serving.engine import Engine
         from posttrain.serving.voices import load_all
 
         names = [options.model] + ([options.compare] if options.compare else [])
         voices, lines = load_all(names, [], device=options.device, dtype=options.dtype, max_length=None)
         for line in lines:
             print(line, file=sys.stderr)
-        chat = Chat(list(voices.values()), options.system, temperature, options.max_new_tokens, options.seed)
-        listen(chat)
+        engine = Engine(voices)
+        listen(Chat(engine, options.system, temperature, options.max_new_tokens, options.seed))
+        engine.close()
 
 
 class Chat:
     """One conversation with each of the models."""
 
-    def __init__(self, voices: list[Any], system: str | None, temperature: float, max_new_tokens: int, seed: int):
-        self.voices, self.temperature, self.max_new_tokens, self.seed = voices, temperature, max_new_tokens, seed
-        self.system = system
+    def __init__(self, engine: Any, system: str | None, temperature: float, max_new_tokens: int, seed: int):
+        self.engine, self.voices, self.system = engine, list(engine.voices.values()), system
+        self.temperature, self.max_new_tokens, self.seed = temperature, max_new_tokens, seed
         self.reset()
 
     def reset(self) -> None:
@@ -83,10 +86,10 @@ class Chat:
         turns = [Turn.to(voice, messages, **how) for voice, messages in zip(self.voices, asked, strict=True)]
         self.cut = [False] * len(turns)
         try:
-            yield from spoken(turns)
+            yield from spoken(self.engine, turns)
         finally:
-            self.cut = [turn.end != "stop" for turn in turns]
-            answers = [{"role": "assistant", "content": turn.written.text.strip()} for turn in turns]
+            self.cut = [turn.answer.end != "stop" for turn in turns]
+            answers = [{"role": "assistant", "content": turn.answer.text.strip()} for turn in turns]
             self.messages = [[*messages, answer] for messages, answer in zip(asked, answers, strict=True)]
             self.turn += 1
 
@@ -100,16 +103,13 @@ class Chat:
         if name == "system":
             self.system = rest or None
             self.reset()
-            return (
-                f"from the beginning, {'with no system message' if self.system is None else 'with this system message'}"
-            )
+            return f"from the beginning, with {'no' if self.system is None else 'this'} system message"
         if name == "temperature" and rest:
             try:
-                self.temperature = _temperature(float(rest))
-            except ValueError as problem:
-                raise UserError(
-                    str(problem) if isinstance(problem, UserError) else f"/temperature {rest}: not a number"
-                ) from None
+                value = float(rest)
+            except ValueError:
+                raise UserError(f"/temperature {rest}: not a number") from None
+            self.temperature = _temperature(value)
             return "greedy" if self.temperature == 0 else f"sampled at temperature {self.temperature:g}"
         if name == "help":
             return COMMANDS
@@ -202,10 +202,10 @@ def printable(text: str) -> str:
 
 
 def _temperature(value: float) -> float:
-    if not 0 <= value <= 10:
-        raise UserError(f"a temperature is from 0 (greedy) to 10, got {value:g}")
-    if 0 < value < 1e-6:  # the logits would be infinite
-        raise UserError(f"a temperature above 0 is at least 1e-06, got {value:g}")
+    if not 0 <= value <= HOTTEST:
+        raise UserError(f"a temperature is from 0 (greedy) to {HOTTEST:g}, got {value:g}")
+    if 0 < value < COLDEST:
+        raise UserError(f"a temperature above 0 is at least {COLDEST:g}, got {value:g}")
     return value
 
 

@@ -19,9 +19,9 @@ import os
 import sys
 
 from posttrain.errors import UserError, clear_exit
+from posttrain.serving.guard import LOOPBACK
 
 KEY = "POSTTRAIN_API_KEY"
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def main(arguments: list[str] | None = None) -> None:

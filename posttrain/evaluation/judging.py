@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from posttrain import models
 from posttrain.errors import UserError
 from posttrain.evaluation import results
 from posttrain.evaluation.subjects import Messages, Subject
@@ -126,7 +127,7 @@ class RewardModel:
     @property
     def limit(self) -> int | None:
         """Tokens that it reads at most; None: its config names no limit."""
-        return getattr(self.scorer.model.config.get_text_config(), "max_position_embeddings", None)
+        return models.reads_at_most(self.scorer.model)
 
     def __call__(self, asked: Sequence[tuple[Messages, str, str]], batch_size: int) -> list[Verdict]:
         examples = []

@@ -80,9 +80,7 @@ def evaluate(
     time, besides the bases and judges."""
     if len(set(names)) < len(names):
         raise UserError("--model names a model twice: give each once")
-    on = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    if on == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch finds no GPU here")
+    on = models.device_of(device)
     suites = prepare(options)
     for name in names:
         models.loading.find(name, "--model")

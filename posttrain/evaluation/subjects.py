@@ -142,8 +142,7 @@ class Subject:
     @property
     def limit(self) -> int | None:
         """Tokens that the model reads at most; None: its config names no limit."""
-        config = self.model.config.get_text_config()
-        return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+        return models.reads_at_most(self.model)
 
     def logps(self, examples: Sequence[Example]) -> list[Tensor]:
         """Of each row the log-probs of what its completion_mask marks (the first token is predicted by nothing), in

@@ -252,10 +252,23 @@ def tokenizer_beside(adapter: str, tokenizer: Any) -> tuple[Any, list[str]]:
     return own, lines
 
 
+def reads_at_most(model: nn.Module) -> int | None:
+    """Tokens of a row; None: its config names no limit."""
+    config = model.config.get_text_config()
+    return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+
+
+def device_of(asked: str) -> str:
+    """--device auto, cpu or cuda -> cpu or cuda."""
+    there = torch.cuda.is_available()
+    if asked == "cuda" and not there:
+        raise UserError("--device cuda: torch finds no GPU here")
+    return ("cuda" if there else "cpu") if asked == "auto" else asked
+
+
 def max_length(model: nn.Module, asked: int | None) -> int:
     """data.max_length, default min(1024, what the model can read)."""
-    config = model.config.get_text_config()
-    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    limit = reads_at_most(model)
     if asked is not None and limit is not None and asked > limit:
         raise UserError(f"data.max_length = {asked}, but the model reads at most {limit} tokens")
     return asked or min(1024, limit or 1024)

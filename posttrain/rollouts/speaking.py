@@ -30,12 +30,10 @@ class Speaker:
     """A loaded model and how it is asked."""
 
     def __init__(self, name: str, *, key: str, max_new_tokens: int = 256, temperature: float = 0.0, seed: int = 0):
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model, self.tokenizer, lines = models.load(name, device=device, key=key)
+        self.model, self.tokenizer, lines = models.load(name, device=models.device_of("auto"), key=key)
         for line in lines:
             print(line, file=sys.stderr)
-        config = self.model.config.get_text_config()
-        self.limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+        self.limit = models.reads_at_most(self.model)
         self.max_new_tokens, self.temperature, self.seed = max_new_tokens, temperature, seed
 
     def __call__(

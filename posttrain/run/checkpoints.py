@@ -45,7 +45,8 @@ class Checkpoints:
         self._info = checkpoint_files.read(self.resumed_from / "run.json")
         lines = fingerprints.compare(self._info["config"], self.config.model_dump(mode="json"), self.resumed_from)
         compute = str(self.run.compute).removeprefix("torch.")
-        if (before := self._info["compute"]) != compute:
+        before = self._info.get("compute", self._info["config"]["model"]["dtype"])  # (an older one has the key alone)
+        if before not in ("auto", compute):
             raise UserError(
                 f"{self.resumed_from} was computed in {before}, not in {compute}: give --model.dtype {before}"
             )

@@ -1,4 +1,4 @@
-"""The HTTP API: OpenAI's chat and completions, one simple way of asking, adapters, health, metrics."""
+"""The HTTP API: OpenAI's chat and completions, one simple way of asking, health, metrics."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
@@ -15,12 +14,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from posttrain.errors import UserError
 from posttrain.serving import replies
 from posttrain.serving.conversation import Conversation, Wanted
 from posttrain.serving.counters import Counters
-from posttrain.serving.engine import Closed, Engine, Token
-from posttrain.serving.fields import Adapter, AskedChat, AskedCompletion, AskedSimply, OpenAI
+from posttrain.serving.engine import Engine, Token
+from posttrain.serving.fields import AskedChat, AskedCompletion, AskedSimply, OpenAI
 from posttrain.serving.refused import ERROR, REFUSALS, Refusal, of_validation
 from posttrain.serving.replies import Shape
 from posttrain.serving.voices import Voice, Voices
@@ -70,8 +68,8 @@ class Server:
             raise Refusal(400, str(problem), param="messages") from None
 
 
-def build(server: Server, *, allow_adapters: bool = False, also: Iterable[Callable[[FastAPI], None]] = ()) -> FastAPI:
-    """allow_adapters: clients may load and unload adapters. also: what adds more routes (the page's)."""
+def build(server: Server, *, also: Iterable[Callable[[FastAPI], None]] = ()) -> FastAPI:
+    """also: what adds more routes (the page's, those that load adapters)."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -85,8 +83,6 @@ def build(server: Server, *, allow_adapters: bool = False, also: Iterable[Callab
     add_refusals(app, server)
     add_asking(app, server)
     add_around(app, server)
-    if allow_adapters:
-        add_adapters(app, server)
     for add in also:
         add(app)
     described = app.openapi()  # made once, with the shape of a refusal in it
@@ -269,36 +265,3 @@ def add_around(app: FastAPI, server: Server) -> None:
     async def metrics() -> Response:
         """Prometheus' text format."""
         return Response(server.counters.text(), media_type=server.counters.media_type)
-
-
-def add_adapters(app: FastAPI, server: Server) -> None:
-    async def between(do: Callable[[], Any]) -> Any:
-        try:
-            return await asyncio.wrap_future(server.engine.between_tokens(do))
-        except UserError as problem:
-            raise Refusal(400, str(problem)) from None
-        except Closed:
-            raise Refusal(503, "the server is closing", retry=5) from None
-
-    @app.post("/v1/load_lora_adapter", responses=REFUSALS, tags=["adapters"])
-    async def load(asked: Adapter) -> dict[str, Any]:
-        """A LoRA adapter on the first model, from then on a model of its own name. A name stands for the same weights
-        as long as it is there: another version needs another name."""
-        if asked.lora_path is None:
-            raise Refusal(422, "lora_path: Field required", param="lora_path")
-        path, name = str(Path(asked.lora_path).expanduser()), asked.lora_name
-        if name in server.voices:
-            raise Refusal(
-                400, f"{name} is there already: give the new one another name, or unload it", param="lora_name"
-            )
-        lines = await between(lambda: server.voices.load_adapter(name, path, key="lora_path"))
-        return {"loaded": name, "remarks": lines}
-
-    @app.post("/v1/unload_lora_adapter", responses=REFUSALS, tags=["adapters"])
-    async def unload(asked: Adapter) -> dict[str, Any]:
-        """Answers that it is writing are broken off."""
-        voice = server.voice(asked.lora_name)
-        if voice.adapter is None:
-            raise Refusal(400, f"{voice.name} is a model, not an adapter", param="lora_name")
-        await between(lambda: server.voices.unload_adapter(asked.lora_name))
-        return {"unloaded": asked.lora_name}

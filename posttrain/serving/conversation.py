@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from posttrain.serving.engine import Closed, Engine, Full, Request, Token
+from posttrain.serving.fields import SEEDS
 from posttrain.serving.growing import Written
 from posttrain.serving.refused import Refusal
 from posttrain.serving.replies import Answer
@@ -44,9 +45,7 @@ class Conversation:
     def begin(self) -> None:
         """Refusal: the engine does not take it."""
         wanted, loop = self.wanted, asyncio.get_running_loop()
-        seed = (
-            secrets.randbelow(2**40) if wanted.seed is None else wanted.seed
-        )  # several prompts: each as it would alone
+        seed = secrets.randbelow(SEEDS) if wanted.seed is None else wanted.seed  # of each prompt, as if it were alone
         for number, (ids, longest) in enumerate(zip(wanted.prompts, wanted.max_new_tokens, strict=True)):
 
             def tell(token: Token, first: int = number * wanted.n) -> None:

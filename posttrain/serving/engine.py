@@ -64,7 +64,6 @@ class Request:
     seed: int = 0
     top: int = 0  # tell this many of the likeliest tokens as well
     gone: set[int] = field(default_factory=set)  # answers nobody wants any more
-    came: float = field(default_factory=time.monotonic)
 
 
 @dataclass(eq=False)
@@ -95,12 +94,8 @@ class Engine:
     def __init__(self, voices: Voices, *, max_rows: int = 32, max_waiting: int = 256, prefill_tokens: int = 4096):
         """max_rows: that are answered at once; max_waiting: answers that may wait for their turn; prefill_tokens: of
         prompts (padded) that are read between two tokens of the others; a longer prompt is read alone."""
-        self.voices, self.max_rows, self.max_waiting, self.prefill_tokens = (
-            voices,
-            max_rows,
-            max_waiting,
-            prefill_tokens,
-        )
+        self.voices, self.max_rows = voices, max_rows
+        self.max_waiting, self.prefill_tokens = max_waiting, prefill_tokens
         self.rows: dict[str, list[Row]] = {}
         self.waiting: collections.deque[Request] = collections.deque()
         self.between: collections.deque[tuple[Callable[[], Any], Future]] = collections.deque()

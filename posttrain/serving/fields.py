@@ -8,9 +8,11 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 MOST_ANSWERS = 32
+HOTTEST = 10.0
 COLDEST = 1e-6  # above 0; logits that are divided by less are infinite, or the temperature itself is 0 in float32
+SEEDS = 2**40  # from 0 up to here
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=200)]
-Seed = Annotated[int, Field(ge=0, lt=2**40)]
+Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 Id = Annotated[int, Field(ge=0, lt=2**31)]
 Ids = Annotated[list[Id], Field(min_length=1)]
 Text = Annotated[str, StringConstraints(min_length=1)]
@@ -31,7 +33,7 @@ def _not_nearly_nothing(value: float) -> float:
     return value
 
 
-Temperature = Annotated[float, Field(ge=0, le=10), AfterValidator(_not_nearly_nothing)]
+Temperature = Annotated[float, Field(ge=0, le=HOTTEST), AfterValidator(_not_nearly_nothing)]
 
 
 class Asked(BaseModel):

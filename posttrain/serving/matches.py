@@ -19,6 +19,7 @@ from posttrain.errors import UserError, disk_reason
 from posttrain.rollouts import calling, rewards
 from posttrain.serving.api import Server
 from posttrain.serving.conversation import Conversation, Wanted
+from posttrain.serving.fields import SEEDS
 from posttrain.serving.refused import Refusal
 from posttrain.serving.votes import Said, Side, Vote, Votes
 
@@ -57,7 +58,7 @@ class Pair:
             Conversation(
                 server.engine,
                 Wanted(
-                    voice, [ids], [self.max_new_tokens], temperature=temperature, seed=secrets.randbelow(2**40)
+                    voice, [ids], [self.max_new_tokens], temperature=temperature, seed=secrets.randbelow(SEEDS)
                 ),
             )
             for voice, ids in zip(voices, prompts, strict=True)

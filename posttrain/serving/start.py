@@ -12,6 +12,7 @@ import sys
 import uvicorn
 
 from posttrain.errors import UserError
+from posttrain.serving.adapters import add_adapters
 from posttrain.serving.api import Server, build
 from posttrain.serving.arena import add_arena
 from posttrain.serving.counters import Counters
@@ -36,8 +37,10 @@ def serve(options: argparse.Namespace, key: str | None) -> None:
         engine = Engine(voices, max_rows=options.max_rows, max_waiting=options.max_waiting)
         server = Server(engine, voices, options.max_new_tokens, Counters(engine))
         matches = Matches(server, votes, reward)
-        page = [lambda app: add_arena(app, matches), add_page]
-        app = build(server, allow_adapters=options.allow_adapters, also=page)
+        also = [lambda app: add_arena(app, matches), add_page]
+        if options.allow_adapters:
+            also.append(lambda app: add_adapters(app, server))
+        app = build(server, also=also)
         if key is not None:
             say_that_a_key_is_needed(app)
         guarded = Guard(app, key=key, max_body=options.max_body, refused=server.counters.refused)

@@ -1,16 +1,16 @@
-"""One answer, or the answers of several models at the same time, token by token in this thread: for posttrain.chat."""
+"""One answer, or those of several models at the same time, as the engine writes them: for posttrain.chat."""
 
 from __future__ import annotations
 
+import queue
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
-
 from posttrain.errors import UserError
-from posttrain.rollouts.sampling import draw_uniforms
+from posttrain.serving.engine import Engine, Request, Token
 from posttrain.serving.growing import Written
+from posttrain.serving.replies import Answer
 from posttrain.serving.voices import Voice
 
 Messages = list[dict[str, Any]]
@@ -18,22 +18,17 @@ Messages = list[dict[str, Any]]
 
 @dataclass
 class Turn:
-    """What one model is about to answer."""
+    """What one model is about to answer, and how far it has come."""
 
     voice: Voice
     ids: list[int]  # of the prompt
     max_new_tokens: int
     temperature: float
     seed: int
-    said: list[int] = field(default_factory=list)
-    end: str | None = None  # stop, length
-    written: Written = field(init=False)
-    uniforms: Tensor | None = None
+    answer: Answer = field(init=False)
 
     def __post_init__(self) -> None:
-        self.written = Written(self.voice.tokenizer)
-        if self.temperature > 0:  # what the server draws for this seed, too
-            self.uniforms = draw_uniforms(1, self.max_new_tokens, seed=self.seed, step=0)[0]
+        self.answer = Answer(Written(self.voice.tokenizer))
 
     @classmethod
     def to(cls, voice: Voice, messages: Messages, *, max_new_tokens: int, temperature: float, seed: int) -> Turn:
@@ -48,33 +43,25 @@ class Turn:
             )
         return cls(voice, ids, min(left, max_new_tokens), temperature, seed)
 
-    def step(self) -> str:
-        """One token -> the text that is new."""
-        running = self.voice.running
-        self.voice.switch_on()
-        if not self.said:
-            running.join(running.read([self.ids], [1]))
-        uniform = 0.0 if self.uniforms is None else float(self.uniforms[len(self.said)])
-        token = running.sample([self.temperature], [uniform], [0]).tokens[0]
-        self.said.append(token)
-        piece = self.written.add(token)
-        if token in self.voice.stop_ids:
-            self.end = "stop"
-        elif len(self.said) == self.max_new_tokens:
-            self.end = "length"
-        if self.end is not None:
-            piece += self.written.end()
-        running.go_on([] if self.end else [0], [] if self.end else [token])
-        return piece
 
-
-def spoken(turns: list[Turn]) -> Iterator[tuple[int, str]]:
-    """(which of them, the text that is new), in turn, until all have ended. Closed before: the rest is not said."""
+def spoken(engine: Engine, turns: list[Turn]) -> Iterator[tuple[int, str]]:
+    """(which of them, the text that is new), as it comes, until all have ended. Closed before: the rest is not said."""
+    heard: queue.SimpleQueue[tuple[int, Token]] = queue.SimpleQueue()
+    requests = [
+        Request(
+            turn.voice.name, turn.ids, turn.max_new_tokens, lambda token, i=i: heard.put((i, token)), temperature=turn.temperature,
+            seed=turn.seed,
+        )
+        for i, turn in enumerate(turns)
+    ]  # fmt: skip
+    engine.submit(*requests)
     try:
-        while any(turn.end is None for turn in turns):
-            for i, turn in enumerate(turns):
-                if turn.end is None:
-                    yield i, turn.step()
+        while any(turn.answer.end is None for turn in turns):
+            i, token = heard.get()
+            piece = turns[i].answer.take(token)
+            if turns[i].answer.end == "error":
+                raise UserError(f"{turns[i].voice.name} could not go on: what stands above says why")
+            yield i, piece
     finally:
-        for turn in turns:
-            turn.voice.running.go_on([], [])
+        for request in requests:
+            engine.cancel(request)

@@ -77,8 +77,7 @@ class Voices(dict[str, Voice]):
         """A model (an adapter's folder: merged, as everywhere); returns lines to print."""
         self._refuse_taken(name, key)
         model, tokenizer, lines = models.load(path, dtype=self.dtype, device=self.device, key=key)
-        config = model.config.get_text_config()
-        own = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+        own = models.reads_at_most(model)
         if self.max_length is not None and own is not None and self.max_length > own:
             raise UserError(f"--max-length {self.max_length}: {name} reads at most {own} tokens")
         limit = self.max_length or min(4096, own or 4096)
@@ -167,7 +166,7 @@ def load_all(
     model: list[str], adapter: list[str], *, device: str, dtype: str, max_length: int | None
 ) -> tuple[Voices, list[str]]:
     """--model and --adapter, --device and --dtype as they are typed -> the voices, and lines to print."""
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    device = models.device_of(device)
     if dtype == "auto":
         dtype = "bfloat16" if device == "cuda" else "float32"
     voices, lines = Voices(device=device, dtype=getattr(torch, dtype), max_length=max_length), []

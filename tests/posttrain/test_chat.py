@@ -3,9 +3,11 @@
 import contextlib
 import io
 import os
+import select
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from kit import tiny_folder
@@ -76,14 +78,16 @@ def test_what_is_typed_wrong_ends_nothing(llama, monkeypatch, capsys):
 
 def test_another_draw_for_each_turn_and_the_same_for_a_seed(llama):
     def conversation(seed):
+        from posttrain.serving.engine import Engine
         from posttrain.serving.voices import load_all
 
         voices, _ = load_all([llama], [], device="cpu", dtype="auto", max_length=None)
-        one = chat.Chat(list(voices.values()), None, 1.0, 8, seed)
+        one = chat.Chat(Engine(voices), None, 1.0, 8, seed)
         answers = []
         for _ in range(2):
             answers.append("".join(piece for _, piece in one.ask("Hello.")))
             one.messages = [[]]
+        one.engine.close()
         return answers
 
     assert conversation(0) == conversation(0) != conversation(1)
@@ -129,7 +133,7 @@ def test_a_template_without_a_system_message(tmp_path, monkeypatch, capsys):
 
 
 def test_an_unknown_command_is_an_error_of_the_user():
-    one = chat.Chat([], None, 0.0, 8, 0)
+    one = chat.Chat(SimpleNamespace(voices={}), None, 0.0, 8, 0)
     with pytest.raises(UserError, match="not known"):
         one.command("/what")
 
@@ -146,24 +150,33 @@ def test_on_a_terminal(tmp_path):
     os.close(child)
     heard = b""
 
-    def until(text, seconds=90):
+    def read(seconds):
+        """False: nothing came, or the terminal is closed."""
         nonlocal heard
-        end = time.monotonic() + seconds
-        while text not in heard:
-            assert time.monotonic() < end, heard.decode(errors="replace")
-            heard += os.read(parent, 4096)
+        with contextlib.suppress(OSError):
+            if select.select([parent], [], [], max(0.0, seconds))[0]:
+                heard += (more := os.read(parent, 4096))
+                return bool(more)
+        return False
 
-    until(b"> ")
-    os.write(parent, b"Who are you?\n")
-    until(b"Nova")
-    until(b"Robin")
-    assert "┃" in heard.decode(errors="replace") or "│" in heard.decode(errors="replace")
-    heard = b""
-    os.write(parent, b"/help\n")
-    until(b"/temperature")
-    os.write(parent, b"\x04")
-    with contextlib.suppress(OSError):  # what it still says is to be read, or it waits for that; then the end
-        while os.read(parent, 4096):
+    def until(*texts, since=0):
+        """-> how much has been heard by the time all of these have been."""
+        end = time.monotonic() + 90
+        while not all(text in heard[since:] for text in texts):
+            assert read(end - time.monotonic()), heard.decode(errors="replace")
+        return max(heard.index(text, since) + len(text) for text in texts)
+
+    try:
+        asked = until(b"> ")
+        os.write(parent, b"Who are you?\n")
+        until(b"Nova", b"Robin", "│".encode(), since=asked)
+        os.write(parent, b"/help\n")
+        helped = until(b"ends the chat", since=asked)
+        until(b"> ", since=helped)  # before it asks, a terminal takes Ctrl-D for itself
+        os.write(parent, b"\x04")
+        while read(90):  # what it still says is to be read, or it waits for that
             pass
-    assert process.wait(90) == 0
-    os.close(parent)
+        assert process.wait(90) == 0
+    finally:
+        process.kill()
+        os.close(parent)

@@ -158,6 +158,22 @@ def test_another_compute_type_is_refused(tmp_path, llama):
     run(llama, tmp_path, resume=True, model__dtype="float32")  # what auto had come to
 
 
+def test_a_checkpoint_of_an_older_version_says_no_type(tmp_path, llama):
+    """Then the key speaks, where it says one; auto goes on as it did."""
+    interrupted(llama, tmp_path)
+    file = tmp_path / "run/checkpoints/step_4/run.json"
+    info = json.loads(file.read_text())
+    del info["compute"]
+    for dtype in ("bfloat16", "auto"):
+        info["config"]["model"]["dtype"] = dtype
+        file.write_text(json.dumps(info))
+        if dtype == "bfloat16":
+            with pytest.raises(UserError, match=r"was computed in bfloat16, not in float32"):
+                run(llama, tmp_path, resume=True)
+        else:
+            assert len(run(llama, tmp_path, resume=True).metrics) == 6
+
+
 def test_a_run_with_a_constant_rate_may_be_made_longer(tmp_path, llama):
     constant = {"training.schedule": "constant"}
     run(llama, tmp_path, **constant)

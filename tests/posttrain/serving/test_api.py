@@ -17,6 +17,7 @@ httpx = pytest.importorskip("httpx")
 for package in ("fastapi", "prometheus_client"):
     pytest.importorskip(package, reason="pip install -r requirements-serve.txt")
 
+from posttrain.serving.adapters import add_adapters  # noqa: E402
 from posttrain.serving.api import Server, build  # noqa: E402
 from posttrain.serving.counters import Counters  # noqa: E402
 from posttrain.serving.guard import Guard  # noqa: E402
@@ -35,7 +36,8 @@ def served():
     voices, _ = load_all(["tiny-sft", "tiny-dpo"], [], device="cpu", dtype="float32", max_length=200)
     engine = Engine(voices, max_rows=8)
     server = Server(engine, voices, 64, Counters(engine))
-    app = Guard(build(server, allow_adapters=True), key=None, max_body=20_000, refused=server.counters.refused)
+    routes = build(server, also=[lambda app: add_adapters(app, server)])
+    app = Guard(routes, key=None, max_body=20_000, refused=server.counters.refused)
     yield server, app
     engine.close()
 

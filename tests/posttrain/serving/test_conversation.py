@@ -101,5 +101,6 @@ def test_broken_off(end, status):
 
 def test_nobody_listens_any_more():
     """The loop is closed while the engine still tells: that is nobody's error."""
-    engine = run(Wanted(Voice, [[1]], [9]), [said("a")])[1]
+    pieces, engine, conversation = run(Wanted(Voice, [[1]], [9]), [said("a")])
     engine.requests[0].tell(Token(0, 5, -1.0, [], None))
+    assert pieces == {0: "a"} and conversation.heard.empty() and conversation.answers[0].ids == ids("a")

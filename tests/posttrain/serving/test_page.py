@@ -218,15 +218,17 @@ def test_a_question_that_is_refused_shows_no_answers(at):
 
 @in_a_browser
 def test_the_key_is_asked_for(at):
-    page, _, _ = at(LINES, key="secret", allowed=["401"])
+    page, engine, matches = at(LINES, key="secret", allowed=["401"])
     page.until("document.activeElement.id === 'key'")
     page.press("wrong", "Enter")
     page.until("document.getElementById('door-said').textContent === 'not this one'")
+    assert not page.js(f"return {CAN_ASK}") and engine.asked == []
     page.js("document.getElementById('key').value = ''")
     page.press("secret", "Enter")
     page.until(CAN_ASK)
     page.press("Who?", "Control+Enter")
     page.until(ENDED)
+    assert len(engine.asked) == 2 and len(matches.waiting) == 1
 
 
 @in_a_browser
