@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--grace", type=float, default=10.0, metavar="SECONDS", help="that running answers have to end when it stops (default 10)")  # fmt: skip
     add("--votes", default="outputs/votes.jsonl", metavar="FILE", help="where the page's votes go (default outputs/votes.jsonl); what is there stays")  # fmt: skip
     add("--reward", metavar="NAME", help="a reward function, as grpo.reward: the page shows what it gives to both answers, after the vote")  # fmt: skip
-    add("--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="auto: bfloat16 on a GPU, float32 on a CPU, where a greedy answer is then exactly that of posttrain.chat and posttrain.evaluate")  # fmt: skip
+    add("--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="auto: bfloat16 on a GPU, float32 on a CPU, where a greedy answer is that of posttrain.chat and posttrain.evaluate")  # fmt: skip
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: cuda where there is one")
     options = parser.parse_args(arguments)
     with clear_exit("\n(python -m posttrain.serve --help says more)"):
