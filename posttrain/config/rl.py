@@ -6,16 +6,20 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from posttrain.config.keys import Config, GrpoPreflight, ModelWithReference, PpoPreflight, Training
+from posttrain.config.keys import Config, GrpoPreflight, ModelWithReference, PpoPreflight, SharingTraining, Training
 from posttrain.config.section import Section
 
 
-class GrpoTraining(Training):
+class RlTraining(Training):
     batch_size: int | None = Field(  # type: ignore[assignment]
         None,
         ge=1,
         description="completions per optimiser step; follows from the method's own keys (prompts_per_step, minibatches …), refused if it says otherwise",
     )
+
+
+class GrpoTraining(RlTraining, SharingTraining):
+    """PPO has one answer to a prompt, and nothing to share."""
 
 
 class Rewarded(Section):
@@ -206,7 +210,7 @@ class Ppo(Rewarded):
 
 class PpoConfig(Config):
     model: ModelWithReference
-    training: GrpoTraining = Field(default_factory=GrpoTraining)
+    training: RlTraining = Field(default_factory=RlTraining)
     ppo: Ppo = Field(default_factory=Ppo)
     preflight: PpoPreflight = Field(default_factory=PpoPreflight)
 
