@@ -108,8 +108,9 @@ class _Head(torch.autograd.Function):
         states, weight, bias, targets, kept = ctx.saved_tensors
         if grad_entropy is not None:
             kept = None  # the entropy has a gradient of its own at u: from the logits
+        elif grad_logps is None:
+            return (None,) * 7
         elif ctx.keeps_jw:
-            assert grad_logps is not None
             return (kept * grad_logps[:, None].to(kept.dtype), *(None,) * 6)
         grad_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
         grad_weight = at_least_float32(torch.zeros_like(weight)) if ctx.needs_input_grad[1] else None

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from posttrain.tokens.batch import Batch, Example, collate
-from posttrain.tokens.shared import Shared, share
+from posttrain.tokens.shared import Shared, Sharing
 
 OURS = "shared_prompts_"  # before the name of the attention that it stands on
 KINDS = ("sdpa", "eager")  # those that take a mask of any shape
@@ -177,12 +176,10 @@ def refusal(causal_lm: nn.Module) -> str | None:
 def says_the_same(causal_lm: nn.Module) -> bool:
     """Of two prompts and three answers, all of different lengths, with the prompts once and apart."""
     rows = ([3, 4, 5, 6], [7, 8]), ([3, 4, 5, 6], [8, 3, 4]), ([9, 10], [4, 5, 6, 7])
-    examples = [Example.of(*row) for row in rows]
-    weight = causal_lm.get_input_embeddings().weight
-    apart = collate(examples, 0).to(weight.device)
-    shared = share(examples)
-    assert shared is not None
-    once = replace(apart, shared=shared.to(weight.device))
+    weight, always = causal_lm.get_input_embeddings().weight, Sharing(True)
+    always.on = True
+    once = collate([Example.of(*row) for row in rows], 0, always).to(weight.device)
+    apart = once.apart()
     training, tolerance = causal_lm.training, 1e-3 if weight.dtype == torch.float32 else 0.02
     causal_lm.eval()
     try:

@@ -36,8 +36,6 @@ from posttrain.run.tracking import Trackers
 from posttrain.tokens import rendering
 from posttrain.tokens.shared import Sharing
 
-SMALL = 1_000_000  # parameters: below, the work is in the calls
-
 
 @dataclass(frozen=True)
 class Result:
@@ -106,13 +104,11 @@ class Run:
     def share_prompts(self, policy: nn.Module) -> None:
         """training.share_prompts: from now on a prompt of several rows is read once, where this model then computes the
         same. Before the reference is made."""
-        wish = self.sharing.wish
-        # under a million parameters, calling a layer takes longer than what it computes
-        if wish is False or (wish == "auto" and sum(p.numel() for p in policy.parameters()) < SMALL):
+        if self.sharing.wish is False:
             return
         with sharded.gathered(policy):
             problem = policy.share_prompts()
-        if problem is not None and wish is True:
+        if problem is not None and self.sharing.wish is True:
             raise UserError(f"training.share_prompts: {problem}: set it to false, or auto")
         if problem is not None:
             self.say(f"prompts are read with every row: {problem}")
@@ -148,7 +144,7 @@ class Run:
         if self.accelerator.is_main_process:
             folder.clear(self.config, self.checkpoints.resumed_from, self.has_start)  # and locked, until finish
         self.accelerator.wait_for_everyone()
-        small = sum(p.numel() for p in policy.parameters()) < SMALL
+        small = sum(p.numel() for p in policy.parameters()) < 1_000_000
         if self.device.type == "cpu" and (threads := self.training.cpu_threads or (1 if small else None)):
             torch.set_num_threads(threads)
         optimizer = make_optimizer(policy, self.training, self.device, learning_rates)

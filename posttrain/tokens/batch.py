@@ -8,13 +8,12 @@ positions are prompt, completion or padding comes from lengths alone, never from
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from posttrain.tokens.shared import Shared, Sharing
+from posttrain.tokens.shared import Shared, Sharing
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,11 @@ class Example:
     def muted(self) -> Example:
         """The same row with nothing to learn: fills the micro-batch of a process that has run out of rows."""
         return Example(self.input_ids, [False] * len(self))
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens before the first that is to be learned."""
+        return self.completion_mask.index(True) if True in self.completion_mask else len(self)
 
     @property
     def num_active(self) -> int:
@@ -115,7 +119,10 @@ def collate(examples: list[Example], pad_id: int, sharing: Sharing | None = None
     completion_mask = torch.tensor([e.completion_mask + [False] * (width - len(e)) for e in examples])
     positions = torch.arange(width).expand(len(examples), -1)
     batch = Batch(input_ids, positions < lengths[:, None], positions.contiguous(), completion_mask)
-    return batch if sharing is None else replace(batch, shared=sharing.under(batch, examples))
+    if sharing is None:
+        return batch
+    rows = [(e.input_ids, e.prompt_length) for e in examples]
+    return replace(batch, shared=sharing.under(rows, batch.input_ids.numel()))
 
 
 def collate_packed(packs: list[Packed], pad_id: int) -> Batch:

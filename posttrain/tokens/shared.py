@@ -19,8 +19,6 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from posttrain.tokens.batch import Batch, Example
-
 WORTH_IT = 0.8  # share where at most so many of the tokens are left: below that the gathering costs what it saves
 
 
@@ -47,24 +45,19 @@ class Shared:
         return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
 
-def prompt_length(example: Example) -> int:
-    """Tokens before the first that is to be learned."""
-    return example.completion_mask.index(True) if True in example.completion_mask else len(example)
+def share(rows: list[tuple[list[int], int]]) -> Shared | None:
+    """The layout of these rows (ids, tokens of the prompt among them), those with the same prompt together; None where
+    a row has no prompt.
 
-
-def share(examples: list[Example]) -> Shared | None:
-    """The layout of these rows, those with the same prompt together; None where a row has no prompt.
-
-    >>> shared = share([Example.of([7, 8, 9], [1, 2]), Example.of([7, 8, 9], [3, 4, 5]), Example.of([7, 9], [6])])
+    >>> shared = share([([7, 8, 9, 1, 2], 3), ([7, 8, 9, 3, 4, 5], 3), ([7, 9, 6], 2)])
     >>> shared.input_ids.tolist(), shared.position_ids.tolist()
     ([[7, 8, 9, 7, 9, 1, 2, 3, 4, 5, 6]], [[0, 1, 2, 0, 1, 3, 4, 3, 4, 5, 2]])
     >>> shared.places.tolist()
     [[0, 1, 2, 5, 6, 0], [0, 1, 2, 7, 8, 9], [3, 4, 10, 0, 0, 0]]
     """
-    lengths = [prompt_length(e) for e in examples]
-    if not all(lengths):
+    if not all(length for _, length in rows):
         return None
-    heads = [tuple(e.input_ids[:n]) for e, n in zip(examples, lengths, strict=True)]
+    heads = [tuple(row[:length]) for row, length in rows]
     starts: dict[tuple[int, ...], int] = {}  # where each prompt begins among the M
     ids: list[int] = []
     for head in heads:
@@ -74,12 +67,12 @@ def share(examples: list[Example]) -> Shared | None:
     positions = [i for head in starts for i in range(len(head))]
     prompts = [list(range(start, start + len(head))) for head, start in starts.items()]
     answers, places = [], []
-    for example, head in zip(examples, heads, strict=True):
-        own = list(range(len(ids), len(ids) + len(example) - len(head)))
-        ids += example.input_ids[len(head) :]
-        positions += range(len(head), len(example))
+    for (row, length), head in zip(rows, heads, strict=True):
+        own = list(range(len(ids), len(ids) + len(row) - length))
+        ids += row[length:]
+        positions += range(length, len(row))
         answers.append(own)
-        places.append([*range(starts[head], starts[head] + len(head)), *own])
+        places.append([*range(starts[head], starts[head] + length), *own])
     at_prompts, in_prompts = _padded(prompts)
     at_answers, in_answers = _padded(answers)
     which = {head: r for r, head in enumerate(starts)}
@@ -89,7 +82,7 @@ def share(examples: list[Example]) -> Shared | None:
         at_prompts,
         at_answers,
         at_prompts[[which[head] for head in heads]],
-        torch.tensor(lengths),
+        torch.tensor([length for _, length in rows]),
         in_prompts,
         in_answers,
         _padded(places)[0],
@@ -111,10 +104,10 @@ class Sharing:
         self.on = False  # until the model is known to compute the same (Run.share_prompts)
         self.read, self.rows = 0, 0  # tokens that went through the model, and that would have, padding with them
 
-    def under(self, batch: Batch, examples: list[Example]) -> Shared | None:
-        """How the tokens of this batch go through the model; None: as they lie in it."""
-        shared = share(examples) if self.on else None
-        whole = batch.input_ids.numel()
+    def under(self, rows: list[tuple[list[int], int]], whole: int) -> Shared | None:
+        """How the tokens of a batch go through the model (see share); None: as they lie, `whole` tokens with the
+        padding."""
+        shared = share(rows) if self.on else None
         if shared is not None and self.wish == "auto" and shared.tokens > WORTH_IT * whole:
             shared = None
         self.read += whole if shared is None else shared.tokens
