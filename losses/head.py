@@ -90,7 +90,7 @@ class _Head(torch.autograd.Function):
             v = _logits(h, weight, bias, form)
             log_p = _log_softmax(v, form)
             logps.append(log_p.gather(-1, y[:, None]).squeeze(-1))
-            p, of_p = entropy_of(log_p)
+            p, of_p = _entropy(log_p)
             entropy.append(of_p)
             if kept is not None:
                 j = _jacobian(p, v, y, form)
@@ -124,7 +124,7 @@ class _Head(torch.autograd.Function):
             else:
                 v = _logits(h, weight, bias, ctx.form)
                 log_p = _log_softmax(v, ctx.form)
-                p, entropy = entropy_of(log_p)
+                p, entropy = _entropy(log_p)
                 at_entropy = None
                 if grad_entropy is not None:  # d entropy / dz = −p_v (log p_v + entropy)
                     at_entropy = -p * (log_p + entropy[:, None]) * grad_entropy[rows, None]
@@ -172,9 +172,14 @@ def _jacobian(
     return j if slope == 1 else j.mul_(slope)
 
 
-def entropy_of(log_p: Tensor) -> tuple[Tensor, Tensor]:
-    """(p, −Σ_v p log p) of log-probabilities [..., V]."""
+def entropy_of(log_p: Tensor) -> Tensor:
+    """−Σ_v p log p of log-probabilities [..., V]: [...]"""
     # A vocabulary entry that a model masks out has log p = −inf and p = 0; 0 · (−inf) would be NaN, the limit is 0.
     log_p = log_p.clamp_min(torch.finfo(log_p.dtype).min)
-    p = log_p.exp()
+    return -torch.linalg.vecdot(log_p.exp(), log_p)
+
+
+def _entropy(log_p: Tensor) -> tuple[Tensor, Tensor]:
+    """(p [n, V], entropy [n]): the same in place, without a copy of the chunk."""
+    p = log_p.clamp_min_(torch.finfo(log_p.dtype).min).exp()
     return p, -torch.linalg.vecdot(p, log_p)
