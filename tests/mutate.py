@@ -27,6 +27,11 @@ EQUIVALENT: dict[tuple[str, str], str] = {  # (loss, the mutant as it is printed
         "torch.clamp(old_values - clip_eps, values, old_values + clip_eps)",
     ): "the middle one of three numbers, in whatever order",
     (
+        "head",
+        "torch.linalg.vecdot(log_p.exp(), log_p)  ->  torch.linalg.vecdot(log_p, log_p.exp())",
+    ): "symmetric",
+    ("head", "torch.linalg.vecdot(p, log_p)  ->  torch.linalg.vecdot(log_p, p)"): "symmetric",
+    (
         "door",
         "torch.promote_types(x.dtype, torch.float32)  ->  torch.promote_types(torch.float32, x.dtype)",
     ): "symmetric",
