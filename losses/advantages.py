@@ -7,15 +7,15 @@ Rows are laid out group by group: the `group_size` answers to prompt 0, then tho
                                                                std makes very easy and very hard prompts louder)
     leave-one-out    A_i =  r_i − mean_{j≠i}(r_j)              RLOO, arXiv 2402.14740; = G / (G − 1) · (r_i − mean(r))
     MaxRL            A_i = (r_i − mean(r)) / mean(r)          arXiv 2602.02710; rewards 0 or 1, 0 where none is right
-    batch            A_i =  r_i − mean(r), over the std of the whole rollout's       REINFORCE++-baseline, arXiv 2501.03262
+    batch            A_i =  r_i − mean(r), over the std of the whole batch      REINFORCE++-baseline, arXiv 2501.03262
 
 Kept: the group baseline. Said aloud, because public code differs: the standard deviation is the unbiased one (divide by
 G − 1, as torch and the reference implementations do) unless unbiased=False, and ε = 1e-4. A group whose rewards are all
 equal teaches nothing: its advantages are exactly 0, not rounding noise divided by ε.
 
-What is divided by decides how loud a prompt is that is solved with probability p. Over the whole group, its right answers
-pull with p (1 − p) where nothing is divided, with √(p (1 − p)) over the std, with 1 − p over the mean: MaxRL climbs log p
-instead of p, and rare successes are the loudest. The batch's std is the same for all prompts: it sets the scale only.
+What is divided by decides how loud a prompt is that is solved with probability p. Over the whole group, its right
+answers pull with p (1 − p) where nothing is divided, with √(p (1 − p)) over the std, with 1 − p over the mean: MaxRL
+climbs log p instead of p, and rare successes are the loudest. The batch's std is the same for all prompts.
 
 >>> import torch
 >>> rewards = torch.tensor([1.0, 0.0, 0.0, 1.0])                # mean 1/2; std √(4 · ¼ / 3) = 0.577350

@@ -8,9 +8,9 @@ ratio has left the range, it goes on teaching here, with weight 1 + ε_high: rar
 "wait") are just those that leave it first. No lower bound: a small ratio weighs little by itself. Added: β · KL, as in
 losses/grpo.py.
 
-Said aloud, because in some code the key is the bound itself, and in others 1 + the key: here the bound is 1 + clip_high,
-as everywhere in this project. The default 4 is a bound of 5, which is wide: with ε_high = 0.28 (DAPO's) any ratio above
-1.28 counts 1.28.
+Said aloud, because in some code the key is the bound itself, and in others 1 + the key: here the bound is
+1 + clip_high, as in losses/grpo.py. The default 4 is a bound of 5, wide enough for all but a few tokens; with DAPO's
+0.28 any ratio above 1.28 counts 1.28.
 
 The *clipped* ratio is what carries no gradient (min(sg(ρ), c) is the same thing). With gradient, min(ρ, c) log π falls
 by A ρ (1 + log π): its sign turns at every token less likely than 1/e, the rare ones that this loss is for.
@@ -62,7 +62,7 @@ def cispo_loss(
     if advantages.ndim == 1:
         advantages = advantages[:, None].expand_as(policy_logps)
     active, weights, policy_logps, old_logps, advantages = what_counts(
-        weights, policy_logps, old_logps.detach(), advantages.detach()
+        weights, policy_logps, old_logps, advantages.detach()
     )
 
     ratio = torch.exp(policy_logps - old_logps).detach()  # ρ [B, T]

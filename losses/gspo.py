@@ -4,17 +4,16 @@ tokens'.
     ρ_i = ( π_θ(y_i|x) / π_old(y_i|x) )^(1/|y_i|) = exp( mean_t (log π_θ(o_t) − log π_old(o_t)) )
     L = Σ_i W_i · ( − min( ρ_i A_i, clip(ρ_i, 1 − ε_low, 1 + ε_high) A_i ) )        W_i = Σ_t w_t = 1/R: one vote each
 
-Source: Zheng et al. 2025 (Qwen), arXiv 2507.18071, eq. 5. Kept: all of it; the clips are the paper's, 3e-4 and 4e-4, far
-narrower than GRPO's 0.2, because a mean over many tokens hardly leaves 1. Added: β · KL, token by token as in
+Source: Zheng et al. 2025 (Qwen), arXiv 2507.18071, eq. 5. Kept: all of it; the clips are the paper's, 3e-4 and 4e-4,
+far narrower than GRPO's 0.2, because a mean over many tokens hardly leaves 1. Added: β · KL, token by token as in
 losses/grpo.py (its k3_is has the ratio of the token, not ρ_i).
 
 ρ_i is the same number at every token of an answer. So an answer is clipped whole, and its gradient is
-ρ_i A_i · (1/|y_i|) Σ_t ∇log π(o_t): every token counts the same, where GRPO gives each its own ratio. With one update per
-rollout ρ_i = 1, and it is GRPO with "sequence" weights.
+ρ_i A_i · (1/|y_i|) Σ_t ∇log π(o_t): every token counts the same, where GRPO gives each its own ratio. With one update
+per rollout ρ_i = 1, and it is GRPO with "sequence" weights.
 
-Two mistakes of public code. ρ_i [B, 1] times a [B, T] that nobody divides by |y_i| is |y_i| votes for a long answer; and
-the exponent without its 1/|y_i| is the ratio of the whole answer, which 20 tokens take out of any clip range. So the
-weights have to be "sequence" weights (losses/weights.py), and others are refused.
+A mistake of public code: ρ_i [B, 1] is broadcast over [B, T] and summed, so a long answer has |y_i| votes and the mean
+has become a sum. Here the weights have to be "sequence" weights (losses/weights.py); others are refused.
 
 >>> import torch
 >>> log_ratio, weights = torch.tensor([[0.2, -0.1, 0.5]]), torch.tensor([[0.5, 0.5, 0.0]])    # two tokens, and padding
@@ -47,7 +46,7 @@ def gspo_loss(
     kl_coef: float = 0.0,  # β
     kl_estimator: str = "k3_is",  # as in losses/grpo.py
 ) -> tuple[Tensor, Metrics]:
-    """The clipped surrogate of the answers' ratios plus β · KL of the tokens, Σ w over all tokens -> (loss [], metrics).
+    """The clipped surrogate of the answers' ratios plus β · KL, Σ w over all tokens -> (loss [], metrics).
 
     metrics: clip_fraction and ratio, (sum, count) over the answers; with ref_logps also kl (k3) and kl_k1, over tokens.
     """

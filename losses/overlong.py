@@ -7,8 +7,8 @@
 Source: DAPO, Yu et al. 2025, arXiv 2503.14476, eq. 13. Kept: all of it. Added to what the answer is worth, it tells the
 policy that it comes near the end, where a cut at L alone punishes good reasoning like bad (or, left out of the loss,
 not at all). At n = L the slope has reached −1 and stays there: a public version goes on falling, and where answers
-may be longer than L one of them then outweighs all the others of its group. The cache's name is the one that people know; in some
-libraries it is "buffer".
+may be longer than L one of them then outweighs all the others of its group. The paper's L_cache is what some libraries
+call the overlong buffer.
 
 The reward is then no longer right or wrong: MaxRL refuses it, and dynamic sampling looks at the reward before it.
 

@@ -146,6 +146,7 @@ def _rollout(config: Any, rows: list[dict] | None, run: Any) -> Inspection:
     if is_grpo:
         policy = s.policy
         answers, _ = grpo.roll_out(s, policy, number, asked, own)
+        answers, _ = grpo.credit(s, policy, answers)
     else:
         policy = s.actor_critic
         answers, _, _ = ppo.roll_out(s, policy, number, asked, own, rl.kl_coef)

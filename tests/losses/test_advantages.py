@@ -55,7 +55,9 @@ def test_the_batch_may_be_spread_over_processes():
     parts = torch.cat([batch_advantages(r[:4], 4, stats=stats), batch_advantages(r[4:], 4, stats=stats)])
     torch.testing.assert_close(parts, batch_advantages(r, 4), atol=1e-6, rtol=0)
     # what is given is believed: sum 4, squares 20, count 4: variance 20/4 − 1² = 4, std 2
-    assert batch_advantages(R, 4, stats=(4.0, 20.0, 4.0)).tolist() == pytest.approx([0.25, -0.25, -0.25, 0.25], abs=1e-6)
+    assert batch_advantages(R, 4, stats=(4.0, 20.0, 4.0)).tolist() == pytest.approx(
+        [0.25, -0.25, -0.25, 0.25], abs=1e-6
+    )
     assert batch_advantages(R, 4, stats=(0.0, 0.0, 0.0)).shape == (4,)
 
 

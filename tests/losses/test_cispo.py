@@ -20,7 +20,12 @@ def case(ratio, advantage, **more):
 @pytest.mark.parametrize(
     ("ratio", "advantage", "value", "gradient"),
     [
-        (1.3, 1.0, 0.944174, -1.28),  # log π = log 1.3 − 1 = −0.737636: −1.28 · −0.737636; beyond the bound it still teaches
+        (
+            1.3,
+            1.0,
+            0.944174,
+            -1.28,
+        ),  # log π = log 1.3 − 1 = −0.737636: −1.28 · −0.737636; beyond the bound it still teaches
         (1.3, -2.0, -1.888348, 2.56),  # 1.28 · 2 · −0.737636
         (1.1, 1.0, 0.995159, -1.1),  # log 1.1 − 1 = −0.904690; −1.1 · −0.904690
         (0.1, -1.0, -0.330259, 0.1),  # log 0.1 − 1 = −3.302585: no lower bound
