@@ -54,8 +54,8 @@ def test_the_batch_may_be_spread_over_processes():
     stats = tuple(map(sum, zip(batch_stats(r[:4], 4), batch_stats(r[4:], 4), strict=True)))
     parts = torch.cat([batch_advantages(r[:4], 4, stats=stats), batch_advantages(r[4:], 4, stats=stats)])
     torch.testing.assert_close(parts, batch_advantages(r, 4), atol=1e-6, rtol=0)
-    # what is given is believed: sum 4, squares 20, count 4: variance 20/4 − 1² = 4, std 2
-    assert batch_advantages(R, 4, stats=(4.0, 20.0, 4.0)).tolist() == pytest.approx(
+    # what is given is believed: sum 8, squares 32, count 4: variance 32/4 − 2² = 4, std 2
+    assert batch_advantages(R, 4, stats=(8.0, 32.0, 4.0)).tolist() == pytest.approx(
         [0.25, -0.25, -0.25, 0.25], abs=1e-6
     )
     assert batch_advantages(R, 4, stats=(0.0, 0.0, 0.0)).shape == (4,)
