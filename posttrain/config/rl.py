@@ -187,7 +187,7 @@ class Grpo(Rewarded):
 
     @model_validator(mode="after")
     def _of_these_importance_weights(self) -> Self:
-        defaults = {
+        defaults: dict[str, dict[str, Any]] = {
             "truncated": {"importance_cap": 2.0},
             "masked": {"importance_low": 0.5, "importance_high": 5.0, "importance_level": "token"},
         }
@@ -198,10 +198,9 @@ class Grpo(Rewarded):
                     raise ValueError(f"{name} = {given} is for importance_weights: {how}")
                 if given is None and how == self.importance_weights:
                     setattr(self, name, default)
-        if self.importance_weights == "masked" and self.importance_low > self.importance_high:
-            raise ValueError(
-                f"importance_low = {self.importance_low:g} is above importance_high = {self.importance_high:g}"
-            )
+        low, high = self.importance_low, self.importance_high
+        if low is not None and high is not None and low > high:
+            raise ValueError(f"importance_low = {low:g} is above importance_high = {high:g}")
         if self.loss == "gspo" and (self.importance_weights == "truncated" or self.importance_level == "token"):
             raise ValueError(
                 f"loss: gspo has one ratio and one advantage per answer, and importance_weights: {self.importance_weights} weighs token by "
