@@ -15,7 +15,7 @@ token can weigh (a bias for less variance); the mask leaves out where the two ha
 These are constants, no gradient flows through them, and they are none of the ratios of a loss: ρ compares the trainer
 with its own earlier self. Multiply the advantages with them. Beware of the two meanings of "sequence": here it is the
 *sum* of log-ratios, as the mathematics has it, which leaves any fixed range as answers grow; GSPO's ratio
-(losses/gspo.py) is the mean, here called geometric. The default range is IcePop's, made for tokens.
+(losses/gspo.py) is the mean, here called geometric. The default range, 0.5 to 5, is one for tokens.
 
 >>> import torch
 >>> sampler, active = torch.tensor([[-1.0, -1.0, -1.0]]), torch.tensor([[True, True, True]])

@@ -5,7 +5,7 @@ prompts are asked, until `prompts_per_step` groups are neither; what is sampled 
 off policy in the next step). After `grpo.max_resamples` further rollouts the step is filled up with groups that teach
 nothing, so it always has the same size, and every token of it the same weight.
 
-Source: DAPO, Yu et al. 2025, arXiv 2503.14476, the constraint below its eq. 8 and §3.2: 0 < right answers < G.
+Source: DAPO, Yu et al. 2025, arXiv 2503.14476, §3.2, the constraint of its eq. 8: 0 < right answers < G.
 """
 
 from __future__ import annotations
