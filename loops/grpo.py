@@ -1,19 +1,21 @@
 """Group relative policy optimisation: sample several answers to each prompt, reinforce those better than their group.
 
     python -m loops.grpo --config configs/grpo_tiny.yaml
-    python -m loops.grpo --config configs/grpo_tiny.yaml --grpo.inner_epochs 2 --grpo.clip_high 0.28
+    python -m loops.grpo --config configs/variants/dapo_tiny.yaml         # docs/grpo_variants.md: GSPO, RLOO, MaxRL …
 
-1. Rollout: sample `group_size` answers to each of `prompts_per_step` prompts. Token in, token out.
-2. Reward every answer; advantage = reward minus the group's mean, over the group's standard deviation.
+1. Rollout: sample `group_size` answers to each of `prompts_per_step` prompts. Token in, token out. Reward every answer.
+   With dynamic sampling, go on with further prompts until there are enough groups that teach something.
+2. Advantage of an answer = its reward minus the group's mean, over the group's standard deviation.
 3. Score the sampled tokens under the old policy and the frozen reference (the policy at step 0), no gradient.
 4. One optimiser step = one minibatch of the rollout, in micro-batches. Count its tokens first, in all of them.
-5. Forward and loss: the clipped surrogate plus β · KL. Backward. Preflight, once: sampler and trainer agree.
+5. Forward and loss: the clipped surrogate (or GSPO's, or CISPO) plus β · KL. Backward. Preflight, once: sampler and
+   trainer agree.
 6. Clip, refuse NaN, update.
 7. Log and evaluate: watch reward, dead groups, KL and length; the loss's value says nothing (losses/grpo.py). Keep a
    checkpoint, which holds the rollout too: a run resumed in the middle of one goes on at 4. Save at the end.
 
-Left out: a value function (that is PPO), process rewards, asynchronous rollouts, an inference engine for sampling,
-resampling of dead groups (DAPO's dynamic sampling), a reference that moves.
+Left out: a value function (that is PPO), process rewards, asynchronous rollouts, an inference engine for sampling, a
+reference that moves.
 """
 
 from posttrain.config import early_check
@@ -22,13 +24,15 @@ from posttrain.config import early_check
 config = early_check("grpo") if __name__ == "__main__" else None
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from losses.advantages import group_relative_advantages, leave_one_out_advantages
+from losses.cispo import cispo_loss
 from losses.grpo import grpo_loss
+from losses.gspo import gspo_loss
 from losses.weights import step_total, token_weights
 from posttrain import models
 from posttrain.config import GrpoConfig
@@ -39,6 +43,8 @@ from posttrain.models.reference import frozen_reference, gathers
 from posttrain.models.sharded import gathered
 from posttrain.rollouts.answers import Answer, ask_all, in_flight, lay_out, sampled
 from posttrain.rollouts.asking import Showcase
+from posttrain.rollouts.crediting import about_groups, advantages_of, weigh
+from posttrain.rollouts.filling import Filling
 from posttrain.rollouts.sampling import sample_own
 from posttrain.rollouts.scoring import Scorer, describe
 from posttrain.run import preflight
@@ -83,44 +89,52 @@ def start(config: GrpoConfig, run: Run, rows: list[dict] | None = None, reward: 
 
 
 def roll_out(s: Start, policy: nn.Module, number: int, asked: list, own: list[int]) -> tuple[list[Answer], dict]:
-    """The answers to this process's own prompts among those asked, with all that an update needs, and what to log."""
+    """The answers to this process's own prompts among those asked, each with its reward, and what to log."""
     run, grpo, tokenizer = s.run, s.run.config.grpo, s.tokenizer
     # ---- 1. Rollout -----------------------------------------------------------------------------------------------
     ids, seed = [prompt.ids for prompt in asked], run.training.seed
     with run.parallel.autocast(), gathered(policy):
         rollout = sample_own(s.model, tokenizer, ids, own, grpo, seed=seed, number=number)
-
-    # ---- 2. Rewards and advantages, over whole groups -------------------------------------------------------------
     values, told = s.scorer(rollout, tokenizer, [asked[i] for i in own])
-    rewards = torch.tensor(values)  # [N], group by group
-    advantages = advantages_of(rewards, grpo)  # [N]
-    groups = rewards.view(-1, grpo.group_size)
-    told |= describe(rewards, rollout) | {"dead_groups": ((groups.amax(1) == groups.amin(1)).sum(), len(groups))}
-    answers = [
-        answer.with_columns({"advantages": torch.full_like(answer.columns["sampler_logps"], a)})
-        for answer, a in zip(sampled(rollout, values), advantages.tolist(), strict=True)
-    ]
-    if grpo.mask_truncated:
-        answers = [a if a.finished else a.muted() for a in answers]
+    answers = sampled(rollout, values)  # group by group
+    told |= describe(torch.tensor(values), rollout) | about_groups(answers, grpo)
     if number == 0:
         preflight.dead_groups(run, told, grpo.mask_truncated)
-
-    # ---- 3. Old and reference log-probs, before anything moves ----------------------------------------------------
-    pad_id = tokenizer.pad_token_id
-    if s.reference is not None:
-        with gathered(gathers(s.reference, policy)):
-            answers = ask_all(answers, run, pad_id, lambda b: {"ref_logps": s.reference(b, grpo.temperature)[0]})
-    if grpo.minibatches * grpo.inner_epochs > 1:  # else the old policy is the policy itself, detached
-        with gathered(policy):
-            answers = ask_all(answers, run, pad_id, lambda b: {"old_logps": policy(b, grpo.temperature)[0]})
     return answers, told
 
 
-def advantages_of(rewards: torch.Tensor, grpo: Any) -> torch.Tensor:
-    """[N] -> [N]: how much better each answer is than its group."""
-    if grpo.advantage == "leave_one_out":
-        return leave_one_out_advantages(rewards, grpo.group_size)
-    return group_relative_advantages(rewards, grpo.group_size, scale=grpo.advantage_scale)
+def credit(s: Start, policy: nn.Module, answers: list[Answer]) -> tuple[list[Answer], dict]:
+    """These answers, with all that an update needs, and what to log."""
+    run, grpo, told = s.run, s.run.config.grpo, {}
+    # ---- 2. Advantages, over whole groups -------------------------------------------------------------------------
+    advantages = advantages_of(answers, run)  # [N]
+    answers = [
+        answer.with_columns({"advantages": torch.full_like(answer.columns["sampler_logps"], a)})
+        for answer, a in zip(answers, advantages.tolist(), strict=True)
+    ]
+    if grpo.mask_truncated:
+        answers = [a if a.finished else a.muted() for a in answers]
+
+    # ---- 3. Old and reference log-probs, before anything moves ----------------------------------------------------
+    pad_id, weighed = s.tokenizer.pad_token_id, grpo.importance_weights != "none"
+    if s.reference is not None:
+        with gathered(gathers(s.reference, policy)):
+            answers = ask_all(answers, run, pad_id, lambda b: {"ref_logps": s.reference(b, grpo.temperature)[0]})
+    if weighed or grpo.minibatches * grpo.inner_epochs > 1:  # else the old policy is the policy itself, detached
+        with gathered(policy):
+            answers = ask_all(answers, run, pad_id, lambda b: {"old_logps": policy(b, grpo.temperature)[0]})
+    if weighed:
+        answers, told = weigh(answers, grpo)
+    return answers, told
+
+
+def loss_of(grpo: Any) -> Callable:
+    """The loss that grpo.loss names, with the keys it has."""
+    kl = {"kl_coef": grpo.kl_coef, "kl_estimator": grpo.kl_estimator}
+    if grpo.loss == "cispo":
+        return partial(cispo_loss, clip_high=grpo.clip_high, **kl)
+    loss = gspo_loss if grpo.loss == "gspo" else grpo_loss
+    return partial(loss, clip_low=grpo.clip_low, clip_high=grpo.clip_high, **kl)
 
 
 @left_as_found()
@@ -138,11 +152,18 @@ def train(
         before = s.showcase.answers(model)
     policy, optimizer, scheduler = run.prepare(s.policy, model, tokenizer, run.steps_for_prompts(s.prompts, grpo))
     suites.before()
+    policy_loss, filling = loss_of(grpo), Filling(run, grpo)
 
     for number, asked, own in run.prompt_windows(s.prompts, grpo.prompts_per_step):
         saved = run.checkpoints.in_flight()  # resumed in the middle of this rollout: steps 1 to 3 are done
         if saved is None:
             answers, told = roll_out(s, policy, number, asked, own)
+            if grpo.dynamic_sampling:
+                if not filling.add(answers, told, own, len(asked)):
+                    continue  # with the next prompts
+                answers, told = filling.take(own, len(asked))
+            answers, more = credit(s, policy, answers)
+            told |= more
         else:
             answers, told = in_flight(saved, own), saved["metrics"]
 
@@ -156,17 +177,9 @@ def train(
                 weights = token_weights(batch.active, grpo.length_weighting, total=total)  # [B, T]
                 with run.no_sync_unless_last(policy, i, window):
                     logps, entropy = policy(batch, grpo.temperature)  # [B, T]
-                    loss, metrics = grpo_loss(
-                        logps,
-                        batch["old_logps"] if grpo.minibatches * grpo.inner_epochs > 1 else logps.detach(),
-                        batch["advantages"],
-                        weights,
-                        clip_low=grpo.clip_low,
-                        clip_high=grpo.clip_high,
-                        ref_logps=None if s.reference is None else batch["ref_logps"],
-                        kl_coef=grpo.kl_coef,
-                        kl_estimator=grpo.kl_estimator,
-                    )
+                    old = batch["old_logps"] if grpo.minibatches * grpo.inner_epochs > 1 else logps.detach()
+                    ref = None if s.reference is None else batch["ref_logps"]
+                    loss, metrics = policy_loss(logps, old, batch["advantages"], weights, ref_logps=ref)
                     accelerator.backward(loss * accelerator.num_processes)  # DDP averages; our weights already sum
                 if run.step == 0:
                     preflight.sampler(run, logps.detach(), batch["sampler_logps"], entropy, batch.active)

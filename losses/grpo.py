@@ -57,11 +57,7 @@ def grpo_loss(
     )
     if not (0 <= clip_low <= 1 and clip_high >= 0):
         raise ValueError(f"clip_low must lie in 0 … 1 and clip_high be at least 0, got {clip_low} and {clip_high}")
-    refuse_kl_without_reference(kl_coef, ref_logps)
-    if kl_estimator == "k1":
-        raise ValueError('kl_estimator "k1" as a loss has an expected gradient of 0: use "k3_is" (losses/kl.py)')
-    if kl_estimator not in ("k2", "k3", "k3_is"):
-        raise ValueError(f'kl_estimator must be "k3_is", "k3" or "k2", got {kl_estimator!r}')
+    refuse_other_kl(kl_coef, kl_estimator, ref_logps)
     if advantages.ndim == 1:
         advantages = advantages[:, None].expand_as(policy_logps)
     active, weights, policy_logps, old_logps, advantages = what_counts(
@@ -74,15 +70,26 @@ def grpo_loss(
     if ref_logps is not None:
         ref_logps = what_counts(weights, ref_logps)[2]
         if kl_coef > 0:
-            if kl_estimator == "k3_is":
-                kl = k3_is(policy_logps, ref_logps, old_logps)
-            else:
-                kl = {"k2": k2, "k3": k3}[kl_estimator](policy_logps, ref_logps)
-            per_token = per_token + kl_coef * kl
+            per_token = per_token + kl_coef * kl_per_token(policy_logps, old_logps, ref_logps, kl_estimator)
         metrics |= kl_metrics(policy_logps, ref_logps, active)
 
     loss = (weights * per_token).sum()
     return loss, metrics
+
+
+def kl_per_token(policy_logps: Tensor, old_logps: Tensor, ref_logps: Tensor, estimator: str) -> Tensor:
+    """KL_t [B, T], from three [B, T], by "k3_is", "k3" or "k2"; GSPO and CISPO pay it as well."""
+    if estimator == "k3_is":
+        return k3_is(policy_logps, ref_logps, old_logps)
+    return {"k2": k2, "k3": k3}[estimator](policy_logps, ref_logps)
+
+
+def refuse_other_kl(kl_coef: float, estimator: str, ref_logps: Tensor | None) -> None:
+    refuse_kl_without_reference(kl_coef, ref_logps)
+    if estimator == "k1":
+        raise ValueError('kl_estimator "k1" as a loss has an expected gradient of 0: use "k3_is" (losses/kl.py)')
+    if estimator not in ("k2", "k3", "k3_is"):
+        raise ValueError(f'kl_estimator must be "k3_is", "k3" or "k2", got {estimator!r}')
 
 
 def walk_through() -> None:

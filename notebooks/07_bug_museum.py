@@ -16,7 +16,9 @@ import torch
 from kit import CHATML, bytelevel_tokenizer
 
 from losses.advantages import gae, group_relative_advantages, whiten
+from losses.cispo import cispo_loss
 from losses.dpo import dpo_loss
+from losses.gspo import gspo_loss
 from losses.kl import k1, k3, k3_is
 from losses.logprobs import sequence_logps, token_logps
 from losses.sft import completion_cross_entropy
@@ -263,6 +265,40 @@ compare(
     museum.ending_paid_twice(1.0, 1.0, 0.5),
     gae(torch.tensor([[1.0]]), half, on)[0].item(),
     "being cut off is the best that can happen",
+)
+
+# %% [markdown]
+# ## Ratios
+#
+# **GSPO's mean turned into a sum.** The ratio of an answer, [B, 1], meets the mask, [B, T], and one vote becomes one
+# per token. Answers of 2 tokens (A = 1) and 4 tokens (A = −1), nothing has moved yet:
+
+# %%
+active = torch.tensor([[True, True, False, False], [True] * 4])
+logps, a = torch.full((2, 4), -1.0), torch.tensor([1.0, -1.0])
+compare(
+    museum.gspo_with_the_mean_turned_into_a_sum(torch.zeros(2, 4), active, a).item(),
+    gspo_loss(logps, logps, a, token_weights(active, "sequence"))[0].item(),
+    "the long answer has twice the votes",
+)
+
+# %% [markdown]
+# **CISPO's weight trained as well.** min(ρ, c) without the stop-gradient: the gradient is −A ρ (1 + log π), and its
+# sign turns below log π = −1. A *good* token (A = 1, ρ = 1.1, log π = −3), the gradient of the loss on its log-prob:
+
+# %%
+old = torch.tensor([[-3.0 - math.log(1.1)]])
+
+
+def slope(loss_of):
+    logps = torch.tensor([[-3.0]], requires_grad=True)
+    return torch.autograd.grad(loss_of(logps), logps)[0].item()
+
+
+compare(
+    slope(lambda x: museum.cispo_with_a_ratio_that_carries_gradient(x, old, torch.ones(1, 1), 1.28).sum()),
+    slope(lambda x: cispo_loss(x, old, torch.ones(1), torch.ones(1, 1), clip_high=0.28)[0]),
+    "above 0: a rare good token is made rarer",
 )
 
 # %% [markdown]

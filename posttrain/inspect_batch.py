@@ -6,8 +6,8 @@
 Which tokens are prompt, completion and padding; what each one (or each pair) counts in the step's loss; its
 log-probability under policy and reference (equal at step 0, unless model.reference names another model); the text that
 is learned, decoded; what was left out, and why. Of an RL config the first rollout is sampled, with the random numbers
-that the loop will use. All of it comes from the loop's own `start` and `roll_out`; the model is read without dropout.
-Every key of the loop may be overridden.
+that the loop will use. All of it comes from the loop's own `start`, `roll_out` and `credit`; the model is read without
+dropout. Every key of the loop may be overridden.
 """
 
 from __future__ import annotations
@@ -146,6 +146,7 @@ def _rollout(config: Any, rows: list[dict] | None, run: Any) -> Inspection:
     if is_grpo:
         policy = s.policy
         answers, _ = grpo.roll_out(s, policy, number, asked, own)
+        answers, _ = grpo.credit(s, policy, answers)
     else:
         policy = s.actor_critic
         answers, _, _ = ppo.roll_out(s, policy, number, asked, own, rl.kl_coef)

@@ -240,6 +240,11 @@ def metric(result: Any, name: str) -> list[float]:
     return [row[name] for row in result.metrics]
 
 
+def right_or_wrong(completion_ids: list[list[int]]) -> list[float]:
+    """A verifiable reward that a random model earns now and then: is the third token a multiple of four?"""
+    return [float(len(ids) > 2 and ids[2] % 4 == 0) for ids in completion_ids]
+
+
 def even_tokens(completion_ids: list[list[int]]) -> list[float]:
     """A reward that a random model can earn: the share of even token ids."""
     return [sum(token % 2 == 0 for token in ids) / len(ids) for ids in completion_ids]

@@ -108,6 +108,19 @@ def adapter_off_after_an_sft_adapter(policy, batch) -> Tensor:
         return policy(batch)[0]
 
 
+def gspo_with_the_mean_turned_into_a_sum(log_ratio: Tensor, active: Tensor, advantages: Tensor) -> Tensor:
+    """ρ [B, 1] meets the mask [B, T]: broadcast, the answer's one term stands at each of its tokens, and all are summed."""
+    ratio = ((log_ratio * active).sum(1, keepdim=True) / active.sum(1, keepdim=True)).exp()
+    return -(ratio * advantages[:, None] * active).sum() / len(active)
+
+
+def cispo_with_a_ratio_that_carries_gradient(
+    logps: Tensor, old_logps: Tensor, advantages: Tensor, bound: float
+) -> Tensor:
+    """−min(ρ, c) A log π per token without the stop-gradient: the weight is trained as well."""
+    return -(logps - old_logps).exp().clamp(max=bound) * advantages * logps
+
+
 def whiten_that_adds_the_mean_back(values: Tensor) -> Tensor:
     """whiten(shift_mean=True, as one finds it): scaled, not centred."""
     return (values - values.mean()) / values.std(correction=0) + values.mean()

@@ -19,7 +19,24 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = ["door", "head", "logprobs", "weights", "sft", "dpo", "reward", "kl", "advantages", "gae", "grpo", "ppo"]
+NAMES = [
+    "door",
+    "head",
+    "logprobs",
+    "weights",
+    "sft",
+    "dpo",
+    "reward",
+    "kl",
+    "advantages",
+    "gae",
+    "grpo",
+    "ppo",
+    "gspo",
+    "cispo",
+    "overlong",
+    "mismatch",
+]
 EQUIVALENT: dict[tuple[str, str], str] = {  # (loss, the mutant as it is printed): why nothing can notice
     (
         "ppo",

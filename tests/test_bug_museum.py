@@ -9,7 +9,9 @@ import torch
 from kit import CHATML, LLAMA3, bytelevel_tokenizer, tiny_folder, whole_models
 
 from losses.advantages import gae, group_relative_advantages, whiten
+from losses.cispo import cispo_loss
 from losses.dpo import dpo_loss
+from losses.gspo import gspo_loss
 from losses.kl import k1, k3, k3_is
 from losses.logprobs import sequence_logps, token_logps
 from losses.sft import completion_cross_entropy
@@ -247,3 +249,25 @@ def test_kl_paid_twice_is_refused():
     assert museum.kl_in_the_reward_and_in_the_loss(0.05, 0.05) == pytest.approx(0.1)  # twice what either line says
     with pytest.raises(ValueError, match="the KL would be paid twice"):
         Ppo(reward="answer", kl_coef=0.05, kl_loss_coef=0.05)
+
+
+def test_gspos_mean_turned_into_a_sum_gives_long_answers_more_votes():
+    # answers of 2 tokens (A = 1) and 4 (A = −1), ρ = 1, one vote each: ½ · (−1 + 1) = 0; with a vote per token ½ · (−2 + 4) = 1
+    active = torch.tensor([[True, True, False, False], [True] * 4])
+    logps, advantages = torch.full((2, 4), -1.0), torch.tensor([1.0, -1.0])
+    right, _ = gspo_loss(logps, logps, advantages, token_weights(active, "sequence"))
+    wrong = museum.gspo_with_the_mean_turned_into_a_sum(torch.zeros(2, 4), active, advantages)
+    assert right.item() == pytest.approx(0.0, abs=1e-6) and wrong.item() == pytest.approx(1.0, abs=1e-6)
+    with pytest.raises(ValueError, match="every answer one vote"):  # what the wrong one amounts to
+        gspo_loss(logps, logps, advantages, active / 2)
+
+
+def test_cispo_whose_ratio_carries_gradient_turns_against_rare_tokens():
+    # A = 1, ρ = 1.1 under the bound: −1.1 A, more likely. With gradient −A ρ (1 + log π): at log π = −3 it is +2.2, less likely
+    for logp, wrong in ((-3.0, 2.2), (-0.5, -0.55)):
+        logps, old = torch.tensor([[logp]], requires_grad=True), torch.tensor([[logp - math.log(1.1)]])
+        museum.cispo_with_a_ratio_that_carries_gradient(logps, old, torch.ones(1, 1), 1.28).sum().backward()
+        assert logps.grad.item() == pytest.approx(wrong, abs=1e-5)
+        again = logps.detach().clone().requires_grad_()
+        cispo_loss(again, old, torch.ones(1), torch.ones(1, 1), clip_high=0.28)[0].backward()
+        assert again.grad.item() == pytest.approx(-1.1, abs=1e-5)

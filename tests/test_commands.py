@@ -119,6 +119,8 @@ def test_every_shipped_config_validates():
     for path in sorted((ROOT / "configs").glob("*.yaml")):
         config = load(path)
         assert config.method == path.stem.split("_")[0] and str(config.folder).startswith("outputs/"), path
+    for path in sorted((ROOT / "configs/variants").glob("*.yaml")):  # called by what people know them by
+        assert str(load(path).folder) == f"outputs/{path.stem}"
 
 
 def test_merge_and_curate_as_commands(tmp_path, llama):
@@ -182,7 +184,24 @@ def test_bad_data_leaves_nothing_that_looks_finished(tmp_path, llama, problem):
     assert not (tmp_path / "run" / "model").exists()
 
 
-@pytest.mark.parametrize("name", ["logprobs", "weights", "sft", "dpo", "reward", "kl", "advantages", "grpo", "ppo"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "logprobs",
+        "weights",
+        "sft",
+        "dpo",
+        "reward",
+        "kl",
+        "advantages",
+        "grpo",
+        "gspo",
+        "cispo",
+        "overlong",
+        "mismatch",
+        "ppo",
+    ],
+)
 def test_walk_throughs(name):
     start = command if name == "dpo" else here
     out = start(f"losses.{name}")
@@ -198,7 +217,7 @@ def test_help_teaches(method):
 
 def test_losses_import_neither_transformers_nor_the_floors_above():
     code = (
-        "import sys, losses.logprobs, losses.weights, losses.sft, losses.dpo, losses.kl, losses.advantages, losses.grpo, losses.reward, losses.ppo\n"
+        "import sys, losses.logprobs, losses.weights, losses.sft, losses.dpo, losses.kl, losses.advantages, losses.grpo, losses.gspo, losses.cispo, losses.mismatch, losses.overlong, losses.reward, losses.ppo\n"
         "bad = {'transformers', 'posttrain', 'loops', 'accelerate', 'peft', 'datasets'} & set(sys.modules)\nassert not bad, bad"
     )
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

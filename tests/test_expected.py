@@ -16,7 +16,9 @@ FILES = sorted(path for path in RANGES.parent.glob("*.json") if path != RANGES)
 
 def test_every_tiny_config_has_its_curves():
     tiny = {path.stem for path in (ROOT / "configs").glob("*_tiny.yaml")} - {"ladder_tiny"}
-    assert {path.stem for path in FILES} == tiny
+    variants = sorted((ROOT / "configs/variants").glob("*_tiny.yaml"))
+    tiny |= {path.stem for path in variants if load(path).method == "grpo"}
+    assert tiny <= {path.stem for path in FILES} <= tiny | {path.stem for path in variants}
     for path in FILES:
         band = json.loads(path.read_text())
         config = load(ROOT / band["config"])
@@ -67,3 +69,16 @@ def test_inside_and_outside(tmp_path):
 def test_what_is_no_run(tmp_path):
     with pytest.raises(SystemExit, match=r"is not the folder of a run: there is no metrics.jsonl"):
         expected.main([str(tmp_path)])
+
+
+def test_a_run_of_a_variant_is_compared_with_its_own_curves(tmp_path):
+    band = json.loads((ROOT / "benchmarks/expected/gspo_tiny.json").read_text())
+    middle = {n: [(a + b) / 2 for a, b in zip(m["low"], m["high"], strict=True)] for n, m in band["metrics"].items()}
+    rows = [
+        {"step": i + 1, **{n: values[i * 10 // band["steps"]] for n, values in middle.items()}}
+        for i in range(band["steps"])
+    ]
+    assert expected.compare(write(tmp_path / "gspo_tiny", "grpo", rows)) == []
+    assert expected.compare(write(tmp_path / "another", "grpo", rows))[0].endswith(
+        "of configs/grpo_tiny.yaml: tenths are compared with tenths"
+    )

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from posttrain.errors import UserError
 from posttrain.models import scalar
 from posttrain.models.sharded import gathered
 from posttrain.rollouts import rewards
@@ -143,6 +144,16 @@ def describe(values: Tensor, rollout: Rollout) -> dict[str, tuple]:
         "completion_length": (sum(map(len, rollout.completion_ids)), n),
         "finished": (sum(rollout.finished), n),
     }
+
+
+def refuse_graded(rewards: list[float], key: str, *, signed: bool = False) -> None:
+    """`key` needs answers that are right (1) or wrong (0; signed: or -1)."""
+    said = set(rewards)
+    if not (said <= {0.0, 1.0} or (signed and said <= {-1.0, 1.0})):
+        kinds = "0 or 1" + ", or -1 or 1," * signed
+        raise UserError(
+            f"{key} needs a verifiable reward, {kinds} for every answer; this one gave {', '.join(f'{x:g}' for x in sorted(said)[:4])}"
+        )
 
 
 def end_once(scores: list[float], finished: list[bool], ppo: Any) -> tuple[Tensor, list[bool]]:

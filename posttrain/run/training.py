@@ -211,7 +211,7 @@ class Run:
 
     def steps_for_prompts(self, prompts: Any, rl: Any) -> int:
         """training.max_steps, or what `epochs` passes over the prompts take, in optimiser steps."""
-        if isinstance(prompts, list):
+        if isinstance(prompts, list) and not rl.dynamic_sampling:  # else a step takes as many prompts as it needs
             rollouts = max(1, len(prompts) // rl.prompts_per_step)
             self.steps_per_epoch = rollouts * rl.minibatches * rl.inner_epochs
         return self.training.max_steps or self.training.epochs * self.steps_per_epoch

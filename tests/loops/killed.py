@@ -22,7 +22,7 @@ import torch
 from posttrain import ROOT
 
 sys.path.insert(0, str(Path(__file__).parent))
-from kit import even_tokens
+from kit import even_tokens, right_or_wrong
 from two_processes import DPO, GRPO, SFT
 
 from loops import dpo, grpo, ppo, reward, sft
@@ -56,6 +56,9 @@ CASES = {
     "reward": (reward, DPO, HELD_OUT),
     "reward-lora": (reward, DPO, HELD_OUT | LORA),
     "grpo": (grpo, GRPO, RL | {"grpo.prompts_per_step": 2, "grpo.group_size": 4, "grpo.max_new_tokens": 6, "grpo.minibatches": 2, "grpo.inner_epochs": 2}),
+    "grpo-dynamic": (grpo, GRPO, RL | {"grpo.prompts_per_step": 2, "grpo.group_size": 4, "grpo.max_new_tokens": 6, "grpo.minibatches": 2,
+                                       "grpo.dynamic_sampling": True, "grpo.max_resamples": 2, "grpo.overlong_cache": 2,
+                                       "grpo.importance_weights": "masked"}),
     "ppo": (ppo, GRPO, RL | HELD_OUT | {"ppo.prompts_per_step": 4, "ppo.max_new_tokens": 6, "ppo.minibatches": 2, "ppo.inner_epochs": 2,
                                         "ppo.kl_coef": 0.1, "ppo.kl_target": 0.01}),
     "ppo-shared": (ppo, GRPO, RL | HELD_OUT | LORA | {"ppo.prompts_per_step": 4, "ppo.max_new_tokens": 6, "ppo.minibatches": 2,
@@ -70,7 +73,7 @@ def train(case: str, model: str, out: Path, resume: bool) -> None:
     config = load(
         ROOT / f"configs/{method}_tiny.yaml", own | {"model.name": model, "output.dir": str(out), "resume": resume}
     )
-    given = {"reward": even_tokens} if method in ("grpo", "ppo") else {}
+    given = {"reward": right_or_wrong if "dynamic" in case else even_tokens} if method in ("grpo", "ppo") else {}
     loop.train(config, rows=rows and [dict(row) for row in rows], **given)
 
 

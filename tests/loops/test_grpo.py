@@ -1,7 +1,7 @@
 from functools import partial
 
 import pytest
-from kit import even_tokens, metric, run_loop, small_config, tiny_folder
+from kit import even_tokens, metric, right_or_wrong, run_loop, small_config, tiny_folder
 
 from loops import grpo
 from posttrain import ROOT
@@ -272,3 +272,144 @@ def test_a_question_that_is_the_prompt_is_still_a_column(tmp_path, llama):
     rows = [{"question": f"Question {i}?"} for i in range(4)]
     run(llama, tmp_path, rows=rows, reward=lambda completions, question: asked.extend(question) or [float(i) for i in range(len(completions))], training__max_steps=1)  # fmt: skip
     assert asked[0].startswith("Question")
+
+
+# ---------------------------------------------------------------- the variants
+
+CISPO = {"grpo__loss": "cispo", "grpo__clip_low": None, "grpo__clip_high": 4.0}
+GSPO = {"grpo__loss": "gspo", "grpo__length_weighting": "sequence", "grpo__clip_low": 0.2, "grpo__clip_high": 0.2}
+
+
+@pytest.fixture
+def of_all_lengths(monkeypatch):
+    """A random model hardly ever says one given token: with a hundred stop tokens about a third of its answers end."""
+    monkeypatch.setattr(grpo.template, "stop_ids", lambda tokenizer: list(range(100, 200)))
+
+
+def test_on_policy_gspo_and_cispo_are_grpo(tmp_path, llama, of_all_lengths):
+    """One update per rollout: every ratio is 1, and the gradients are the same (the values are not)."""
+    one = {"training__max_steps": 1}
+    grpo_, cispo = run(llama, tmp_path, **one), run(llama, tmp_path, **CISPO, **one)
+    assert metric(cispo, "grad_norm") == pytest.approx(metric(grpo_, "grad_norm"), rel=1e-5)
+    sequence, gspo = run(llama, tmp_path, grpo__length_weighting="sequence", **one), run(llama, tmp_path, **GSPO, **one)
+    assert metric(gspo, "grad_norm") == pytest.approx(metric(sequence, "grad_norm"), rel=1e-5)
+    assert metric(grpo_, "grad_norm")[0] != pytest.approx(metric(gspo, "grad_norm")[0], rel=1e-3)
+
+
+def test_off_policy_they_differ(tmp_path, llama, of_all_lengths):
+    """The same rollout, updated twice with a large step; what is clipped is not the same."""
+    steps = {
+        "training__max_steps": 2,
+        "grpo__inner_epochs": 2,
+        "training__learning_rate": 2e-2,
+        "training__schedule": "constant",
+    }
+    sequence = {"grpo__length_weighting": "sequence"}
+    runs = [run(llama, tmp_path, **steps | sequence | variant) for variant in ({}, GSPO, CISPO)]
+    for name in ("reward", "grad_norm"):
+        assert len({round(metric(one, name)[0], 4) for one in runs}) == 1  # from the same start
+    assert len({round(metric(one, "grad_norm")[1], 4) for one in runs}) == 3
+    assert all(abs(metric(one, "ratio")[1] - 1) > 1e-3 for one in runs)
+
+
+@pytest.mark.parametrize("variant", [GSPO, CISPO], ids=["gspo", "cispo"])
+def test_step_equivalence_of_the_variants(tmp_path, llama, variant, of_all_lengths):
+    steps = {"training__max_steps": 2, "grpo__inner_epochs": 2, **variant}
+    whole, cut = (run(llama, tmp_path, training__micro_batch_size=m, **steps) for m in (8, 3))
+    for name in ("loss", "grad_norm", "kl", "clip_fraction", "ratio"):
+        assert metric(cut, name) == pytest.approx(metric(whole, name), abs=5e-6), name
+
+
+def test_scales_of_the_advantages(tmp_path, llama):
+    """On the first step the KL is 0: max_rl of one group of mean m is the unscaled one over m."""
+    fixed = {
+        "grpo__advantage_scale": "none",
+        "training__max_steps": 1,
+        "grpo__prompts_per_step": 1,
+        "grpo__group_size": 8,
+    }
+    runs = {
+        how: run(llama, tmp_path, reward=right_or_wrong, grpo__advantage=how, **fixed)
+        for how in ("group", "max_rl", "batch")
+    }
+    plain, m = metric(runs["group"], "grad_norm")[0], metric(runs["group"], "reward")[0]
+    assert 0 < m < 1 and plain > 0
+    assert metric(runs["max_rl"], "grad_norm")[0] == pytest.approx(plain / m, rel=1e-4)
+    assert metric(runs["batch"], "grad_norm")[0] == pytest.approx(plain / (m * (1 - m)) ** 0.5, rel=1e-4)
+    with pytest.raises(UserError, match=r"grpo.advantage: max_rl needs a verifiable reward"):
+        run(llama, tmp_path, grpo__advantage="max_rl", **fixed)
+
+
+def test_dynamic_sampling_fills_every_step_with_groups_that_teach(tmp_path, llama, monkeypatch):
+    learned, asked = [], []
+    credit, sample = grpo.credit, grpo.sample_own
+    monkeypatch.setattr(
+        grpo, "credit", lambda s, policy, answers: learned.append(answers) or credit(s, policy, answers)
+    )
+    monkeypatch.setattr(grpo, "sample_own", lambda *a, **k: asked.append(k["number"]) or sample(*a, **k))
+    fixed = {
+        "grpo__dynamic_sampling": True,
+        "grpo__max_resamples": 8,
+        "training__max_steps": 5,
+        "grpo__prompts_per_step": 3,
+    }
+    result = run(llama, tmp_path, reward=right_or_wrong, **fixed)
+    assert len(learned) == 5
+    for answers in learned:
+        assert len(answers) == 12
+        groups = [answers[i : i + 4] for i in range(0, 12, 4)]
+        assert all(len({a.reward for a in group}) == 2 for group in groups)
+        assert all(len({tuple(a.example.input_ids[:5]) for a in group}) == 1 for group in groups)  # of one prompt
+    # every rollout is another one, and all of them are counted
+    assert asked == list(range(len(asked))) and len(asked) == 5 + sum(metric(result, "resamples")) > 5
+    assert metric(result, "groups_missing") == [0.0] * 5
+    dead = [d * 3 * (1 + r) for d, r in zip(metric(result, "dead_groups"), metric(result, "resamples"), strict=True)]
+    alive = [3 * (1 + r) - d for d, r in zip(dead, metric(result, "resamples"), strict=True)]
+    assert [a - 3 for a in alive] == pytest.approx(metric(result, "groups_left_over"), abs=1e-4)
+
+
+def test_dynamic_sampling_gives_up_where_nothing_teaches(tmp_path, llama):
+    result = run(
+        llama, tmp_path, reward=lambda completions: [0.0] * len(completions), training__max_steps=2, grpo__kl_coef=0.0,
+        grpo__dynamic_sampling=True, grpo__max_resamples=2,
+    )  # fmt: skip
+    assert metric(result, "resamples") == [2.0, 2.0] and metric(result, "groups_missing") == [2.0, 2.0]
+    assert metric(result, "grad_norm") == [0.0, 0.0] and metric(result, "dead_groups") == [1.0, 1.0]
+    with pytest.raises(UserError, match=r"grpo.dynamic_sampling needs a verifiable reward"):
+        run(llama, tmp_path, grpo__dynamic_sampling=True)
+
+
+def test_long_answers_pay_and_that_is_not_what_is_called_the_reward(tmp_path, llama, of_all_lengths):
+    plain, paid = (
+        run(llama, tmp_path, training__max_steps=1, grpo__overlong_cache=c) for c in (None, 8)
+    )  # all 8 tokens
+    assert metric(paid, "reward") == metric(plain, "reward") and "overlong_punishment" not in plain.metrics[0]
+    assert metric(paid, "overlong_punishment")[0] == pytest.approx(-metric(plain, "completion_length")[0] / 8, abs=1e-6)
+    assert metric(paid, "grad_norm")[0] != pytest.approx(metric(plain, "grad_norm")[0], rel=1e-3)
+
+
+def test_importance_weights_put_another_sampler_right(tmp_path, llama, monkeypatch):
+    """The own sampler needs none: weight 1. One that samples at another temperature does, and is refused by the
+    preflight until that is switched off."""
+    fixed = {"training__max_steps": 1, "grpo__importance_weights": "truncated"}
+    plain, own = run(llama, tmp_path, training__max_steps=1), run(llama, tmp_path, **fixed)
+    assert metric(own, "importance_weight")[0] == pytest.approx(1, abs=1e-4) and metric(own, "importance_cut") == [0.0]
+    assert metric(own, "grad_norm")[0] == pytest.approx(metric(plain, "grad_norm")[0], rel=1e-3)
+    real = sampling.sample
+    monkeypatch.setattr(sampling, "sample", lambda *a, **k: real(*a, **(k | {"temperature": 2.0})))
+    with pytest.raises(UserError, match="sampler and trainer disagree"):
+        run(llama, tmp_path, **fixed)
+    hot = [run(llama, tmp_path, preflight__sampler=False, **more) for more in ({"training__max_steps": 1}, fixed)]
+    assert 0 < metric(hot[1], "importance_cut")[0] < 1 and metric(hot[1], "importance_weight")[0] != pytest.approx(
+        1, abs=0.05
+    )
+    assert metric(hot[1], "grad_norm")[0] != pytest.approx(metric(hot[0], "grad_norm")[0], rel=0.05)
+
+
+def test_a_whole_variant_in_bf16_with_masked_rows(tmp_path, llama, of_all_lengths):
+    """Everything at once: autocast, rows left out, weights per answer, several updates, further prompts."""
+    result = run(
+        llama, tmp_path, reward=right_or_wrong, model__dtype="bfloat16", **GSPO, grpo__minibatches=2, grpo__mask_truncated=True,
+        grpo__dynamic_sampling=True, grpo__importance_weights="masked", grpo__importance_level="geometric", training__max_steps=4,
+    )  # fmt: skip
+    assert len(result.metrics) == 4 and metric(result, "importance_weight")[0] == pytest.approx(1, abs=0.05)

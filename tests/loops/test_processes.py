@@ -58,7 +58,7 @@ def test_sft(tmp_path):
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("method", "adapter"),
-    [("sft", "lora"), ("dpo", "none"), ("dpo", "lora"), ("grpo", "none"), ("grpo", "lora"), ("packed", "none"), ("stream", "none"),
+    [("sft", "lora"), ("dpo", "none"), ("dpo", "lora"), ("grpo", "none"), ("grpo", "lora"), ("dynamic", "none"), ("packed", "none"), ("stream", "none"),
      ("dpo", "4bit"), ("reward", "none"), ("reward", "lora"), ("ppo", "none"), ("ppo", "lora")],
 )  # fmt: skip
 def test_all_loops(tmp_path, method, adapter):

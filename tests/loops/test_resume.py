@@ -9,8 +9,8 @@ import pytest
 from kit import environment, tiny_family, tiny_folder
 
 SCRIPT = Path(__file__).with_name("killed.py")
-ALL = ["sft", "sft-lora", "sft-8bit-optimizer", "sft-packed", "sft-stream", "sft-best", "sft-measured", "dpo", "dpo-lora", "reward", "reward-lora", "grpo", "ppo", "ppo-shared"]  # fmt: skip
-LOOPS = ["sft", "dpo", "reward", "grpo", "ppo"]
+ALL = ["sft", "sft-lora", "sft-8bit-optimizer", "sft-packed", "sft-stream", "sft-best", "sft-measured", "dpo", "dpo-lora", "reward", "reward-lora", "grpo", "grpo-dynamic", "ppo", "ppo-shared"]  # fmt: skip
+LOOPS = ["sft", "dpo", "reward", "grpo", "grpo-dynamic", "ppo"]
 
 
 def trials(folder, wanted):

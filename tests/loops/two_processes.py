@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import torch
-from kit import even_tokens, small_config
+from kit import even_tokens, right_or_wrong, small_config
 
 from loops import dpo, grpo, ppo, reward, sft
 from posttrain import ROOT
@@ -33,6 +33,9 @@ CASES = {  # 7 rows in windows of 5 and 2, then again: odd numbers everywhere
     "dpo": (dpo, DPO, {"training.batch_size": 5, "dpo.sft_weight": 1.0}),
     "reward": (reward, DPO, {"training.batch_size": 5, **HELD_OUT}),
     "grpo": (grpo, GRPO, {"grpo.prompts_per_step": 3, "grpo.max_new_tokens": 6, "grpo.minibatches": 2}),
+    "dynamic": (grpo, GRPO, {"grpo.prompts_per_step": 3, "grpo.max_new_tokens": 6, "grpo.minibatches": 2, "grpo.dynamic_sampling": True,
+                             "grpo.overlong_cache": 2, "grpo.advantage": "batch", "grpo.advantage_scale": "none",
+                             "grpo.importance_weights": "truncated"}),
     "ppo": (ppo, GRPO, {"ppo.prompts_per_step": 4, "ppo.kl_coef": 0.02, **HELD_OUT}),
 }  # fmt: skip
 
@@ -48,7 +51,7 @@ def main(method: str, model: str, out: str, adapter: str) -> None:
     adapter = "none" if adapter == "none" else "lora"
     name = loop.__name__.removeprefix("loops.")
     config = small_config(name, model, Path(out), **SHARED | {"model.adapter": adapter} | changes)
-    given = {"reward": even_tokens} if loop in (grpo, ppo) else {}
+    given = {"reward": right_or_wrong if method == "dynamic" else even_tokens} if loop in (grpo, ppo) else {}
     result = loop.train(config, rows=rows, **given)
     if torch.distributed.is_initialized() and torch.distributed.get_rank():
         return

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from losses.advantages import gae, kl_shaped_rewards, whiten
+from losses.cispo import cispo_loss
 from losses.dpo import dpo_loss
 from losses.grpo import grpo_loss
 from losses.kl import exact_kl, k1, k2, k3, k3_is
@@ -18,6 +19,7 @@ from losses.sft import completion_cross_entropy
 PER_TOKEN = {
     "sft": (completion_cross_entropy, (2, 3), 1, 1, {}),
     "grpo": (grpo_loss, (2, 3), 1, 3, {}),
+    "cispo": (cispo_loss, (2, 3), 1, 3, {}),
     "ppo policy": (ppo_policy_loss, (2, 3), 1, 3, {}),
     "ppo value": (ppo_value_loss, (2, 3), 1, 3, {}),
 }

@@ -21,7 +21,7 @@ from posttrain.models import scalar
 from posttrain.rollouts import scoring
 from posttrain.rollouts.rewards import answer
 from posttrain.rollouts.sampling import Rollout
-from posttrain.rollouts.scoring import Scorer, describe, end_once
+from posttrain.rollouts.scoring import Scorer, describe, end_once, refuse_graded
 from posttrain.tokens.examples import Prompt
 
 TOKENIZER = bytelevel_tokenizer()
@@ -213,3 +213,13 @@ def test_an_ending_counts_once():
 def test_the_built_in_reward_is_the_one_whose_failures_are_counted():
     assert "parse_failures" not in scorer(given=length)(rollout(), TOKENIZER, PROMPTS)[1]
     assert scorer(given=[length, answer])(rollout(), TOKENIZER, PROMPTS)[1]["parse_failures"] == (1, 4)
+
+
+def test_graded_rewards_are_refused_where_right_or_wrong_is_meant():
+    refuse_graded([0.0, 1.0, 1.0], "grpo.key")
+    refuse_graded([], "grpo.key")
+    refuse_graded([-1.0, 1.0], "grpo.key", signed=True)
+    refuse_graded([0.0, 1.0], "grpo.key", signed=True)
+    for rewards, signed in (([0.0, 0.5], False), ([-1.0, 1.0], False), ([-1.0, 0.0, 1.0], True), ([2.0], True)):
+        with pytest.raises(UserError, match=r"grpo\.key needs a verifiable reward, 0 or 1"):
+            refuse_graded(rewards, "grpo.key", signed=signed)
