@@ -119,6 +119,8 @@ def test_every_shipped_config_validates():
     for path in sorted((ROOT / "configs").glob("*.yaml")):
         config = load(path)
         assert config.method == path.stem.split("_")[0] and str(config.folder).startswith("outputs/"), path
+    for path in sorted((ROOT / "configs/variants").glob("*.yaml")):  # called by what people know them by
+        assert str(load(path).folder) == f"outputs/{path.stem}"
 
 
 def test_merge_and_curate_as_commands(tmp_path, llama):

@@ -3,7 +3,7 @@
 python -m posttrain.config template dpo > my_dpo.yaml        every key with its meaning and default, ready to run
 python -m posttrain.config validate configs/*.yaml            all problems of all files, each with its line
 python -m posttrain.config show configs/dpo_tiny.yaml --dpo.beta 0.2    what results, and where each value comes from
-python -m posttrain.config list configs/                      what is there
+python -m posttrain.config list                               what is there, each with its paper
 """
 
 from __future__ import annotations
@@ -131,8 +131,12 @@ def validate(arguments: list[str]) -> None:
 
 
 def _yaml_files(argument: str) -> list[Path]:
+    """A file, or those of a folder, and behind them those of its variants/."""
     path = Path(argument)
-    return sorted([*path.glob("*.yaml"), *path.glob("*.yml")]) if path.is_dir() else [path]
+    if not path.is_dir():
+        return [path]
+    folders = [path, path / "variants"]
+    return [file for folder in folders for file in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])]
 
 
 def show(path: str, keys: list[str]) -> None:

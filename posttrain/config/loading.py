@@ -22,6 +22,7 @@ from posttrain.config.methods import (
     module_of,
 )
 from posttrain.config.section import Section, section_in
+from posttrain.config.yaml_file import read_yaml
 from posttrain.errors import UserError
 
 
@@ -49,7 +50,7 @@ def resolve(
     origin: str = "overrides",
 ) -> tuple[Any, dict[str, str]]:
     """load(), and where each value came from: {"dpo.beta": "command line"}; what is not among them is a default."""
-    values, places = _read_yaml(Path(path)) if path is not None else ({}, {})
+    values, places = read_yaml(Path(path)) if path is not None else ({}, {})
     present = [name for name in METHODS if name in values]
     if method is None:
         if len(present) != 1:
@@ -169,51 +170,6 @@ def _put(values: dict, key: str, value: Any) -> None:
             values[part] = {}
         values = values[part]
     values[parts[-1]] = value
-
-
-def _read_yaml(path: Path) -> tuple[dict, dict[str, str]]:
-    """-> (values, {"training.seed": "sft.yaml, line 7"}). Broken YAML and duplicate keys are refused by line."""
-    if not path.is_file():
-        there = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        close = difflib.get_close_matches(path.name, there, n=3, cutoff=0.5)
-        hint = (
-            f", did you mean {' or '.join(str(path.parent / name) for name in close)}?"
-            if close
-            else f"; {len(there)} .yaml files are there" * bool(there)
-        )
-        raise UserError(f"{path}: no such file{hint}")
-    try:
-        text = path.read_text()
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        raise UserError(
-            f"{path}{f', line {mark.line + 1}' if mark else ''}: not valid YAML: {getattr(error, 'problem', None) or error}"
-        ) from None
-    if root is None:
-        return {}, {}
-    if not isinstance(root, yaml.MappingNode):
-        raise UserError(
-            f"{path}: expected groups such as model:, data:, training:, found a {type(root).__name__.removesuffix('Node').lower()}"
-        )
-    places: dict[str, str] = {}
-
-    def walk(node: Any, prefix: str) -> None:
-        if prefix.count(".") > 8:
-            raise UserError(f"{path}: groups nested too deeply (an alias that contains itself?)")
-        for key_node, value_node in node.value:
-            key, line = f"{prefix}{key_node.value}", key_node.start_mark.line + 1
-            if key in places:
-                raise UserError(
-                    f"{path}, line {line}: '{key}' is given twice (first on {places[key].rpartition(', ')[2]})"
-                )
-            places[key] = f"{path}, line {line}"
-            if isinstance(value_node, yaml.MappingNode):
-                walk(value_node, f"{key}.")
-
-    walk(root, "")
-    return values, places
 
 
 def describe(kind: type[BaseModel], prefix: str = "") -> list[tuple[str, str, str, str]]:

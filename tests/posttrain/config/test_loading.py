@@ -31,7 +31,7 @@ def test_values_defaults_and_overrides(tmp_path):
 
 
 def test_every_shipped_config_is_valid_and_reads_back(tmp_path):
-    shipped = sorted((ROOT / "configs").glob("*.yaml"))
+    shipped = sorted([*(ROOT / "configs").glob("*.yaml"), *(ROOT / "configs/variants").glob("*.yaml")])
     assert {p.stem for p in shipped} >= {"sft_tiny", "dpo_tiny", "grpo_tiny", "ladder_tiny"}
     for path in shipped:
         config = load(path)

@@ -58,7 +58,8 @@ def test_validate_tells_all_problems_of_all_files(tmp_path, capsys):
 def test_list(capsys):
     __main__.main(["list", str(ROOT / "configs")])
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(list((ROOT / "configs").glob("*.yaml")))
+    assert len(lines) == sum(len(list((ROOT / folder).glob("*.yaml"))) for folder in ("configs", "configs/variants"))
+    assert any("variants/cdpo_tiny.yaml" in line and "tiny-sft" in line and "Mitchell 2023" in line for line in lines)
     assert any("ppo_tiny.yaml" in line and "tiny-sft" in line and "PPO on the embedded model" in line for line in lines)
 
 
