@@ -127,6 +127,22 @@ def reference(run, logps: Tensor, ref_logps: Tensor, active: Tensor, *, same_row
     run.preflight.verdict("start", None if fine else problem, "policy and reference say the same of every answer")
 
 
+def at_margin_0(run, loss: float, expected: float) -> None:
+    """A preference loss begins where its own formula is while nothing has moved: ln 2 of DPO, 25 of IPO with β = 0.1.
+    Policy and reference have been compared row by row before (reference): what is off here is how the rows are counted.
+
+    Not asked where they are rounded differently: what a square makes of that is no mistake."""
+    if not run.preflight.on("start") or not run.exact:
+        return
+    off = not abs(loss - expected) <= 0.01 * abs(expected)  # a NaN is off, too
+    run.preflight.verdict(
+        "start",
+        f"the loss of the first step is {loss:.6f}, not {expected:.6f}, which it is by its formula where policy and reference are the "
+        "same: are pairs lost or counted twice, or weights that do not add up to 1?" if off else None,
+        f"the loss starts at {loss:.4f}",
+    )  # fmt: skip
+
+
 def sampler(run, logps: Tensor, sampler_logps: Tensor, entropy: Tensor, active: Tensor) -> None:
     """The trainer gives the sampled tokens [B, T] the log-probs they were sampled with: else it is not on policy."""
     if not run.preflight.on("sampler") or not active.any():
