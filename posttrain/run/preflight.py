@@ -184,13 +184,13 @@ def disagreement(logps: Tensor, sampler_logps: Tensor, entropy: Tensor, active: 
 
 
 def stop_token(run, model: nn.Module, tokenizer) -> None:
-    """The saved model will stop: its stop tokens exist, and (SFT, DPO) the first step's rows teach one of them."""
+    """The saved model will stop: its stop tokens exist, and, where answers are given, the first step teaches one."""
     if not run.preflight.on("stop_token"):
         return
     stops, rows_of_embeddings = template.stop_ids(tokenizer), model.get_input_embeddings().weight.shape[0]
     names = ", ".join(tokenizer.convert_ids_to_tokens(stops))
     # how many stop tokens carry a loss in the first step, over all processes; None where answers are sampled
-    supervised = run.meter.count_of_all("p_stop") if run.config.method in ("sft", "dpo") else None
+    supervised = run.meter.count_of_all("p_stop") if run.config.method in ("sft", "dpo", "simpo", "kto") else None
     problem = None
     if max(stops) >= rows_of_embeddings:
         problem = (
