@@ -214,7 +214,7 @@ def test_walk_throughs(name):
     assert len(out.stdout.splitlines()) >= 6 and "=" in out.stdout
 
 
-@pytest.mark.parametrize("method", ["sft", "dpo", "reward", "grpo", "ppo", "ladder", "real"])
+@pytest.mark.parametrize("method", ["sft", "distill", "dpo", "simpo", "kto", "reward", "grpo", "ppo", "ladder", "real"])
 def test_help_teaches(method):
     out = command(module_of(method), "--help", timeout=20)
     assert out.returncode == 0 and "default:" in out.stdout

@@ -105,6 +105,8 @@ def estimate(config, shape: Shape, compute_bytes: int, shares: int = 1) -> dict[
         parts["critic"] = sum(parts[name] for name in ("weights", "gradients", "optimiser"))
     if method == "ppo" and section.reward_model is not None:
         parts["reward model (taken to be as large)"] = 4.0 * shape.parameters
+    if method == "distill":
+        parts["teacher (taken to be as large)"] = float(compute_bytes * shape.parameters)
     if shares > 1:
         parts = {name: size / shares for name, size in parts.items()}
         if lora and m.quantization != "none":  # packed weights are not cut into pieces
