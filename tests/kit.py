@@ -209,14 +209,17 @@ def yaml_config(name: str, **changes: Any) -> Any:
 BASES = {"simpo": "variants/simpo", "kto": "variants/kto", "distill": "variants/gkd"}
 
 
+def tiny_config(method: str) -> str:
+    """The name of a loop's tiny config, below configs/."""
+    return f"{BASES.get(method, method)}_tiny"
+
+
 def small_config(method: str, model: str | None, place: Path, **changes: Any) -> Any:
     """A short run of `method` on the model folder `model`, into `place`/run: SMALL, with these changes."""
     fixed = {"output.dir": str(place / "run"), "output.overwrite": True, "output.samples": 0, **SMALL[method]}
     if model is not None:
         fixed["model.name"] = model
-    return yaml_config(
-        f"{BASES.get(method, method)}_tiny", **fixed | {key.replace("__", "."): value for key, value in changes.items()}
-    )
+    return yaml_config(tiny_config(method), **fixed | {key.replace("__", "."): value for key, value in changes.items()})
 
 
 def run_loop(loop: ModuleType, model: str | None, place: Path, *, rows=None, reward=None, **changes: Any) -> Any:

@@ -22,7 +22,7 @@ import torch
 from posttrain import ROOT
 
 sys.path.insert(0, str(Path(__file__).parent))
-from kit import BASES, even_tokens
+from kit import even_tokens, tiny_config
 from two_processes import DPO, GRPO, KTO, SFT
 
 from loops import distill, dpo, grpo, kto, ppo, reward, sft, simpo
@@ -73,7 +73,7 @@ def train(case: str, model: str, out: Path, resume: bool) -> None:
     if method == "distill":
         own["distill.teacher"] = f"{model}-teacher"
     config = load(
-        ROOT / f"configs/{BASES.get(method, method)}_tiny.yaml",
+        ROOT / f"configs/{tiny_config(method)}.yaml",
         own | {"model.name": model, "output.dir": str(out), "resume": resume},
     )
     given = {"reward": even_tokens} if method in ("grpo", "ppo") else {}
