@@ -18,6 +18,7 @@ from pathlib import Path
 import yaml
 from matplotlib.figure import Figure
 
+from posttrain.config import load
 from posttrain.errors import UserError, clear_exit
 from posttrain.run.curves import legend
 
@@ -26,7 +27,10 @@ PARTS, SEEDS, WIDER = 10, (0, 1, 2), 0.1
 METRICS = {
     "pretrain": ["loss", "grad_norm"],
     "sft": ["loss", "p_stop", "entropy"],
+    "distill": ["loss", "divergence", "grad_norm"],
     "dpo": ["dpo_loss", "accuracy", "margin", "chosen_logps_per_token"],
+    "simpo": ["loss", "accuracy", "margin", "chosen_logps_per_token"],
+    "kto": ["loss", "accuracy", "z0", "chosen_logps_per_token"],
     "reward": ["loss", "accuracy", "margin"],
     "grpo": ["reward", "dead_groups", "kl", "completion_length"],
     "ppo": ["reward", "explained_variance", "kl", "clip_fraction"],
@@ -49,23 +53,30 @@ def tenths(rows: list[dict], name: str) -> list[float]:
     return [sum(part) / len(part) if part else math.nan for part in parts]
 
 
-def make(method: str) -> None:
-    runs = []
+def make(name: str) -> None:
+    """name: of a loop that has a tiny config (dpo), or of a variant (ipo)."""
+    path = f"{name}_tiny" if (HERE.parent / f"configs/{name}_tiny.yaml").is_file() else f"variants/{name}_tiny"
+    method, runs = load(HERE.parent / f"configs/{path}.yaml").method, []
     for seed in SEEDS:
         with tempfile.TemporaryDirectory() as folder:
-            command = ["-m", f"loops.{method}", "--config", f"configs/{method}_tiny.yaml", "--seed", str(seed), "--data.seed", str(seed if method == "pretrain" else 0), "--output.dir", folder, "--output.overwrite"]  # fmt: skip
+            command = ["-m", f"loops.{method}", "--config", f"configs/{path}.yaml", "--seed", str(seed), "--data.seed", str(seed if method == "pretrain" else 0), "--output.dir", folder, "--output.overwrite"]  # fmt: skip
             subprocess.run([sys.executable, *command], check=True, cwd=HERE.parent, stderr=subprocess.DEVNULL)
             runs.append(read(Path(folder)))
-    bands = {}
-    for name in METRICS[method]:
+    write(path, runs)
+
+
+def write(path: str, runs: list[list[dict]]) -> None:
+    """The bands of three runs of configs/PATH.yaml."""
+    bands, config = {}, load(HERE.parent / f"configs/{path}.yaml")
+    for name in METRICS[config.method]:
         curves = [tenths(rows, name) for rows in runs]
         bands[name] = {
             "low": [round(min(values), 4) for values in zip(*curves, strict=True)],
             "high": [round(max(values), 4) for values in zip(*curves, strict=True)],
         }
-    out = {"config": f"configs/{method}_tiny.yaml", "seeds": list(SEEDS), "steps": len(runs[0]), "metrics": bands}
-    (HERE / "expected" / f"{method}_tiny.json").write_text(json.dumps(out, indent=1) + "\n")
-    print(f"wrote benchmarks/expected/{method}_tiny.json")
+    out = {"config": f"configs/{path}.yaml", "seeds": list(SEEDS), "steps": len(runs[0]), "metrics": bands}
+    (HERE / "expected" / f"{Path(path).name}.json").write_text(json.dumps(out, indent=1) + "\n")
+    print(f"wrote benchmarks/expected/{Path(path).name}.json")
 
 
 def compare(folder: Path) -> list[str]:
@@ -79,6 +90,10 @@ def compare(folder: Path) -> list[str]:
     if method is None:
         raise UserError(f"{folder}: a run of none of {', '.join(METRICS)}")
     own = HERE / "expected" / f"{folder.name}.json"  # of a variant: outputs/gspo_tiny
+    if not own.is_file() and not (HERE / "expected" / f"{method}_tiny.json").is_file():
+        raise UserError(
+            f"{folder}: no shipped run is called {folder.name}, and loops.{method} has no curves of its own"
+        )
     expected = json.loads((own if own.is_file() else HERE / "expected" / f"{method}_tiny.json").read_text())
     lines = []
     if len(rows) != expected["steps"]:
@@ -116,8 +131,8 @@ def main(arguments: list[str]) -> None:
         if not arguments or arguments[0] in ("-h", "--help"):
             print(__doc__)
         elif arguments[0] == "--make":
-            for method in arguments[1:] or METRICS:
-                make(method)
+            for name in arguments[1:] or [m for m in METRICS if (HERE.parent / f"configs/{m}_tiny.yaml").is_file()]:
+                make(name)
         else:
             folder = Path(arguments[0])
             lines = compare(folder)

@@ -1,4 +1,5 @@
-"""Every method and its config class; the keys themselves stand in keys.py (shared), supervised.py and rl.py. And the
+"""Every method and its config class; the keys themselves stand in keys.py (shared), supervised.py,
+preferences.py and rl.py. And the
 ladder's."""
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from posttrain.config.keys import Output
+from posttrain.config.preferences import DpoConfig, KtoConfig, SimpoConfig
 from posttrain.config.rl import GrpoConfig, PpoConfig
 from posttrain.config.section import Section, from_the_command_line
-from posttrain.config.supervised import DpoConfig, PretrainConfig, RewardConfig, SftConfig
+from posttrain.config.supervised import DistillConfig, PretrainConfig, RewardConfig, SftConfig
 
 
 class Stage(Section):
@@ -107,7 +109,10 @@ class RealConfig(Section):
 METHODS: dict[str, type[Section]] = {
     "pretrain": PretrainConfig,
     "sft": SftConfig,
+    "distill": DistillConfig,
     "dpo": DpoConfig,
+    "simpo": SimpoConfig,
+    "kto": KtoConfig,
     "reward": RewardConfig,
     "grpo": GrpoConfig,
     "ppo": PpoConfig,

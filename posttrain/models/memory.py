@@ -85,7 +85,7 @@ def estimate(config, shape: Shape, compute_bytes: int, shares: int = 1) -> dict[
 
     reference = getattr(m, "reference", None)
     section = getattr(config, method)
-    needs_one = method == "dpo" or max(getattr(section, "kl_coef", 0), getattr(section, "kl_loss_coef", 0)) > 0
+    needs_one = method in ("dpo", "kto") or max(getattr(section, "kl_coef", 0), getattr(section, "kl_loss_coef", 0)) > 0
     if reference is not None and needs_one:
         if reference not in ("auto", "copy", "adapter_off"):
             parts["reference"] = float(compute_bytes * shape.parameters)
@@ -98,6 +98,8 @@ def estimate(config, shape: Shape, compute_bytes: int, shares: int = 1) -> dict[
         parts["critic"] = sum(parts[name] for name in ("weights", "gradients", "optimiser"))
     if method == "ppo" and section.reward_model is not None:
         parts["reward model (taken to be as large)"] = 4.0 * shape.parameters
+    if method == "distill":
+        parts["teacher (taken to be as large)"] = float(compute_bytes * shape.parameters)
     if shares > 1:
         parts = {name: size / shares for name, size in parts.items()}
         if lora and m.quantization != "none":  # packed weights are not cut into pieces
@@ -107,7 +109,7 @@ def estimate(config, shape: Shape, compute_bytes: int, shares: int = 1) -> dict[
 
     length = config.data.max_length or min(1024, shape.longest)
     rows = config.training.micro_batch_size * (
-        2 if method == "dpo" or (method == "reward" and section.loss == "preference") else 1
+        2 if method in ("dpo", "simpo") or (method == "reward" and section.loss == "preference") else 1
     )
     tokens = rows * length
     # kept for the backward pass, per token and layer: ~8 rows of the hidden size (norms, queries, attention,
