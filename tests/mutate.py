@@ -19,7 +19,29 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = ["door", "logprobs", "weights", "sft", "dpo", "reward", "kl", "advantages", "gae", "grpo", "ppo"]
+NAMES = [
+    "door",
+    "logprobs",
+    "weights",
+    "sft",
+    "margin",
+    "dpo",
+    "ipo",
+    "robust_dpo",
+    "dpop",
+    "apo",
+    "simpo",
+    "orpo",
+    "kto",
+    "distill",
+    "distill_chunked",
+    "reward",
+    "kl",
+    "advantages",
+    "gae",
+    "grpo",
+    "ppo",
+]
 EQUIVALENT: dict[tuple[str, str], str] = {  # (loss, the mutant as it is printed): why nothing can notice
     (
         "ppo",

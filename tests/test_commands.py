@@ -182,7 +182,29 @@ def test_bad_data_leaves_nothing_that_looks_finished(tmp_path, llama, problem):
     assert not (tmp_path / "run" / "model").exists()
 
 
-@pytest.mark.parametrize("name", ["logprobs", "weights", "sft", "dpo", "reward", "kl", "advantages", "grpo", "ppo"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "logprobs",
+        "weights",
+        "sft",
+        "dpo",
+        "ipo",
+        "robust_dpo",
+        "dpop",
+        "apo",
+        "simpo",
+        "orpo",
+        "kto",
+        "distill",
+        "distill_chunked",
+        "reward",
+        "kl",
+        "advantages",
+        "grpo",
+        "ppo",
+    ],
+)
 def test_walk_throughs(name):
     start = command if name == "dpo" else here
     out = start(f"losses.{name}")
