@@ -7,7 +7,7 @@ Rows are laid out group by group: the `group_size` answers to prompt 0, then tho
                                                                std makes very easy and very hard prompts louder)
     leave-one-out    A_i =  r_i − mean_{j≠i}(r_j)              RLOO, arXiv 2402.14740; = G / (G − 1) · (r_i − mean(r))
 
-Kept: the group baseline. Said aloud, because public code differs: the standard deviation is the unbiased one (divide by
+Kept: the group baseline. Stated, because public code differs: the standard deviation is the unbiased one (divide by
 G − 1, as torch and the reference implementations do) unless unbiased=False, and ε = 1e-4. A group whose rewards are all
 equal teaches nothing: its advantages are exactly 0, not rounding noise divided by ε.
 
