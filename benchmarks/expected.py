@@ -6,8 +6,8 @@
 
 The band of a metric: the smallest and largest of all runs' means over each tenth of the run, widened each way by half
 their distance (the next run is one more draw) and at least by a tenth of the metric's whole range. A run is *unlike
-ours* where learning differs: where it starts, where it ends, or which way it goes. Outside the band in between is told,
-too, and called what it is: noise.
+ours* where learning differs: where it starts or ends elsewhere, by more than a quarter of that range, or goes the other
+way. Outside the band otherwise is told, too, and called what it is: noise.
 """
 
 import itertools
@@ -24,7 +24,7 @@ from posttrain.errors import UserError, clear_exit
 from posttrain.run.curves import legend
 
 HERE = Path(__file__).resolve().parent
-PARTS, BASES, SEEDS, WIDER = 10, (0, 1, 2), (0, 1, 2), 0.1
+PARTS, BASES, SEEDS, WIDER, ELSEWHERE = 10, (0, 1, 2), (0, 1, 2), 0.1, 0.25
 STARTS = {"sft": "base", "dpo": "sft", "reward": "sft", "ppo": "sft", "grpo": "dpo"}  # what each is trained from
 METRICS = {
     "pretrain": ["loss", "grad_norm"],
@@ -58,17 +58,17 @@ def band_of(curves: list[list[float]]) -> dict[str, list[float]]:
     return {"low": [round(min(c), 4) for c in columns], "high": [round(max(c), 4) for c in columns]}
 
 
-def widened(band: dict[str, list[float]]) -> tuple[list[float], list[float]]:
-    """(low, high) of each tenth, with room for one more draw."""
-    least = WIDER * (max(band["high"]) - min(band["low"]))
+def widened(band: dict[str, list[float]], share: float) -> tuple[list[float], list[float]]:
+    """(low, high) of each tenth, with room for one more draw: at least `share` of the metric's whole range."""
+    least = share * (max(band["high"]) - min(band["low"]))
     room = [max(least, (high - low) / 2) for low, high in zip(band["low"], band["high"], strict=True)]
     low = [x - r for x, r in zip(band["low"], room, strict=True)]
     return low, [x + r for x, r in zip(band["high"], room, strict=True)]
 
 
 def unlike(mine: list[float], band: dict[str, list[float]]) -> list[str]:
-    """Where learning differs: the start, the end, the direction. Nothing of the noise between."""
-    low, high = widened(band)
+    """Where learning differs: the start, the end, the direction. Nothing of the noise."""
+    low, high = widened(band, ELSEWHERE)
     found = [
         f"{place} {mine[i]:.3g}, expected {low[i]:.3g} to {high[i]:.3g}"
         for place, i in (("start", 0), ("end", -1))
@@ -101,7 +101,16 @@ def run(folder: Path) -> None:
         for method, start in STARTS.items():
             for seed in SEEDS:
                 for threads in (1, 2) if seed == 0 else (1,):
-                    more = ["--model.name", starts[start], "--seed", seed, "--data.seed", 0, "--training.cpu_threads", threads]
+                    more = [
+                        "--model.name",
+                        starts[start],
+                        "--seed",
+                        seed,
+                        "--data.seed",
+                        0,
+                        "--training.cpu_threads",
+                        threads,
+                    ]
                     runs[method].append(loop(method, there / f"{method}_{seed}_{threads}", *more))
             starts[method] = there / f"{method}_0_1/model"
             print(f"base {base}: {method}", flush=True)
@@ -143,7 +152,7 @@ def compare(folder: Path) -> tuple[list[str], list[str]]:
     axes = figure.subplots(1, len(expected["metrics"]), squeeze=False)[0]
     middle = [(i + 0.5) / PARTS for i in range(PARTS)]
     for axis, (name, band) in zip(axes, expected["metrics"].items(), strict=True):
-        low, high = widened(band)
+        low, high = widened(band, WIDER)
         if not any(name in row for row in rows):
             lines.append(f"{name}: not logged in this run")
             continue
@@ -179,7 +188,7 @@ def main(arguments: list[str]) -> None:
         else:
             folder = Path(arguments[0])
             differs, lines = compare(folder)
-            print("\n".join(lines + differs))
+            print("\n".join(lines + differs or ["inside the band everywhere"]))
             print(
                 "unlike ours: " + ", ".join(line.partition(":")[0] for line in differs)
                 if differs

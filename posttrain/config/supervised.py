@@ -126,7 +126,9 @@ class SftConfig(Config):
 
 class Dpo(Section):
     beta: float = Field(
-        0.1, gt=0, description="strength of the pull towards the reference; with a smaller β the gap between chosen and rejected grows larger"
+        0.1,
+        gt=0,
+        description="strength of the pull towards the reference; with a smaller β the gap between chosen and rejected grows larger",
     )
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="assumed share of wrong labels (conservative DPO)")
     sft_weight: float = Field(
