@@ -127,7 +127,7 @@ def module_of(method: str) -> str:
 
 
 _TRUNCATED = (
-    "is refused in RL: a token sampled from a cut-off distribution has another log-probability than the trainer computes, "
+    "is refused in RL: a token sampled from a truncated distribution has a different log-probability from the one the trainer computes, "
     "so ratio and KL would be biased; use temperature alone"
 )
 REFUSED = {

@@ -27,7 +27,9 @@ class Dpo(Section):
         "chosen answers fall; apo_zero, apo_down: chosen up (down) and rejected down, each on its own (losses/)",
     )
     beta: float = Field(
-        0.1, gt=0, description="how dearly the policy pays for leaving the reference; smaller moves further"
+        0.1,
+        gt=0,
+        description="strength of the pull towards the reference; with a smaller β the gap between chosen and rejected grows larger",
     )
     label_smoothing: float = Field(
         0.0, ge=0, lt=0.5, description="assumed share of wrong labels; sigmoid: conservative DPO; robust needs it"

@@ -48,5 +48,7 @@ def test_a_ladder_that_cannot_be(changes, message):
 @pytest.mark.parametrize("method", ["grpo", "ppo"])
 @pytest.mark.parametrize("key", REFUSED)
 def test_sampling_that_would_bias_the_ratio_is_refused_by_name(method, key):
-    with pytest.raises(UserError, match=rf"'{key}' is refused in RL: a token sampled from a cut-off distribution has"):
+    with pytest.raises(
+        UserError, match=rf"'{key}' is refused in RL: a token sampled from a truncated distribution has"
+    ):
         yaml_config(f"{method}_tiny", **{f"{method}.{key}": 1})
