@@ -13,8 +13,7 @@
    Keep a checkpoint.
 7. Save the model, the curves, and the same questions answered before and after.
 
-Left out: the other preference losses (IPO, SimPO, ORPO, KTO), a moving reference, one row per pair with a shared
-prompt.
+Left out: the other preference losses (IPO, SimPO, ORPO, KTO), a moving reference.
 """
 
 from posttrain.config import early_check
@@ -69,6 +68,7 @@ def start(config: DpoConfig, run: Run, rows: list[dict] | None = None) -> Start:
 
     models.no_dropout(model)  # or policy != reference at step 0
     policy = run.parallel.spread(models.CompletionLogps(model.train()))
+    run.share_prompts(policy)  # training.share_prompts: a pair's prompt goes through the model once
     reference = frozen_reference(policy, config.model, run)
     run.checkpoints.remember("the reference", reference)
     shown = to_show(encoded, config.data.validation_split, config.data.seed)
@@ -101,7 +101,7 @@ def train(config: DpoConfig, *, rows: list[dict] | None = None) -> Result:
 
         for i, micro in enumerate(window):
             # ---- 3. Forward ---------------------------------------------------------------------------------------
-            batch = collate(both_sides(micro), pad_id).to(run.device)
+            batch = collate(both_sides(micro), pad_id, run.sharing).to(run.device)
             ref_logps = reference_logps(reference, cache, micro, batch, run)  # [2B]
             with run.no_sync_unless_last(policy, i, window):
                 token_logps, entropy = policy(batch)  # [2B, T]: the chosen rows, then the rejected ones
@@ -166,7 +166,7 @@ def precompute(reference: nn.Module, items: list, run: Run, pad_id: int) -> dict
     """The reference's two log-probs of every pair, computed once: {index: (chosen, rejected)}."""
     cache = {}
     for micro in run.slices(items, "reference log-probs"):
-        batch = collate(both_sides(micro), pad_id).to(run.device)
+        batch = collate(both_sides(micro), pad_id, run.sharing).to(run.device)
         chosen, rejected = reference_logps(reference, {}, micro, batch, run).view(2, -1).tolist()
         cache |= {p.index: both for p, both in zip(micro, zip(chosen, rejected, strict=True), strict=True) if p.counts}
     return processes.merge(cache)
@@ -185,7 +185,7 @@ def evaluate(
     """DPO loss and accuracy on held-out pairs."""
     loss, hits, count = 0.0, 0.0, 0.0
     for micro in run.slices(validation):
-        batch = collate(both_sides(micro), pad_id).to(run.device)
+        batch = collate(both_sides(micro), pad_id, run.sharing).to(run.device)
         half = len(micro)
         ref_logps = reference_logps(reference, cache, micro, batch, run)
         logps = sequence_logps(policy(batch)[0], batch.active)

@@ -80,6 +80,7 @@ def start(config: GrpoConfig, run: Run, rows: list[dict] | None = None, reward: 
 
     models.no_dropout(model)  # or sampler, policy and reference would disagree
     policy = run.parallel.spread(models.CompletionLogps(model.train()))
+    run.share_prompts(policy)  # training.share_prompts: a group's prompt goes through the model once
     reference = frozen_reference(policy, config.model, run) if grpo.kl_coef > 0 else None
     run.checkpoints.remember("the reference", reference)
     run.checkpoints.remember("the reward", scorer.fingerprinted)
@@ -172,7 +173,7 @@ def train(
             total = run.sum_over_processes(step_total(lengths, grpo.length_weighting, longest=grpo.max_new_tokens))
             for i, micro in enumerate(window):
                 # ---- 5. Forward and loss --------------------------------------------------------------------------
-                batch = lay_out(micro, pad_id).to(run.device)
+                batch = lay_out(micro, pad_id, run.sharing).to(run.device)
                 weights = token_weights(batch.active, grpo.length_weighting, total=total)  # [B, T]
                 with run.no_sync_unless_last(policy, i, window):
                     logps, entropy = policy(batch, grpo.temperature)  # [B, T]

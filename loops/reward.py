@@ -37,6 +37,7 @@ from posttrain.run import preflight
 from posttrain.run.training import Result, Run, left_as_found
 from posttrain.tokens.batch import Batch, collate
 from posttrain.tokens.examples import both_sides, hold_out, labelled, pairs
+from posttrain.tokens.shared import Sharing
 
 
 class Start(NamedTuple):
@@ -60,7 +61,9 @@ def start(config: RewardConfig, run: Run, rows: list[dict] | None = None) -> Sta
     examples, validation = hold_out(encoded, config.data.validation_split, config.data.seed)
     run.introduce(notes, encoded)
     no_dropout(model)  # two answers are compared: noise on either would be part of the preference
-    return Start(model, tokenizer, run.parallel.spread(scalar.CompletionScores(model.train())), examples, validation)
+    policy = run.parallel.spread(scalar.CompletionScores(model.train()))
+    run.share_prompts(policy)  # training.share_prompts: a pair's prompt goes through the model once
+    return Start(model, tokenizer, policy, examples, validation)
 
 
 @left_as_found()
@@ -82,7 +85,7 @@ def train(config: RewardConfig, *, rows: list[dict] | None = None) -> Result:
 
         for i, micro in enumerate(window):
             # ---- 3. Forward and loss --------------------------------------------------------------------------
-            batch = to_batch(micro, pad_id).to(run.device)
+            batch = to_batch(micro, pad_id, run.sharing).to(run.device)
             with run.no_sync_unless_last(policy, i, window):
                 scores = policy(batch)  # [2B]: the chosen answers, then the rejected ones; or [B]
                 loss, metrics = loss_of(scores, micro, config, n)
@@ -116,11 +119,11 @@ def train(config: RewardConfig, *, rows: list[dict] | None = None) -> Result:
     return run.finish(tell(shown, before, after, tokenizer))
 
 
-def to_batch(micro: list, pad_id: int) -> Batch:
+def to_batch(micro: list, pad_id: int, sharing: Sharing | None = None) -> Batch:
     """Pairs: the chosen rows, then the rejected ones. Labelled answers: as they are."""
     if hasattr(micro[0], "label"):
-        return collate([item.example for item in micro], pad_id)
-    return collate(both_sides(micro), pad_id)
+        return collate([item.example for item in micro], pad_id, sharing)
+    return collate(both_sides(micro), pad_id, sharing)
 
 
 def loss_of(scores: torch.Tensor, micro: list, config: RewardConfig, n: float) -> tuple[torch.Tensor, dict]:
@@ -139,7 +142,7 @@ def evaluate(policy, validation: list, config: RewardConfig, run: Run, pad_id: i
     """Loss and accuracy (pairs in the right order, or answers judged right) on what was held out."""
     loss, hits, count = 0.0, 0.0, 0.0
     for micro in run.slices(validation):
-        part, metrics = loss_of(policy(to_batch(micro, pad_id).to(run.device)), micro, config, 1.0)
+        part, metrics = loss_of(policy(to_batch(micro, pad_id, run.sharing).to(run.device)), micro, config, 1.0)
         loss, hits = loss + part.item(), hits + metrics["accuracy"][0].item()
         count += metrics["accuracy"][1].item()
     loss, hits, count = (run.sum_over_processes(x) for x in (loss, hits, count))
@@ -152,7 +155,7 @@ def scores_of(policy, shown: list, run: Run, tokenizer) -> list[list[float]]:
     if not shown:
         return []
     with run.parallel.autocast():
-        scores = policy(to_batch(shown, tokenizer.pad_token_id).to(run.device)).view(-1, len(shown))
+        scores = policy(to_batch(shown, tokenizer.pad_token_id, run.sharing).to(run.device)).view(-1, len(shown))
     return scores.T.tolist()
 
 

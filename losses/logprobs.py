@@ -25,13 +25,11 @@ finite differences.)
 [0.665573, 1.039721]
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from losses.door import at_least_float32, same_shape
+from losses.head import entropy_of, head_logps
 
 
 def token_logps(
@@ -58,7 +56,7 @@ def token_entropy(
     """Entropy of each prediction, −Σ_v p log p, in nats: [B, T] (the last position predicts nothing)."""
     assert logits.ndim == 3, f"logits [B, S, V], got {list(logits.shape)}"
     _refuse_temperature(temperature)
-    return _entropy(torch.log_softmax(at_least_float32(logits[:, :-1]) / temperature, dim=-1))
+    return entropy_of(torch.log_softmax(at_least_float32(logits[:, :-1]) / temperature, dim=-1))[1]
 
 
 def sequence_logps(
@@ -80,14 +78,17 @@ def chunked_token_logps(
     head_bias: Tensor | None = None,  # [V]
     temperature: float = 1.0,
     chunk_size: int = 1024,  # predictions whose logits are held at once
+    scale: float = 1.0,  # of a model that scales its logits
+    softcap: float | None = None,  # of a model that caps them
+    keep_bytes: int = 0,  # memory that a trained head may take to be faster
 ) -> tuple[Tensor, Tensor]:
     """token_logps and token_entropy without ever holding the logits [B, S, V]: two [B, T], float32, exactly 0 where
     inactive.
 
     A batch of 8 × 1,024 tokens and 152,000 entries is 5 GB of float32 logits, several times over in the backward pass.
     Two things avoid that. The head runs only where a prediction is active (prompt and padding cost nothing), and it
-    runs over `chunk_size` predictions at a time; a chunk's logits are thrown away and made again in the backward
-    pass. Same value and same gradient as the plain way (tests/losses/test_logprobs.py).
+    runs over `chunk_size` predictions at a time; a chunk's logits are not kept (losses/head.py says what is). Same
+    value and same gradient as the plain way (tests/losses/test_logprobs.py).
     """
     assert hidden.ndim == 3 and input_ids.shape == hidden.shape[:2], (
         f"hidden [B, S, H] and input_ids [B, S], got {list(hidden.shape)} and {list(input_ids.shape)}"
@@ -97,85 +98,22 @@ def chunked_token_logps(
     )
     _refuse_temperature(temperature)
 
-    if torch.is_autocast_enabled(hidden.device.type):  # what F.linear would do; inside a Function it must be said
-        compute = torch.get_autocast_dtype(hidden.device.type)
-        hidden, head_weight = hidden.to(compute), head_weight.to(compute)
-        head_bias = None if head_bias is None else head_bias.to(compute)
-
     where = active.flatten().nonzero().squeeze(-1)  # [N] which of the B·T predictions count
     states = hidden[:, :-1].flatten(0, 1)[where]  # [N, H]
     targets = input_ids[:, 1:].flatten()[where]  # [N]
-    logps, entropy = _ChunkedHead.apply(states, head_weight, head_bias, targets, temperature, chunk_size)
+    logps, entropy = head_logps(
+        states,
+        head_weight,
+        targets,
+        head_bias=head_bias,
+        temperature=temperature,
+        scale=scale,
+        softcap=softcap,
+        chunk_size=chunk_size,
+        keep_bytes=keep_bytes,
+    )
     zeros = logps.new_zeros(active.numel())
     return zeros.index_copy(0, where, logps).view_as(active), zeros.index_copy(0, where, entropy).view_as(active)
-
-
-class _ChunkedHead(torch.autograd.Function):
-    """states [N, H] -> log p(target) [N] and entropy [N]. Nothing of size V outlives its chunk: the backward pass makes
-    each chunk's logits again and turns them, in place, into their own gradient. (torch.utils.checkpoint would read more
-    simply, but leaves one [V, H] weight gradient per chunk waiting to be added: no memory saved. Measured.)"""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        states: Tensor,  # [N, H]
-        weight: Tensor,  # [V, H]
-        bias: Tensor | None,  # [V]
-        targets: Tensor,  # [N]
-        temperature: float,
-        chunk_size: int,
-    ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(states, weight, bias, targets)
-        ctx.set_materialize_grads(False)  # entropy is usually a metric: its gradient is then None, and costs nothing
-        ctx.temperature, ctx.chunk_size = temperature, chunk_size
-        logps, entropy = [], []
-        for h, y in zip(states.split(chunk_size), targets.split(chunk_size), strict=True):
-            log_p = torch.log_softmax(_scaled_logits(h, weight, bias, temperature), dim=-1)  # [n, V]
-            logps.append(log_p.gather(-1, y[:, None]).squeeze(-1))
-            entropy.append(_entropy(log_p))
-        return torch.cat(logps), torch.cat(entropy)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_logps: Tensor | None, grad_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
-        states, weight, bias, targets = ctx.saved_tensors
-        grad_states = torch.empty_like(states)
-        grad_weight = at_least_float32(torch.zeros_like(weight)) if ctx.needs_input_grad[1] else None
-        grad_bias = at_least_float32(torch.zeros_like(bias)) if ctx.needs_input_grad[2] else None
-        start = 0
-        for h, y in zip(states.split(ctx.chunk_size), targets.split(ctx.chunk_size), strict=True):
-            rows = slice(start, start := start + len(y))
-            logits = _scaled_logits(h, weight, bias, ctx.temperature)
-            g = logits.new_zeros(len(y), 1) if grad_logps is None else grad_logps[rows, None]
-            # d log p_y / dz = (1[v = y] − p_v) / τ         d entropy / dz = −p_v (log p_v + entropy) / τ
-            if grad_entropy is None:
-                grad = torch.softmax(logits, dim=-1).mul_(-g)
-            else:
-                log_p = torch.log_softmax(logits, dim=-1)
-                finite = log_p.clamp_min(torch.finfo(log_p.dtype).min)
-                grad = -log_p.exp() * (g + grad_entropy[rows, None] * (finite + _entropy(log_p)[:, None]))
-            grad.scatter_add_(-1, y[:, None], g)
-            if ctx.temperature != 1:
-                grad.div_(ctx.temperature)
-            grad = grad.to(weight.dtype)
-            torch.mm(grad, weight, out=grad_states[rows])
-            if grad_weight is not None:
-                grad_weight += grad.T @ h
-            if grad_bias is not None:
-                grad_bias += grad.sum(0)
-        grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
-        grad_bias = None if grad_bias is None else grad_bias.to(bias.dtype)
-        return grad_states, grad_weight, grad_bias, None, None, None
-
-
-def _scaled_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
-    logits = at_least_float32(linear(hidden, weight, bias))
-    return logits if temperature == 1 else logits.div_(temperature)
-
-
-def _entropy(logps: Tensor) -> Tensor:
-    # A vocabulary entry that a model masks out has log p = −inf and p = 0; 0 · (−inf) would be NaN, the limit is 0.
-    return -(logps.exp() * logps.clamp_min(torch.finfo(logps.dtype).min)).sum(dim=-1)
 
 
 def _refuse_temperature(temperature: float) -> None:

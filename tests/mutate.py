@@ -20,21 +20,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = [
-    "door",
-    "logprobs",
-    "weights",
-    "sft",
-    "dpo",
-    "reward",
-    "kl",
-    "advantages",
-    "gae",
-    "grpo",
-    "ppo",
-    "gspo",
-    "cispo",
-    "overlong",
-    "mismatch",
+    *("door", "head", "logprobs", "weights", "sft", "dpo", "reward", "kl", "advantages", "gae", "grpo", "ppo"),
+    *("gspo", "cispo", "overlong", "mismatch"),
 ]
 EQUIVALENT: dict[tuple[str, str], str] = {  # (loss, the mutant as it is printed): why nothing can notice
     (

@@ -14,6 +14,7 @@ from posttrain.config.keys import (
     RewardPreflight,
     RunConfig,
     SftPreflight,
+    SharingTraining,
     Training,
 )
 from posttrain.config.section import Section, from_the_command_line
@@ -141,6 +142,7 @@ class Dpo(Section):
 
 class DpoConfig(Config):
     model: ModelWithReference
+    training: SharingTraining = Field(default_factory=SharingTraining)
     dpo: Dpo = Field(default_factory=Dpo)
     preflight: DpoPreflight = Field(default_factory=DpoPreflight)
 
@@ -165,6 +167,7 @@ class Reward(Section):
 
 
 class RewardConfig(Config):
+    training: SharingTraining = Field(default_factory=SharingTraining)
     reward: Reward = Field(default_factory=Reward)
     preflight: RewardPreflight = Field(default_factory=RewardPreflight)
 

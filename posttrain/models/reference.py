@@ -84,9 +84,13 @@ def frozen_reference(policy: CompletionLogps, config, run) -> nn.Module:
     loading.no_dropout(model)
     model.train(policy.model.training)
     if how != "copy" or not spread:
-        return run.parallel.spread(CompletionLogps(model))
-    reference = run.parallel.spread(CompletionLogps(model, policy.chunked))
-    sharded.fill(reference, policy)
+        reference = run.parallel.spread(CompletionLogps(model))
+    else:
+        reference = run.parallel.spread(CompletionLogps(model, like=policy))
+        sharded.fill(reference, policy)
+    if policy.shares_prompts:  # one that cannot reads the rows apart: the same numbers
+        with sharded.gathered(reference):
+            reference.share_prompts()
     return reference
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from posttrain.errors import UserError
-from posttrain.models import checks, loading, lora, quantize
+from posttrain.models import checks, loading, lora, quantize, sharing
 from posttrain.models.logps import CompletionLogps
 from posttrain.tokens import template
 from posttrain.tokens.batch import Batch, Example, collate
@@ -134,7 +134,14 @@ class CompletionScores(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
+        self.shares_prompts = False
         self._no_split_modules = getattr(model, "_no_split_modules", None)  # for FSDP: what a layer is
+
+    def share_prompts(self) -> str | None:
+        """From now on the prompts of a batch are read once, where it says so; the reason if they cannot be."""
+        problem = sharing.refusal(self._full)
+        self.shares_prompts = problem is None
+        return problem
 
     def forward(self, batch: Batch) -> Tensor:
         hidden = self._hidden(batch)  # [B, S, H]
@@ -147,12 +154,8 @@ class CompletionScores(nn.Module):
         return per_token(self.head, self._hidden(batch))
 
     def _hidden(self, batch: Batch) -> Tensor:
-        return self.backbone(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            position_ids=batch.position_ids,
-            use_cache=False,
-        ).last_hidden_state
+        batch = batch if self.shares_prompts else batch.apart()
+        return sharing.of_rows(self.backbone(**sharing.reads(batch)).last_hidden_state, batch)
 
     @property
     def scalar_heads(self) -> list[nn.Module]:

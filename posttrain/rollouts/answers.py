@@ -7,7 +7,7 @@ into one batch, where batch["old_logps"] is [B, T], under the tokens it belongs 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from posttrain.rollouts.sampling import Rollout
 from posttrain.tokens.batch import Batch, Example, collate
+from posttrain.tokens.shared import Sharing
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ def sampled(rollout: Rollout, rewards: list[float]) -> list[Answer]:
 
 @dataclass(frozen=True)
 class AnswerBatch(Batch):
-    columns: dict[str, Tensor]  # {name: [B, T]}, 0 where no completion token is predicted, and in muted rows
+    # {name: [B, T]}, 0 where no completion token is predicted, and in muted rows
+    columns: dict[str, Tensor] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Tensor:
         return self.columns[name]
@@ -54,13 +56,13 @@ class AnswerBatch(Batch):
         return replace(moved, columns={name: column.to(device) for name, column in self.columns.items()})
 
 
-def lay_out(answers: list[Answer], pad_id: int) -> AnswerBatch:
-    batch = collate([answer.example for answer in answers], pad_id)
+def lay_out(answers: list[Answer], pad_id: int, sharing: Sharing | None = None) -> AnswerBatch:
+    batch = collate([answer.example for answer in answers], pad_id, sharing)
     columns = {
         name: _under_the_tokens([answer.columns[name] for answer in answers], batch.active)
         for name in answers[0].columns
     }
-    return AnswerBatch(batch.input_ids, batch.attention_mask, batch.position_ids, batch.completion_mask, columns)
+    return AnswerBatch(**vars(batch), columns=columns)
 
 
 def _under_the_tokens(values: list[Tensor], active: Tensor) -> Tensor:
@@ -78,11 +80,13 @@ def ask_all(
     answers: list[Answer], run: Any, pad_id: int, forward: Callable[[Batch], dict[str, Tensor]]
 ) -> list[Answer]:
     """Every answer with the columns that `forward(batch) -> {name: [B, T]}` gives: one pass, longest together."""
-    out, size = list(answers), run.training.micro_batch_size
+    out, size, sharing = list(answers), run.training.micro_batch_size, run.sharing
     order = sorted(range(len(answers)), key=lambda i: len(answers[i]), reverse=True)
+    if sharing.on:
+        order = list(range(len(answers)))  # as they were sampled: group by group
     for start in range(0, len(order), size):
         picked = order[start : start + size]
-        batch = collate([answers[i].example for i in picked], pad_id).to(run.device)
+        batch = collate([answers[i].example for i in picked], pad_id, sharing).to(run.device)
         with run.parallel.autocast():
             columns = forward(batch)
         for row, i in enumerate(picked):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -41,10 +41,12 @@ def shares(rows: list, processes: int) -> list[list]:
     return [by_length[p::processes] for p in range(processes)]
 
 
-def cut(mine: list, most: int, size: int, filler: Any) -> list[list]:
-    """This process's rows -> micro-batches of `size`, as many as the process with the `most` rows has."""
+def cut(mine: list, most: int, size: int, filler: Any, *, by_length: bool = True) -> list[list]:
+    """This process's rows -> micro-batches of `size`, as many as the process with the `most` rows has.
+
+    by_length: those of like length together; else in the order in which they come."""
     count = math.ceil(most / size)
-    mine = sorted(mine, key=len, reverse=True)
+    mine = sorted(mine, key=len, reverse=True) if by_length else list(mine)
     mine += [filler.muted()] * max(0, (count - 1) * size + 1 - len(mine))
     return [mine[i * size : (i + 1) * size] for i in range(count)]
 
@@ -69,6 +71,15 @@ def minibatches(rows: int, count: int, epochs: int, seed: int, rollout: int) -> 
     for epoch in range(epochs):
         order = epoch_order(rows, seed + 1, rollout * epochs + epoch)
         yield from batched(iter(order), math.ceil(rows / count))
+
+
+def group_by_group(rows: list[int], group_size: int, length: Callable[[int], int]) -> list[int]:
+    """Rows of a rollout, those of one group together, which read their prompt once: longest group first, and in it the
+    longest row."""
+    longest: dict[int, int] = {}
+    for row in rows:
+        longest[row // group_size] = max(length(row), longest.get(row // group_size, 0))
+    return sorted(rows, key=lambda row: (-longest[row // group_size], row // group_size, -length(row)))
 
 
 def own_share(picked: list[int], own: list[int], group_size: int, processes: int) -> tuple[list[int], int]:

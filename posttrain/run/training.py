@@ -23,6 +23,7 @@ from tqdm import tqdm
 from posttrain.config.trackers import refuse_missing
 from posttrain.errors import NonFiniteError, UserError
 from posttrain.models import sharded
+from posttrain.models.logps import CompletionLogps
 from posttrain.models.saving import save as save_model
 from posttrain.run import behaviour, ending, folder, launch, preflight, processes, steps, watch
 from posttrain.run.checkpoints import Checkpoints
@@ -33,6 +34,7 @@ from posttrain.run.parallel import Parallel
 from posttrain.run.progress import Progress, peak_memory
 from posttrain.run.tracking import Trackers
 from posttrain.tokens import rendering
+from posttrain.tokens.shared import Sharing
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class Run:
         self.progress = Progress(self.accelerator.is_main_process)
         self.preflight = preflight.Preflight(config.preflight, self.say)
         self.metrics_file, self.rollouts_file = (Lines(self.folder / name, self.say) for name in (METRICS, ROLLOUTS))
+        self.sharing = Sharing(getattr(self.training, "share_prompts", False))
         self._encoded: Any = None
         self._warned: set[str] = set()
         self.checkpoints = Checkpoints(self)
@@ -97,6 +100,19 @@ class Run:
         self.checkpoints.remember("the training data", encoded.items)
 
     # ------------------------------------------------------------ model, optimiser, schedule
+
+    def share_prompts(self, policy: nn.Module) -> None:
+        """training.share_prompts: from now on a prompt of several rows is read once, where this model then computes the
+        same. Before the reference is made."""
+        if self.sharing.wish is False:
+            return
+        with sharded.gathered(policy):
+            problem = policy.share_prompts()
+        if problem is not None and self.sharing.wish is True:
+            raise UserError(f"training.share_prompts: {problem}: set it to false, or auto")
+        if problem is not None:
+            self.say(f"prompts are read with every row: {problem}")
+        self.sharing.on = problem is None
 
     def write_start(self, model: nn.Module, tokenizer: Any) -> str:
         """Where a new adapter will find the full model under it, which is an adapter merged and stands nowhere else."""
@@ -121,6 +137,9 @@ class Run:
         policy: what is trained, model: the Hugging Face (or peft) model in it, which `save` writes.
         learning_rates: of the parameters whose names begin so, where it is not training.learning_rate."""
         self.model, self.tokenizer, self.save, self.num_steps = model, tokenizer, save, num_steps
+        for module in policy.modules():
+            if isinstance(module, CompletionLogps):
+                module.keep_bytes = self.training.logit_budget_mb * 2**20
         self.checkpoints.remember("the model", policy)
         if self.accelerator.is_main_process:
             folder.clear(self.config, self.checkpoints.resumed_from, self.has_start)  # and locked, until finish
@@ -237,7 +256,10 @@ class Run:
             if count > done:
                 self.update = count
                 share, most = steps.own_share(picked, own, rl.group_size, self.accelerator.num_processes)
-                yield steps.cut([answers[i] for i in share], most, self.training.micro_batch_size, answers[0])
+                if self.sharing.on:
+                    share = steps.group_by_group(share, rl.group_size, lambda i: len(answers[i]))
+                rows, size = [answers[i] for i in share], self.training.micro_batch_size
+                yield steps.cut(rows, most, size, answers[0], by_length=not self.sharing.on)
 
     def rollout_state(self, answers: list, own: list[int], metrics: dict[str, tuple]) -> dict[str, Any]:
         """What a checkpoint in the middle of a rollout needs: {prompt: its answers} and metrics, of all processes."""
@@ -345,9 +367,11 @@ class Run:
 
         own: log-prob per token of the model's own answers among the samples, before and after."""
         self.progress.end()
-        of_model = sharded.state_dict(self.model)
+        of_model, shared = sharded.state_dict(self.model), self.sharing.told(self.sum_over_processes)
         if self.accelerator.is_main_process:
             ending.write(self, samples, of_model, own)
+            if shared is not None:
+                self.say(shared)
             ending.tell(self, self._encoded)
             looked_at = (self.config.method, self.of_steps, samples or [], own)
             if (line := behaviour.told(*looked_at)) is not None:

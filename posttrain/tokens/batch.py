@@ -8,9 +8,12 @@ positions are prompt, completion or padding comes from lengths alone, never from
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Self
 
 import torch
 from torch import Tensor
+
+from posttrain.tokens.shared import Shared, Sharing
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,11 @@ class Example:
     def muted(self) -> Example:
         """The same row with nothing to learn: fills the micro-batch of a process that has run out of rows."""
         return Example(self.input_ids, [False] * len(self))
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens before the first that is to be learned."""
+        return self.completion_mask.index(True) if True in self.completion_mask else len(self)
 
     @property
     def num_active(self) -> int:
@@ -82,28 +90,39 @@ class Batch:
     attention_mask: Tensor | None  # [B, S] bool, True on real tokens
     position_ids: Tensor  # [B, S] long
     completion_mask: Tensor  # [B, S] bool
+    shared: Shared | None = None  # the same tokens with each prompt once: what may go through the model instead
 
     @property
     def active(self) -> Tensor:
         """[B, T] bool: which predictions count. Position t predicts token t + 1."""
         return self.completion_mask[:, 1:]
 
+    def apart(self) -> Self:
+        """The same rows for a model that does not read prompts once."""
+        return self if self.shared is None else replace(self, shared=None)
+
     def __len__(self) -> int:
         return self.input_ids.shape[0]
 
     def to(self, device: torch.device | str) -> Batch:
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: v.to(device) if isinstance(v, Tensor) else v for k, v in moved.items()})
+        return replace(self, **{k: v.to(device) if hasattr(v, "to") else v for k, v in moved.items()})
 
 
-def collate(examples: list[Example], pad_id: int) -> Batch:
-    """Pad on the right to the longest row. pad_id may equal any other id: nothing looks at it again."""
+def collate(examples: list[Example], pad_id: int, sharing: Sharing | None = None) -> Batch:
+    """Pad on the right to the longest row. pad_id may equal any other id: nothing looks at it again.
+
+    sharing: of a run that reads a prompt of several rows once, where that pays."""
     lengths = torch.tensor([len(e) for e in examples])
     width = int(lengths.max())
     input_ids = torch.tensor([e.input_ids + [pad_id] * (width - len(e)) for e in examples])
     completion_mask = torch.tensor([e.completion_mask + [False] * (width - len(e)) for e in examples])
     positions = torch.arange(width).expand(len(examples), -1)
-    return Batch(input_ids, positions < lengths[:, None], positions.contiguous(), completion_mask)
+    batch = Batch(input_ids, positions < lengths[:, None], positions.contiguous(), completion_mask)
+    if sharing is None:
+        return batch
+    rows = [(e.input_ids, e.prompt_length) for e in examples]
+    return replace(batch, shared=sharing.under(rows, batch.input_ids.numel()))
 
 
 def collate_packed(packs: list[Packed], pad_id: int) -> Batch:

@@ -68,7 +68,7 @@ def test_sampled_ids_reach_the_loss_without_being_tokenised_again(tmp_path, llam
     rollouts, trained = [], []
     real_sample, real_lay_out = grpo.sample_own, grpo.lay_out
     monkeypatch.setattr(grpo, "sample_own", lambda *a, **k: rollouts.append(real_sample(*a, **k)) or rollouts[-1])
-    monkeypatch.setattr(grpo, "lay_out", lambda a, p: trained.extend(a) or real_lay_out(a, p))
+    monkeypatch.setattr(grpo, "lay_out", lambda a, *p: trained.extend(a) or real_lay_out(a, *p))
     run(llama, tmp_path, training__max_steps=1, grpo__kl_coef=0.0)
     (rollout,) = rollouts
     assert isinstance(rollout, sampling.Rollout)

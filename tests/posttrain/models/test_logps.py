@@ -3,13 +3,17 @@
 import pytest
 import torch
 from kit import SIZES, tiny_model
+from transformers import AutoModelForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from losses.logprobs import token_logps
 from losses.sft import completion_cross_entropy
 from losses.weights import token_weights
 from posttrain.errors import UserError
 from posttrain.models import CompletionLogps, no_dropout
+from posttrain.models.logps import Head
 from posttrain.tokens.batch import Batch, Example, Packed, collate, collate_packed
+from posttrain.tokens.shared import Sharing
 
 G = torch.Generator().manual_seed(3)
 A, B, C = (
@@ -103,14 +107,59 @@ def test_padding_changes_no_log_prob(kind):
 
 
 def test_a_soft_cap_is_found_out_while_the_logits_are_small():
-    assert not CompletionLogps(tiny_model("gemma2", final_logit_softcapping=30.0, initializer_range=0.001)).chunked
+    made = tiny_model("gemma2", final_logit_softcapping=30.0, initializer_range=0.001)
+    assert CompletionLogps(made).head_form == Head(1.0, 30.0)
+    made.config.final_logit_softcapping, real = None, made.forward  # capped by something that no key tells of
+
+    def capped(**read):
+        out = real(**read)
+        out.logits = 30 * torch.tanh(out.logits / 30)
+        return out
+
+    made.forward = capped
+    assert CompletionLogps(made).head_form is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "form"),
+    [("llama", Head()), ("gemma2", Head(1.0, 2.0)), ("granite", Head(1 / 3)), ("cohere", Head(0.3))],
+)
+def test_what_a_model_does_to_its_logits_is_found(kind, form):
+    more = {"granite": {"logits_scaling": 3.0}, "cohere": {"logit_scale": 0.3}}
+    if kind in more:
+        torch.manual_seed(0)
+        config = CONFIG_MAPPING[kind](vocab_size=411, pad_token_id=None, **SIZES["qwen2"] | more[kind])
+        made = AutoModelForCausalLM.from_config(config)
+    else:
+        made = tiny_model(kind)
+    assert CompletionLogps(made).head_form == form
+
+
+def test_what_is_done_to_logits_otherwise_takes_the_plain_path():
+    made = tiny_model("llama")
+    real = made.forward
+
+    def shifted(**read):
+        out = real(**read)
+        out.logits = out.logits - 0.01 * out.logits.square()
+        return out
+
+    made.forward = shifted
+    policy, batch = CompletionLogps(made), collate([A, B], 0)
+    assert policy.head_form is None and policy.share_prompts() is None
+    logits = made(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    expected = torch.where(batch.active, token_logps(logits, batch.input_ids), 0.0)
+    torch.testing.assert_close(policy(batch)[0], expected, atol=1e-5, rtol=0)
+    always = Sharing(True)
+    always.on = True
+    torch.testing.assert_close(policy(collate([A, B], 0, always))[0], expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2", "opt", "gemma2"])
 def test_the_module_gives_the_models_own_log_probs(kind):
     m = tiny_model(kind).eval()
     policy = CompletionLogps(m)
-    assert policy.chunked == (kind != "gemma2")  # soft-capped logits take the plain path, found out by the probe
+    assert policy.head_form == (Head(1.0, 2.0) if kind == "gemma2" else Head())
     ids = torch.randint(0, 400, (2, 9), generator=torch.Generator().manual_seed(1))
     batch = collate([Example.of(row[:3], row[3:]) for row in ids.tolist()], 0)
     logps, entropy = policy(batch, 0.7)

@@ -34,7 +34,8 @@ def policy(name, bits, guarded=True, monkeypatch=None):
         models.CompletionLogps
     )  # without the probe, which is an evaluation pass itself
     torch.nn.Module.__init__(made)
-    made.model, made.chunked, made.needs_block_mask = adapted.train(), True, False
+    made.model, made.head_form = adapted.train(), models.logps.Head()
+    made.keep_bytes, made.needs_block_mask, made.shares_prompts = 0, False, False
     return made
 
 

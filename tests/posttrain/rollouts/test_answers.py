@@ -10,16 +10,17 @@ from posttrain.rollouts.answers import Answer, ask_all, in_flight, lay_out, mean
 from posttrain.rollouts.sampling import Rollout
 from posttrain.run.checkpoint_files import plain
 from posttrain.tokens.batch import Example
+from posttrain.tokens.shared import Sharing
 
 SHORT = Answer(Example.of([5], [8]), {"logps": torch.tensor([-3.0])}, 0.5, False)
 LONG = Answer(Example.of([5, 6], [7, 9]), {"logps": torch.tensor([-1.0, -2.0])}, 1.0, True)
 
 
-def run_of(size, others=1):
+def run_of(size, others=1, sharing=None):
     """One process of `others`, each of which would say the same, with micro-batches of `size`."""
     return SimpleNamespace(
         training=SimpleNamespace(micro_batch_size=size), device="cpu", sum_over_processes=lambda value: others * value,
-        parallel=whole_models(lambda: torch.autocast("cpu", torch.bfloat16)),
+        parallel=whole_models(lambda: torch.autocast("cpu", torch.bfloat16)), sharing=sharing or Sharing(False),
     )  # fmt: skip
 
 
@@ -67,6 +68,13 @@ def test_every_answer_is_asked_once_longest_together_and_keeps_its_place():
     out = ask_all([SHORT, LONG, middle], run_of(2), 0, forward)
     assert asked == [(2, 4), (1, 2)]  # 4 and 3 tokens in one batch, the 2 in another
     assert [answer.columns["last"].tolist() for answer in out] == [[8.0], [7.0, 9.0], [2.0, 3.0]]
+    sharing = Sharing(True)
+    sharing.on = True  # then as they come, group by group, so that a prompt's answers meet
+    assert ask_all([SHORT, LONG, middle], run_of(2, sharing=sharing), 0, forward)[1].columns["last"].tolist() == [
+        7.0,
+        9.0,
+    ]
+    assert asked[2:] == [(2, 4), (1, 3)]
     assert out[0].columns["last"].dtype == torch.float32 and out[0].columns["logps"].tolist() == [-3.0]
 
 

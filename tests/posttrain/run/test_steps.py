@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 
-from posttrain.run.steps import batched, epoch_order, micro_batches, minibatches, own_share
+from posttrain.run.steps import batched, cut, epoch_order, group_by_group, micro_batches, minibatches, own_share
 from posttrain.tokens.batch import Example, Packed
 
 
@@ -41,3 +41,14 @@ def test_minibatches_take_every_answer_once_a_pass_whatever_the_number_of_proces
         rows = [[4 * (i // 2) + 2 * p + i % 2 for i in held] for p, (held, _) in enumerate(shares)]
         assert sorted(rows[0] + rows[1]) == sorted(picked)
         assert all(most == max(len(rows[0]), len(rows[1])) for _, most in shares)
+
+
+def test_rows_of_a_group_lie_together_longest_group_first():
+    lengths = [3, 9, 4, 1, 8, 8, 2, 7]  # four groups of two: (3, 9), (4, 1), (8, 8), (2, 7)
+    assert group_by_group([7, 0, 4, 1, 3, 5], 2, lengths.__getitem__) == [1, 0, 4, 5, 7, 3]
+
+
+def test_micro_batches_in_the_order_in_which_rows_come():
+    rows = [Example.of([0], [1] * n) for n in (1, 4, 2)]
+    assert [[len(e) for e in m] for m in cut(rows, 3, 2, rows[0])] == [[5, 3], [2]]
+    assert [[len(e) for e in m] for m in cut(rows, 3, 2, rows[0], by_length=False)] == [[2, 5], [3]]
