@@ -102,11 +102,13 @@ def tell(folder: Path) -> None:
     print("|---|---|---|---|---|---|---|---|")
     for name, (file, changes) in RUNS.items():
         folders = [place(folder, name, seed) for seed in SEEDS]
-        if not all((one / "ends.json").is_file() for one in folders):
-            raise UserError(f"{name}: not all of {', '.join(map(str, folders))} hold a finished run: --run {folder}")
+        folders = [one for one in folders if (one / "ends.json").is_file()]
+        if not folders or (not changes and len(folders) < len(SEEDS)):
+            raise UserError(f"{name}: {len(folders)} of {len(SEEDS)} runs are finished in {folder}: --run {folder}")
         ends = [json.loads((one / "ends.json").read_text()) for one in folders]
         cells = [span([e[key] for e in ends if key in e], how) for key, how in COLUMNS]
-        print(f"| {name} | {' | '.join(cells)} |")
+        seeds = "" if len(ends) == len(SEEDS) else f" ({len(ends)} seed{'s' * (len(ends) > 1)})"
+        print(f"| {name}{seeds} | {' | '.join(cells)} |")
         if not changes and name != "grpo":
             band(name, file, [read(one) for one in folders], [e["right"] for e in ends])
 

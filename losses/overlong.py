@@ -41,6 +41,7 @@ def walk_through() -> None:
     print("answers of 16, 17, 18, 20 and 21 tokens; L = 20, C = 4: the slope begins behind 16\n")
     slope = [(most - cache - n) / cache for n in lengths]
     punished = [min(0.0, max(-1.0, x)) for x in slope]
+    show("over", "n − (L − C): tokens of the last C, and beyond", [n - (most - cache) for n in lengths])
     show("slope", "(L − C − n) / C", slope)
     show("punishment", "between −1 and 0", punished)
     agree(punished, soft_overlong_punishment(torch.tensor(lengths), most, cache).tolist())

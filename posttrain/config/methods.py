@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from posttrain.config.grpo import GrpoConfig
 from posttrain.config.keys import Output
 from posttrain.config.preferences import DpoConfig, KtoConfig, SimpoConfig
-from posttrain.config.rl import GrpoConfig, PpoConfig
+from posttrain.config.rl import PpoConfig
 from posttrain.config.section import Section, from_the_command_line
 from posttrain.config.supervised import DistillConfig, PretrainConfig, RewardConfig, SftConfig
 

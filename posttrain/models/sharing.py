@@ -46,6 +46,8 @@ def attend(
         else None,
         **more,
     )  # [R, P, heads, D]
+    if s.answers.shape[1] == 0:  # every row is muted, all prompt
+        return prompts.flatten(0, 1)[s.in_prompts][None], None
     whole = torch.cat([s.prompt_of, s.answers], dim=1)  # [N, P + C]
     answers, _ = own(
         module,

@@ -145,6 +145,16 @@ def said_sum(policy, batch):
     return torch.cat([p.grad.flatten() for p in policy.parameters()])
 
 
+def test_a_batch_of_muted_rows_is_all_prompt():
+    """All answers cut off and left out, or a process that has run out of rows."""
+    policy, batch = policy_of(tiny_model()), batch_of([example.muted() for example in EXAMPLES])
+    assert batch.shared is not None and batch.shared.answers.shape[1] == 0
+    logps, entropy = policy(batch)
+    (logps.sum() + entropy.sum()).backward()
+    assert not logps.any() and not entropy.any()
+    assert all(p.grad is None or not p.grad.any() for p in policy.parameters())
+
+
 def test_scores_of_a_reward_model():
     scorer = scalar.CompletionScores(scalar.as_scorer(tiny_model("llama")))
     torch.nn.init.normal_(scorer.head.weight)
