@@ -13,8 +13,8 @@ clamped. What goes wrong: a matched pair among them (the last row of an odd numb
 own reward into its baseline; of a batch of one there is no mismatched pair at all; and a z0 per micro-batch or per
 process makes the loss depend on how a step was cut (loops/kto.py takes it over the whole step).
 
-λ_D · (number of desirable) and λ_U · (number of undesirable) should stay within 1 and 4/3 of each other, say the
-authors: with few good answers raise λ_D.
+The authors choose λ_D and λ_U so that λ_D · (number of desirable) and λ_U · (number of undesirable) are alike, the
+first rather higher: with few good answers raise λ_D.
 
 The gradient of a desirable row is −λ_D β σ' (β (r − z0)), at most λ_D β / 4 and largest at r = z0: rows far on either
 side are left alone, a hopeless one too.

@@ -2,7 +2,7 @@
 
     L = NLL(y_w) + λ · L_OR        L_OR = −log σ( logit p_w − logit p_l )        logit p = log p − log(1 − p)
 
-Source: Hong et al. 2024, arXiv 2403.07691, eq. 4 (the odds), eq. 7 (the odds ratio) and §4 (w = chosen, l = rejected).
+Source: Hong et al. 2024, arXiv 2403.07691, eq. 4 (the odds) and eq. 7 (the term) (w = chosen, l = rejected).
 log p is the *mean* token log-prob of an answer. Here stands L_OR; loops/simpo.py adds the NLL and λ (0.1 in the paper).
 Kept: everything. Changed: per-pair weights in place of the mean; the NLL is taken over the answer (the authors' code
 takes it over prompt and answer).
@@ -10,7 +10,7 @@ takes it over prompt and answer).
 The odds ratio pulls less than the ratio of probabilities: the gradient of logit p is 1 / (1 − p), close to 1 for an
 answer that is unlikely, so the rejected answer is not chased down for ever; what teaches is the NLL.
 
-In float32, log(1 − p) for p → 1: `log1p(−exp(x))` is −inf from x = −6e-8 on, `log(−expm1(x))` is right as far as x =
+In float32, log(1 − p) for p → 1: `log1p(−exp(x))` is −inf for x above −3e-8, `log(−expm1(x))` is right as far as x =
 log p itself can be told from 0. An answer of p = 1 is taken to be the last number before it, so its odds are finite.
 
 >>> import math, torch

@@ -4,7 +4,7 @@
 
     h = β · [ (log π(y_w|x) − log π_ref(y_w|x)) − (log π(y_l|x) − log π_ref(y_l|x)) ]
 
-Source: Chowdhury et al. 2024, arXiv 2403.00409, §3 (w = chosen, l = rejected). Kept: everything. Changed: per-pair
+Source: Chowdhury et al. 2024, arXiv 2403.00409 (w = chosen, l = rejected). Kept: everything. Changed: per-pair
 weights in place of the mean.
 
 ε is the share of pairs whose labels were swapped. Averaged over which ones that were, L is what DPO's loss would be

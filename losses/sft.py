@@ -4,7 +4,7 @@
     DFT    − Σ_i Σ_t w[i, t] · sg(p) · log p                        p = π_θ(y[i, t] | y[i, <t]), sg: no gradient
 
 Source: maximum likelihood on demonstrations, as in InstructGPT's SFT (Ouyang et al. 2022, arXiv 2203.02155, §3.5);
-scoring the completion only is common practice. DFT: Wu et al. 2025, arXiv 2508.05629, §3. Kept: everything. Changed: no
+scoring the completion only is common practice. DFT: Wu et al. 2025, arXiv 2508.05629. Kept: everything. Changed: no
 mean is taken here, the weights carry it (losses/weights.py).
 
 The gradient of log p is ∇p / p: a token that the model finds unlikely pulls 1/p times as hard. DFT multiplies by p,

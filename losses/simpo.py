@@ -2,7 +2,7 @@
 
     L = −log σ( β · [ log π(y_w|x) / |y_w| − log π(y_l|x) / |y_l| ] − γ )
 
-Source: Meng et al. 2024, arXiv 2405.14734, §2.3, "The SimPO objective" (w = chosen, l = rejected, |y| = completion
+Source: Meng et al. 2024, arXiv 2405.14734, "The SimPO objective" (w = chosen, l = rejected, |y| = completion
 tokens). Kept: everything; no NLL term is added. Changed: per-pair weights in place of the mean.
 
 β and γ: ours are β = 2 and γ = 0.5, the lower end of what the authors use (β 2 to 10, γ / β 0.1 to 0.8): a difference
