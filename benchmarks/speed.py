@@ -4,7 +4,8 @@
     python -m benchmarks.speed step memory sampler     only some of it
     python -m benchmarks.speed step --data rows.jsonl  on rows of one's own (question + answer, as GSM8K ships them)
 
-step      an optimiser step of loops.sft and loops.dpo against a bare forward + backward + AdamW on the same tokens
+step      an optimiser step of loops.sft (512 and 49,152 vocabulary entries) and loops.dpo against a bare forward +
+          backward + AdamW on the same tokens
 memory    peak memory of one SFT step with 49,152 vocabulary entries against full logits + cross_entropy
 sampler   tokens per second of posttrain.rollout against generate(num_return_sequences=8)
 packing   an SFT step with training.packing against the same rows padded (sorted by length within the step, as always)
@@ -95,10 +96,10 @@ def bare(name: str, batches: list, chosen_and_rejected: bool) -> list[float]:
 
 def step(rows: list[dict]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        name = five_million(Path(scratch) / "model")
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        small, large = five_million(Path(scratch) / "model"), five_million(Path(scratch) / "large", 49_152)
+        tokenizer = AutoTokenizer.from_pretrained(small)
         fixed = {
-            "model.name": name, "training.batch_size": 8, "training.micro_batch_size": 8, "training.max_steps": STEPS, "output.samples": 0,
+            "training.batch_size": 8, "training.micro_batch_size": 8, "training.max_steps": STEPS, "output.samples": 0,
             "output.overwrite": True, "training.cpu_threads": 2, "training.learning_rate": 1e-5,
         }  # fmt: skip
         preferences = [
@@ -107,9 +108,12 @@ def step(rows: list[dict]) -> None:
         ]
         preferences = [r for r in preferences if r["chosen"] != r["rejected"]]
         print(f"5M-parameter Llama, batch 8, 2 threads, {STEPS - WARM} timed steps x {ROUNDS} rounds, median")
-        for loop, method, data, encode in ((sft, "sft", rows, sft_examples), (dpo, "dpo", preferences, pairs)):
+        cases = ((sft, "sft", rows, sft_examples, small), (sft, "sft", rows, sft_examples, large), (dpo, "dpo", preferences, pairs, small))  # fmt: skip
+        for loop, method, data, encode, name in cases:
             more = {"model.adapter": "none", "dpo.precompute": True, "dpo.sft_weight": 0.0} if method == "dpo" else {}
-            config = load(f"configs/{method}_tiny.yaml", fixed | more | {"output.dir": f"{scratch}/{method}"})
+            config = load(
+                f"configs/{method}_tiny.yaml", fixed | more | {"model.name": name, "output.dir": f"{scratch}/{method}"}
+            )
             torch.set_num_threads(2)
             items = encode(load_rows(config.data, method, data), tokenizer, 1024, config.data).items
             order = epoch_order(len(items), config.training.seed, 0)
@@ -127,7 +131,7 @@ def step(rows: list[dict]) -> None:
             share = sum(int(b.active.sum()) for b in batches) / sum(b.input_ids.numel() for b in batches)
             a, b = statistics.median(ours), statistics.median(theirs)
             print(
-                f"  {method}: {a:.3f} s a step against {b:.3f} s bare: {a / b:.2f} x   ({tokens:.0f} tokens, {share:.0%} completion, {tokens / a:,.0f} tokens/s)"
+                f"  {method}{', 49,152 entries' * (name == large)}: {a:.3f} s a step against {b:.3f} s bare: {a / b:.2f} x   ({tokens:.0f} tokens, {share:.0%} completion, {tokens / a:,.0f} tokens/s)"
             )
 
 

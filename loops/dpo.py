@@ -6,14 +6,14 @@
 1. Load the policy and freeze the reference: the policy as it is now, at step 0. Encode each pair behind one prompt.
 2. One optimiser step = a list of micro-batches. Count the pairs (and chosen tokens) of all of them first.
 3. Forward: Σ log π over each completion, for the policy and, without gradient, for the reference.
-4. Loss: − log σ(margin), plus, if asked for, sft_weight × the mean NLL of the chosen tokens. Backward. Preflight on the
-   first step: policy and reference say the same of every answer, so every margin is 0 and the term ln 2.
+4. Loss: − log σ(margin), or another function of the same four numbers (dpo.loss), plus sft_weight × the mean NLL of the
+   chosen tokens. Backward. Preflight: at step 0 policy and reference say the same, and the term is ln 2 (or its own).
 5. Clip, refuse NaN, update.
 6. Log and evaluate: look at the chosen log-prob too. The loss only sees the difference, and both can fall together.
    Keep a checkpoint.
 7. Save the model, the curves, and the same questions answered before and after.
 
-Left out: the other preference losses (IPO, SimPO, ORPO, KTO), a moving reference.
+Left out: a moving reference. See loops/simpo.py (no reference) and loops/kto.py (no pairs).
 """
 
 from posttrain.config import early_check
@@ -21,13 +21,14 @@ from posttrain.config import early_check
 # A wrong command line fails here, before torch is imported.
 config = early_check("dpo") if __name__ == "__main__" else None
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from losses.dpo import dpo_loss
 from losses.logprobs import sequence_logps
+from losses.preference import preference_loss
 from losses.sft import completion_cross_entropy
 from losses.weights import step_total, token_weights
 from posttrain import models
@@ -84,7 +85,9 @@ def train(config: DpoConfig, *, rows: list[dict] | None = None) -> Result:
     model, tokenizer, policy, reference, examples, validation, showcase = start(config, run, rows)
     pad_id, stops, cache = tokenizer.pad_token_id, template.stop_ids(tokenizer), {}
     starts_there = config.model.reference in ("auto", "copy", "adapter_off")  # not from a model of another name
-    if config.dpo.precompute:
+    dpo = config.dpo
+    loss_of = preference_loss(dpo.loss, beta=dpo.beta, label_smoothing=dpo.label_smoothing or None, penalty=dpo.penalty)
+    if dpo.precompute:
         items = [*examples, *validation]
         cache = run.checkpoints.saved("cache") or precompute(reference, items, run, pad_id)
         reference = None  # its memory is free again
@@ -110,19 +113,13 @@ def train(config: DpoConfig, *, rows: list[dict] | None = None) -> Result:
                 # ---- 4. Loss --------------------------------------------------------------------------------------
                 (chosen, rejected), (chosen_logps, _) = batch.active.chunk(2), token_logps.chunk(2)  # [B, T] each
                 weights = chosen.any(dim=1).float() / n_pairs  # [B], 0 for a muted pair
-                dpo_term, metrics = dpo_loss(
-                    *logps.chunk(2),  # chosen [B], rejected [B]
-                    *ref_logps.chunk(2),
-                    beta=config.dpo.beta,
-                    label_smoothing=config.dpo.label_smoothing,
-                    weights=weights,
-                )
+                dpo_term, metrics = loss_of(*sides(logps, ref_logps, batch.active, run), weights=weights)
                 loss = dpo_term
-                if config.dpo.sft_weight:
+                if dpo.sft_weight:
                     nll, _ = completion_cross_entropy(chosen_logps, token_weights(chosen, "token", total=n_chosen))
-                    loss = dpo_term + config.dpo.sft_weight * nll
+                    loss = dpo_term + dpo.sft_weight * nll
                 accelerator.backward(loss * accelerator.num_processes)  # DDP averages; our weights already sum
-            if run.step == 0 and starts_there:  # every margin is 0: −log σ(0) = ln 2
+            if run.step == 0 and starts_there:  # every margin is 0
                 preflight.reference(run, logps.detach(), ref_logps, batch.active, same_rows=not cache)
             metrics |= {
                 "chosen_logps_per_token": (chosen_logps.sum(), chosen.sum()),
@@ -135,12 +132,14 @@ def train(config: DpoConfig, *, rows: list[dict] | None = None) -> Result:
         # ---- 5. Update --------------------------------------------------------------------------------------------
         grad_norm = accelerator.clip_grad_norm_(policy.parameters(), config.training.max_grad_norm)
         run.check_update(grad_norm)
+        if run.step == 0 and starts_there:
+            preflight.at_margin_0(run, run.meter.term_of_all("dpo_loss"), loss_of(*torch.zeros(4, 1))[0].item())
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
 
         # ---- 6. Log, evaluate, keep a checkpoint --------------------------------------------------------------
-        held_out = evaluate(policy, reference, cache, validation, config, run, pad_id) if run.evaluate_now() else {}
+        held_out = evaluate(policy, reference, cache, validation, loss_of, run, pad_id) if run.evaluate_now() else {}
         run.log({"grad_norm": grad_norm} | held_out | suites.due())
         if run.checkpoints.due():
             run.checkpoints.write({"cache": cache})
@@ -149,6 +148,13 @@ def train(config: DpoConfig, *, rows: list[dict] | None = None) -> Result:
     with gathered(policy):
         after = showcase.answers(model)
     return run.finish(showcase.compare(before, after), showcase.own)
+
+
+def sides(logps: Tensor, ref_logps: Tensor, active: Tensor, run: Run) -> tuple[Tensor, ...]:
+    """Two [2B] -> policy chosen, policy rejected, reference chosen, reference rejected, [B] each: sums over the
+    completion, or, with dpo.length_normalize, means per token."""
+    tokens = active.sum(dim=1).clamp(min=1) if run.config.dpo.length_normalize else 1
+    return *(logps / tokens).chunk(2), *(ref_logps / tokens).chunk(2)
 
 
 @torch.no_grad()
@@ -173,32 +179,18 @@ def precompute(reference: nn.Module, items: list, run: Run, pad_id: int) -> dict
 
 
 @torch.no_grad()
-def evaluate(
-    policy: nn.Module,
-    reference: nn.Module | None,
-    cache: dict,
-    validation: list,
-    config: DpoConfig,
-    run: Run,
-    pad_id: int,
-) -> dict[str, float]:
-    """DPO loss and accuracy on held-out pairs."""
+def evaluate(policy, reference, cache: dict, validation: list, loss_of: Callable, run: Run, pad_id: int) -> dict:
+    """The loss and the accuracy on held-out pairs."""
     loss, hits, count = 0.0, 0.0, 0.0
     for micro in run.slices(validation):
         batch = collate(both_sides(micro), pad_id, run.sharing).to(run.device)
-        half = len(micro)
         ref_logps = reference_logps(reference, cache, micro, batch, run)
         logps = sequence_logps(policy(batch)[0], batch.active)
-        weights = batch.active[:half].any(dim=1).float()
-        sums, metrics = dpo_loss(
-            *logps.chunk(2), *ref_logps.chunk(2), beta=config.dpo.beta, label_smoothing=config.dpo.label_smoothing, weights=weights
-        )  # fmt: skip
+        weights = batch.active.chunk(2)[0].any(dim=1).float()
+        sums, metrics = loss_of(*sides(logps, ref_logps, batch.active, run), weights=weights)
         loss, hits, count = loss + sums.item(), hits + metrics["accuracy"][0].item(), count + weights.sum().item()
-    count = run.sum_over_processes(count)
-    return {
-        "validation_loss": run.sum_over_processes(loss) / count,
-        "validation_accuracy": run.sum_over_processes(hits) / count,
-    }
+    loss, hits, count = (run.sum_over_processes(x) for x in (loss, hits, count))
+    return {"validation_loss": loss / count, "validation_accuracy": hits / count}
 
 
 if __name__ == "__main__":

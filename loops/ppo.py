@@ -177,6 +177,7 @@ def train(
     networks = {"grad_norm": actor_critic}
     if actor_critic.critic is not None:
         networks = {"grad_norm": actor_critic.policy, "critic_grad_norm": actor_critic.critic}
+    # of parameters whose names begin so: a critic of its own, or a value head on the policy's backbone
     rates = dict.fromkeys(("critic.", "head."), ppo.critic_learning_rate or config.training.learning_rate)
     num_steps = run.steps_for_prompts(s.prompts, ppo)
     actor_critic, optimizer, scheduler = run.prepare(actor_critic, model, tokenizer, num_steps, learning_rates=rates)

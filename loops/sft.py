@@ -6,7 +6,8 @@
 1. Load the model. Turn each conversation into token ids, with a mask that is True on the assistant's tokens.
 2. One optimiser step = a list of micro-batches (with training.packing: of packed rows, which changes the layout and
    nothing else). Count the tokens to learn in all of them, on all processes, first.
-3. Forward: the log-probability of each completion token.  Loss: − Σ w · log π, w = 1 / that count.
+3. Forward: the log-probability of each completion token.  Loss: − Σ w · log π, w = 1 / that count (or, with sft.loss:
+   dft, each token times its own probability).
 4. Backward; after the last micro-batch, clip the gradient, refuse NaN, update.
 5. Log, and every so often evaluate on rows that were kept out, and write a checkpoint.
 6. Save the model, the curves, and the same questions answered before and after.
@@ -24,7 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from losses.sft import completion_cross_entropy
+from losses.sft import completion_cross_entropy, dft_loss
 from losses.weights import step_total, token_weights
 from posttrain import models
 from posttrain.config import SftConfig
@@ -82,6 +83,7 @@ def train(config: SftConfig, *, rows: list[dict] | None = None) -> Result:
     policy, optimizer, scheduler = run.prepare(policy, model, tokenizer, run.steps_for(examples))
     suites.before()
     accelerator, how = run.accelerator, config.sft.length_weighting
+    loss_of = {"nll": completion_cross_entropy, "dft": dft_loss}[config.sft.loss]
 
     # ---- 2. One optimiser step = a list of micro-batches ------------------------------------------------------
     for window in run.windows(examples, pack_to):
@@ -93,7 +95,7 @@ def train(config: SftConfig, *, rows: list[dict] | None = None) -> Result:
             with run.no_sync_unless_last(policy, i, window):
                 logps, entropy = policy(batch)  # [B, T], 0 where inactive
                 weights = token_weights(batch.active, how, total=total)  # [B, T]
-                loss, metrics = completion_cross_entropy(logps, weights)
+                loss, metrics = loss_of(logps, weights)
                 accelerator.backward(loss * accelerator.num_processes)  # DDP averages; our weights already sum
             metrics |= {
                 "entropy": (entropy.sum(), batch.active.sum()),

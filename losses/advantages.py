@@ -9,7 +9,7 @@ Rows are laid out group by group: the `group_size` answers to prompt 0, then tho
     MaxRL            A_i = (r_i − mean(r)) / mean(r)          arXiv 2602.02710; rewards 0 or 1, 0 where none is right
     batch            A_i =  r_i − mean(r), over the std of the whole batch      REINFORCE++-baseline, arXiv 2501.03262
 
-Kept: the group baseline. Said aloud, because public code differs: the standard deviation is the unbiased one (divide by
+Kept: the group baseline. Stated, because public code differs: the standard deviation is the unbiased one (divide by
 G − 1, as torch and the reference implementations do) unless unbiased=False, and ε = 1e-4. A group whose rewards are all
 equal teaches nothing: its advantages are exactly 0, not rounding noise divided by ε.
 

@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from losses.door import Metrics, refuse_negative, same_shape, what_counts
+from losses.door import Metrics, refuse_negative
+from losses.margin import log_ratios, pair_metrics, refuse_smoothing
 
 
 def dpo_loss(
@@ -45,39 +46,17 @@ def dpo_loss(
 
     metrics, (sum, count) over the pairs that count: rewards_chosen, rewards_rejected, accuracy, margin.
     """
-    assert policy_chosen_logps.ndim == 1, (
-        f"log-probs summed over the completion, [B] (losses.logprobs.sequence_logps), got {list(policy_chosen_logps.shape)}"
-    )
-    same_shape(
-        "B",
-        {
-            "policy_chosen_logps": policy_chosen_logps,
-            "policy_rejected_logps": policy_rejected_logps,
-            "ref_chosen_logps": ref_chosen_logps,
-            "ref_rejected_logps": ref_rejected_logps,
-            "weights": weights,
-        },
-    )
     refuse_negative("beta", beta)
-    if not 0 <= label_smoothing < 0.5:
-        raise ValueError(f"label_smoothing must lie in 0 … 0.5 (the share of wrong labels), got {label_smoothing}")
-    active, weights, chosen, rejected, ref_chosen, ref_rejected = what_counts(
-        weights, policy_chosen_logps, policy_rejected_logps, ref_chosen_logps.detach(), ref_rejected_logps.detach()
+    refuse_smoothing(label_smoothing)
+    active, weights, chosen, rejected = log_ratios(
+        policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps, weights=weights
     )
 
-    rewards_chosen = beta * (chosen - ref_chosen)  # [B]
-    rewards_rejected = beta * (rejected - ref_rejected)
+    rewards_chosen, rewards_rejected = beta * chosen, beta * rejected  # [B]
     margin = rewards_chosen - rewards_rejected  # h
     per_pair = -(1 - label_smoothing) * logsigmoid(margin) - label_smoothing * logsigmoid(-margin)
     loss = (weights * per_pair).sum()
-
-    count = active.sum()
-    return loss, {
-        "rewards_chosen": (rewards_chosen.detach().sum(), count),
-        "rewards_rejected": (rewards_rejected.detach().sum(), count),
-        "accuracy": ((margin > 0).sum().float(), count),
-        "margin": (margin.detach().sum(), count),
-    }
+    return loss, pair_metrics(rewards_chosen, rewards_rejected, active)
 
 
 def walk_through() -> None:

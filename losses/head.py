@@ -87,10 +87,9 @@ class _Head(torch.autograd.Function):
         logps, entropy, start = [], [], 0
         for h, y in zip(states.split(chunk_size), targets.split(chunk_size), strict=True):
             rows = slice(start, start := start + len(y))
-            v = _logits(h, weight, bias, form)
-            log_p = _log_softmax(v, form)
+            log_p, v = _log_probs(h, weight, bias, form)
             logps.append(log_p.gather(-1, y[:, None]).squeeze(-1))
-            p, of_p = entropy_of(log_p)
+            p, of_p = _entropy(log_p)
             entropy.append(of_p)
             if kept is not None:
                 j = _jacobian(p, v, y, form)
@@ -122,9 +121,8 @@ class _Head(torch.autograd.Function):
             if kept is not None:
                 grad = kept[rows] * g[:, None].to(kept.dtype)
             else:
-                v = _logits(h, weight, bias, ctx.form)
-                log_p = _log_softmax(v, ctx.form)
-                p, entropy = entropy_of(log_p)
+                log_p, v = _log_probs(h, weight, bias, ctx.form)
+                p, entropy = _entropy(log_p)
                 at_entropy = None
                 if grad_entropy is not None:  # d entropy / dz = −p_v (log p_v + entropy)
                     at_entropy = -p * (log_p + entropy[:, None]) * grad_entropy[rows, None]
@@ -140,22 +138,22 @@ class _Head(torch.autograd.Function):
         return grad_states, grad_weight, grad_bias, None, None, None, None
 
 
-def _logits(h: Tensor, weight: Tensor, bias: Tensor | None, form: _Form) -> Tensor:
-    """[n, H] -> c tanh(v / c), or v: [n, V]. Scaled and capped in the type of the weights, as models do it."""
+def _log_probs(h: Tensor, weight: Tensor, bias: Tensor | None, form: _Form) -> tuple[Tensor, Tensor | None]:
+    """[n, H] -> (log-probs [n, V], what was capped: c tanh(v / c)). Scaled and capped in the type of the weights, as
+    models do it."""
     u = linear(h, weight, bias)
     if form.scale != 1:
         u = u * form.scale
-    return u if form.softcap is None else (u / form.softcap).tanh_() * form.softcap
-
-
-def _log_softmax(logits: Tensor, form: _Form) -> Tensor:
-    logits = at_least_float32(logits)
-    return torch.log_softmax(logits if form.temperature == 1 else logits / form.temperature, dim=-1)
+    if form.softcap is not None:
+        u = (u / form.softcap).tanh_() * form.softcap
+    z = at_least_float32(u)
+    log_p = torch.log_softmax(z if form.temperature == 1 else z / form.temperature, dim=-1)
+    return log_p, None if form.softcap is None else u
 
 
 def _jacobian(
     p: Tensor,  # [n, V], overwritten
-    logits: Tensor,
+    logits: Tensor | None,  # where they are capped
     y: Tensor,
     form: _Form,
     g: Tensor | None = None,  # [n] what comes from above; None: 1
@@ -166,15 +164,21 @@ def _jacobian(
     j = p.mul_(-ones).scatter_add_(-1, y[:, None], ones)
     if more is not None:
         j += more
-    if form.softcap is not None:
+    if logits is not None:
+        assert form.softcap is not None
         j *= 1 - (at_least_float32(logits) / form.softcap).square_()
     slope = form.scale / form.temperature
     return j if slope == 1 else j.mul_(slope)
 
 
-def entropy_of(log_p: Tensor) -> tuple[Tensor, Tensor]:
-    """(p, −Σ_v p log p) of log-probabilities [..., V]."""
+def entropy_of(log_p: Tensor) -> Tensor:
+    """−Σ_v p log p of log-probabilities [..., V]: [...]"""
     # A vocabulary entry that a model masks out has log p = −inf and p = 0; 0 · (−inf) would be NaN, the limit is 0.
     log_p = log_p.clamp_min(torch.finfo(log_p.dtype).min)
-    p = log_p.exp()
+    return -torch.linalg.vecdot(log_p.exp(), log_p)
+
+
+def _entropy(log_p: Tensor) -> tuple[Tensor, Tensor]:
+    """(p [n, V], entropy [n]): the same in place, without a copy of the chunk."""
+    p = log_p.clamp_min_(torch.finfo(log_p.dtype).min).exp()
     return p, -torch.linalg.vecdot(p, log_p)

@@ -19,7 +19,7 @@ that of:
     k3                            KL(π‖π_ref)            KL(π_ref‖π): the other direction
     k3_is = ρ·k3                  KL(π‖π_ref)            KL(π‖π_ref)        ρ = π / π_old, = 1 in value on policy
 
-So k3 is what to *report*, and k3_is what to *train with*. k1 belongs into a reward (PPO), never into a loss.
+So k3 is what to *report*, and k3_is what to *train with*. k1 belongs in the reward (PPO), never in the loss.
 
 An answer has many tokens, and there the table holds token by token only: Σ_t ρ_t·k3_t differentiates the KL of the
 *next-token* distributions at the states s_t that were visited, as if it did not matter that the policy chose these

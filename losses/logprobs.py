@@ -56,7 +56,7 @@ def token_entropy(
     """Entropy of each prediction, −Σ_v p log p, in nats: [B, T] (the last position predicts nothing)."""
     assert logits.ndim == 3, f"logits [B, S, V], got {list(logits.shape)}"
     _refuse_temperature(temperature)
-    return entropy_of(torch.log_softmax(at_least_float32(logits[:, :-1]) / temperature, dim=-1))[1]
+    return entropy_of(torch.log_softmax(at_least_float32(logits[:, :-1]) / temperature, dim=-1))
 
 
 def sequence_logps(

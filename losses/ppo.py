@@ -6,7 +6,7 @@
 
 Source: Schulman et al. 2017, arXiv 1707.06347, eq. 7 (policy); the clipped value loss is not in the paper but in its
 code (OpenAI baselines, ppo2), and everybody's since. Advantages A and returns R come from generalised advantage
-estimation (losses/gae.py). Kept: both. Changed: weights in place of the mean, and the ½ of the value loss said aloud.
+estimation (losses/gae.py). Kept: both. Changed: weights in place of the mean, and the ½ of the value loss written out.
 
 Beside GRPO (losses/grpo.py): the same clipped ratio, but the baseline is a learned value of every *token*, not the mean
 of a group of answers; so A_t differs along an answer, one answer per prompt suffices, and a second network must be

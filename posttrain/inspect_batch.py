@@ -75,7 +75,9 @@ def inspect(config: Any, rows: list[dict] | None = None) -> Inspection:
         lines: list[str] = []
         run = Run(config)
         run.progress.say, run.num_steps = lines.append, 1
-        made = {"sft": _sft, "dpo": _dpo, "reward": _reward, "grpo": _rollout, "ppo": _rollout}[config.method]
+        made = {
+            "sft": _sft, "distill": _distill, "dpo": _dpo, "simpo": _simpo, "kto": _kto, "reward": _reward, "grpo": _rollout, "ppo": _rollout,
+        }[config.method]  # fmt: skip
         return replace(made(config, rows, run), lines=[line for line in lines if not line.startswith("preflight")])
 
 
@@ -118,6 +120,58 @@ def _dpo(config: Any, rows: list[dict] | None, run: Any) -> Inspection:
     return Inspection(
         s.tokenizer, batch, lengths, _sides(window[0]), counts, logps=said, ref_logps=of_reference
     )  # fmt: skip
+
+
+def _distill(config: Any, rows: list[dict] | None, run: Any) -> Inspection:
+    """The given answers; with distill.on_policy, which of them the student is asked to answer itself."""
+    from loops import distill
+    from losses.weights import token_weights
+    from posttrain.models import CompletionLogps
+    from posttrain.rollouts.own_answers import chosen
+    from posttrain.tokens.batch import collate
+
+    s, share, seed = distill.start(config, run, rows), config.distill.on_policy, config.training.seed
+    window = next(run.windows(s.examples, of_step=lambda step: chosen(step, share, s.room, seed=seed, step=0)))
+    batch = collate([row.example for row in window[0]], s.tokenizer.pad_token_id).to(run.device)
+    names = ["row" if row.draw is None else "row, in whose place the student's own answer stands" for row in window[0]]
+    total = sum(row.example.num_active for micro in window for row in micro)
+    return Inspection(
+        s.tokenizer, batch, [len(row) for row in window[0]], names,
+        f"token weighting, total {total:g} in the step" + ", before own answers take the place of given ones" * (share > 0),
+        weights=token_weights(batch.active, total=total), logps=_said(CompletionLogps(s.model, s.student.chunked), batch, run),
+    )  # fmt: skip
+
+
+def _simpo(config: Any, rows: list[dict] | None, run: Any) -> Inspection:
+    from loops import simpo
+    from posttrain.tokens.batch import collate
+    from posttrain.tokens.examples import both_sides
+
+    s = simpo.start(config, run, rows)
+    window = next(run.windows(s.pairs))
+    items, counts = both_sides(window[0]), f"{_one_of(window, 'pair')}, by the means of its log-probs per token"
+    if config.simpo.loss == "orpo":
+        chosen = sum(pair.chosen.num_active for micro in window for pair in micro)
+        counts += f"; beside it each chosen token counts 1/{chosen:g} in the NLL"
+    batch = collate(items, s.tokenizer.pad_token_id).to(run.device)
+    lengths = [len(item) for item in items]
+    return Inspection(s.tokenizer, batch, lengths, _sides(window[0]), counts, logps=_said(s.policy, batch, run))
+
+
+def _kto(config: Any, rows: list[dict] | None, run: Any) -> Inspection:
+    from loops import kto
+    from posttrain.tokens.batch import collate
+    from posttrain.tokens.mismatched import mismatched
+
+    s = kto.start(config, run, rows)
+    window = next(run.windows(s.examples, of_step=lambda step: mismatched(step, s.limit)))
+    items = [row.example for row in window[0]]
+    names = ["judged good" if row.desirable else "judged bad" for row in window[0]]
+    batch = collate(items, s.tokenizer.pad_token_id).to(run.device)
+    said, of_reference = _said(s.policy, batch, run), _said(s.reference, batch, run)
+    counts = f"{_one_of(window, 'row')}, by the sum of its log-probs"
+    lengths = [len(item) for item in items]
+    return Inspection(s.tokenizer, batch, lengths, names, counts, logps=said, ref_logps=of_reference)
 
 
 def _reward(config: Any, rows: list[dict] | None, run: Any) -> Inspection:

@@ -22,6 +22,7 @@ FLOORS = [
     ["evaluation"],
     ["serving"],
     ["loops"],
+    ["exercises"],
     ["commands"],  # posttrain/NAME.py
 ]
 GROUND = ("posttrain", "posttrain.errors", "posttrain.hub")

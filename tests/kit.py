@@ -175,6 +175,15 @@ SMALL: dict[str, dict[str, Any]] = {
         "training.batch_size": 4, "training.learning_rate": 1e-3, "training.epochs": 1, "model.adapter": "none",
         "dpo.sft_weight": 0.0,
     },
+    "simpo": {"training.batch_size": 4, "training.learning_rate": 1e-3, "training.epochs": 1, "model.adapter": "none"},
+    "kto": {
+        "training.batch_size": 4, "training.learning_rate": 1e-3, "training.epochs": 1, "training.max_steps": None,
+        "model.adapter": "none",
+    },
+    "distill": {
+        "training.batch_size": 4, "training.learning_rate": 1e-3, "training.epochs": 1, "training.max_steps": None,
+        "distill.max_new_tokens": 6,
+    },
     "reward": {
         "training.batch_size": 4, "training.learning_rate": 1e-3, "training.epochs": 1, "training.warmup_steps": 0,
         "data.validation_split": 0, "training.eval_every": None,
@@ -196,12 +205,21 @@ def yaml_config(name: str, **changes: Any) -> Any:
     return load(ROOT / f"configs/{name}.yaml", {key.replace("__", "."): value for key, value in changes.items()})
 
 
+# The tiny config of a loop that has none in configs/ itself
+BASES = {"simpo": "variants/simpo", "kto": "variants/kto", "distill": "variants/gkd"}
+
+
+def tiny_config(method: str) -> str:
+    """The name of a loop's tiny config, below configs/."""
+    return f"{BASES.get(method, method)}_tiny"
+
+
 def small_config(method: str, model: str | None, place: Path, **changes: Any) -> Any:
     """A short run of `method` on the model folder `model`, into `place`/run: SMALL, with these changes."""
     fixed = {"output.dir": str(place / "run"), "output.overwrite": True, "output.samples": 0, **SMALL[method]}
     if model is not None:
         fixed["model.name"] = model
-    return yaml_config(f"{method}_tiny", **fixed | {key.replace("__", "."): value for key, value in changes.items()})
+    return yaml_config(tiny_config(method), **fixed | {key.replace("__", "."): value for key, value in changes.items()})
 
 
 def run_loop(loop: ModuleType, model: str | None, place: Path, *, rows=None, reward=None, **changes: Any) -> Any:

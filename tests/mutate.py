@@ -20,8 +20,32 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = [
-    *("door", "head", "logprobs", "weights", "sft", "dpo", "reward", "kl", "advantages", "gae", "grpo", "ppo"),
-    *("gspo", "cispo", "overlong", "mismatch"),
+    "door",
+    "head",
+    "logprobs",
+    "weights",
+    "sft",
+    "margin",
+    "dpo",
+    "ipo",
+    "robust_dpo",
+    "dpop",
+    "apo",
+    "simpo",
+    "orpo",
+    "kto",
+    "distill",
+    "distill_chunked",
+    "reward",
+    "kl",
+    "advantages",
+    "gae",
+    "grpo",
+    "ppo",
+    "gspo",
+    "cispo",
+    "overlong",
+    "mismatch",
 ]
 EQUIVALENT: dict[tuple[str, str], str] = {  # (loss, the mutant as it is printed): why nothing can notice
     (
@@ -29,6 +53,11 @@ EQUIVALENT: dict[tuple[str, str], str] = {  # (loss, the mutant as it is printed
         "torch.clamp(values, old_values - clip_eps, old_values + clip_eps)  ->  "
         "torch.clamp(old_values - clip_eps, values, old_values + clip_eps)",
     ): "the middle one of three numbers, in whatever order",
+    (
+        "head",
+        "torch.linalg.vecdot(log_p.exp(), log_p)  ->  torch.linalg.vecdot(log_p, log_p.exp())",
+    ): "symmetric",
+    ("head", "torch.linalg.vecdot(p, log_p)  ->  torch.linalg.vecdot(log_p, p)"): "symmetric",
     (
         "door",
         "torch.promote_types(x.dtype, torch.float32)  ->  torch.promote_types(torch.float32, x.dtype)",

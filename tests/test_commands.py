@@ -191,6 +191,15 @@ def test_bad_data_leaves_nothing_that_looks_finished(tmp_path, llama, problem):
         "weights",
         "sft",
         "dpo",
+        "ipo",
+        "robust_dpo",
+        "dpop",
+        "apo",
+        "simpo",
+        "orpo",
+        "kto",
+        "distill",
+        "distill_chunked",
         "reward",
         "kl",
         "advantages",
@@ -209,7 +218,7 @@ def test_walk_throughs(name):
     assert len(out.stdout.splitlines()) >= 6 and "=" in out.stdout
 
 
-@pytest.mark.parametrize("method", ["sft", "dpo", "reward", "grpo", "ppo", "ladder", "real"])
+@pytest.mark.parametrize("method", ["sft", "distill", "dpo", "simpo", "kto", "reward", "grpo", "ppo", "ladder", "real"])
 def test_help_teaches(method):
     out = command(module_of(method), "--help", timeout=20)
     assert out.returncode == 0 and "default:" in out.stdout

@@ -3,27 +3,35 @@
 import bdb
 from pathlib import Path
 
-from kit import small_config
+import pytest
+from kit import even_tokens, small_config
 
-from loops import dpo
+from loops import dpo, grpo, ppo
 from posttrain import ROOT
 
-FIRST_BREAKPOINTS = {
-    "loops/dpo.py": ["ref_logps = reference_logps(", "optimizer.step()"],
-    "losses/dpo.py": ["margin ="],
+# The breakpoints of docs/run.md: {loop: {file: [what a line begins with]}}
+BREAKPOINTS = {
+    "dpo": {"loops/dpo.py": ["ref_logps = reference_logps(", "optimizer.step()"], "losses/dpo.py": ["margin ="]},
+    "grpo": {
+        "loops/grpo.py": ["groups = rewards.view(", "optimizer.step()"],
+        "losses/grpo.py": ["per_token, is_clipped ="],
+    },
+    "ppo": {"loops/ppo.py": ["advantages, returns = gae(", "if ppo.whiten", "optimizer.step()"]},
 }
+PAIRS = [{"prompt": f"Q{i}?", "chosen": f"Yes {i}.", "rejected": "No."} for i in range(4)]
+PROMPTS = [{"prompt": f"Question {i}?", "answer": str(i)} for i in range(8)]
 
 
 class Visits(bdb.Bdb):
-    """Every line of the two files that a step-by-step run comes to."""
+    """Every line with a breakpoint that a step-by-step run comes to, and how often."""
 
-    def __init__(self):
+    def __init__(self, breakpoints):
         super().__init__()
         self.lines = {}
-        for name in FIRST_BREAKPOINTS:
+        for name, starts in breakpoints.items():
             text = (ROOT / name).read_text(encoding="utf-8").splitlines()
             for number, line in enumerate(text, start=1):
-                if any(line.strip().startswith(start) for start in FIRST_BREAKPOINTS[name]):
+                if any(line.strip().startswith(start) for start in starts):
                     assert self.set_break(str(ROOT / name), number) is None
 
     def user_line(self, frame):
@@ -35,11 +43,20 @@ class Visits(bdb.Bdb):
         self.set_continue()
 
 
-def test_the_readmes_breakpoints_are_reached(tmp_path, llama):
-    rows = [{"prompt": f"Q{i}?", "chosen": f"Yes {i}.", "rejected": "No."} for i in range(4)]
-    config = small_config("dpo", llama, tmp_path, model__adapter="lora", training__batch_size=2)  # two steps
-    debugger = Visits()
-    debugger.runcall(dpo.train, config, rows=rows)
-    assert len(debugger.lines) == 3 and min(debugger.lines.values()) >= 2, debugger.lines  # each in both steps
-    readme = (ROOT / "docs/run.md").read_text(encoding="utf-8")
-    assert all(f"`{start}`" in readme for starts in FIRST_BREAKPOINTS.values() for start in starts)
+@pytest.mark.parametrize(
+    ("loop", "changes", "given"),
+    [
+        (dpo, {"model__adapter": "lora", "training__batch_size": 2}, {"rows": PAIRS}),
+        (grpo, {"training__max_steps": 2}, {"rows": PROMPTS, "reward": even_tokens}),
+        (ppo, {"training__max_steps": 2}, {"rows": PROMPTS, "reward": even_tokens}),
+    ],
+    ids=["dpo", "grpo", "ppo"],
+)
+def test_the_breakpoints_of_the_docs_are_reached(loop, changes, given, tmp_path, llama):
+    name = loop.__name__.removeprefix("loops.")
+    debugger = Visits(BREAKPOINTS[name])
+    debugger.runcall(loop.train, small_config(name, llama, tmp_path, **changes), **given)
+    assert len(debugger.lines) == sum(map(len, BREAKPOINTS[name].values())) == 3, debugger.lines
+    assert sum(debugger.lines.values()) >= 4  # two steps
+    page = (ROOT / "docs/run.md").read_text(encoding="utf-8")
+    assert all(f"`{start}`" in page for starts in BREAKPOINTS[name].values() for start in starts)

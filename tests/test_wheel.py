@@ -57,6 +57,7 @@ def test_the_wheel_holds_every_module_and_runs_from_elsewhere(tmp_path):
         "configs/accelerate/fsdp2.yaml",
         "losses/py.typed",
         "posttrain/data/principles.txt",
+        "posttrain/exercises/curves.json",
         *(str(path.relative_to(ROOT)) for path in (ROOT / "posttrain/serving/static").iterdir()),
     } <= inside
     code = (

@@ -178,7 +178,7 @@ class Training(Section):
     batch_size: int = Field(
         16,
         ge=1,
-        description="rows (SFT, outcome rewards) or pairs (DPO, reward) per optimiser step, all processes and micro-batches together",
+        description="rows (SFT, distillation, KTO, outcome rewards) or pairs (DPO, SimPO, reward) per optimiser step, all processes and micro-batches together",
     )
     micro_batch_size: int = Field(
         8, ge=1, description="how many of them go through the model at once, per process: memory, not mathematics"
@@ -296,7 +296,10 @@ class GrpoPreflight(PpoPreflight):
 
 VALIDATION_METRICS = {
     "sft": ("validation_loss",),
+    "distill": ("validation_loss",),
     "dpo": ("validation_loss", "validation_accuracy"),
+    "simpo": ("validation_loss", "validation_accuracy"),
+    "kto": ("validation_loss", "validation_accuracy"),
     "reward": ("validation_loss", "validation_accuracy"),
     "grpo": ("reward_held_out",),
     "ppo": ("reward_held_out",),

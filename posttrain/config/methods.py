@@ -1,4 +1,5 @@
-"""Every method and its config class; the keys themselves stand in keys.py (shared), supervised.py and rl.py. And the
+"""Every method and its config class; the keys themselves stand in keys.py (shared), supervised.py,
+preferences.py and rl.py. And the
 ladder's."""
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from pydantic import Field, field_validator
 
 from posttrain.config.grpo import GrpoConfig
 from posttrain.config.keys import Output
+from posttrain.config.preferences import DpoConfig, KtoConfig, SimpoConfig
 from posttrain.config.rl import PpoConfig
 from posttrain.config.section import Section, from_the_command_line
-from posttrain.config.supervised import DpoConfig, PretrainConfig, RewardConfig, SftConfig
+from posttrain.config.supervised import DistillConfig, PretrainConfig, RewardConfig, SftConfig
 
 
 class Stage(Section):
@@ -108,7 +110,10 @@ class RealConfig(Section):
 METHODS: dict[str, type[Section]] = {
     "pretrain": PretrainConfig,
     "sft": SftConfig,
+    "distill": DistillConfig,
     "dpo": DpoConfig,
+    "simpo": SimpoConfig,
+    "kto": KtoConfig,
     "reward": RewardConfig,
     "grpo": GrpoConfig,
     "ppo": PpoConfig,
@@ -123,7 +128,7 @@ def module_of(method: str) -> str:
 
 
 _TRUNCATED = (
-    "is refused in RL: a token sampled from a cut-off distribution has another log-probability than the trainer computes, "
+    "is refused in RL: a token sampled from a truncated distribution has a different log-probability from the one the trainer computes, "
     "so ratio and KL would be biased; use temperature alone"
 )
 REFUSED = {

@@ -1,4 +1,4 @@
-"""The keys of the loops that learn from rows: pretraining, SFT, DPO, reward models."""
+"""The keys of the loops that learn from rows: pretraining, SFT, distillation, reward models."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from pydantic import Field, field_validator, model_validator
 from posttrain.config.keys import (
     Config,
     Data,
-    DpoPreflight,
-    ModelWithReference,
     RewardPreflight,
     RunConfig,
     SftPreflight,
@@ -105,6 +103,9 @@ class SftTraining(Training):
 
 
 class Sft(Section):
+    loss: Literal["nll", "dft"] = Field(
+        "nll", description="nll: cross-entropy; dft: each token's times its own probability (dynamic fine-tuning)"
+    )
     length_weighting: Literal["token", "sequence"] = Field(
         "token", description="token: every token counts the same; sequence: every row does"
     )
@@ -125,32 +126,41 @@ class SftConfig(Config):
         return self
 
 
-class Dpo(Section):
-    beta: float = Field(
-        0.1, gt=0, description="how dearly the policy pays for leaving the reference; smaller moves further"
+class Distill(Section):
+    teacher: str = Field(
+        description="the model to learn from: a hub id, a folder or an embedded name, with the same vocabulary; it is frozen"
     )
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="assumed share of wrong labels (conservative DPO)")
-    sft_weight: float = Field(
+    mixture: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="0: KL(teacher||student), cover all that the teacher may say; 1: KL(student||teacher), say only what it would; between: "
+        "GKD's beta. The loss jumps at both ends (losses/distill.py)",
+    )
+    temperature: float = Field(1.0, gt=0, description="divides both models' logits, and is that of sampling")
+    on_policy: float = Field(
         0.0,
         ge=0,
-        description="times the token-mean NLL of the chosen completions, added to the loss: keeps their probability from falling",
+        le=1,
+        description="share of each step's rows whose answer the student samples itself in place of the given one",
     )
-    precompute: bool = Field(
-        False, description="compute the reference's log-probs once before training, then free the reference"
-    )
-
-
-class DpoConfig(Config):
-    model: ModelWithReference
-    training: SharingTraining = Field(default_factory=SharingTraining)
-    dpo: Dpo = Field(default_factory=Dpo)
-    preflight: DpoPreflight = Field(default_factory=DpoPreflight)
+    max_new_tokens: int | None = Field(None, ge=1, description="on_policy: longest sampled answer; default 256")
 
     @model_validator(mode="after")
-    def _a_stream_has_no_index(self) -> Self:
-        if self.dpo.precompute and self.data.streaming:
-            raise ValueError("dpo.precompute goes through all rows beforehand: leave it out with data.streaming")
+    def _sampling_needs_a_share(self) -> Self:
+        if self.max_new_tokens is not None and not self.on_policy:
+            raise ValueError(
+                "distill.max_new_tokens belongs to distill.on_policy: nothing is sampled with a share of 0: leave it out"
+            )
+        if self.on_policy and self.max_new_tokens is None:
+            self.max_new_tokens = 256
         return self
+
+
+class DistillConfig(Config):
+    data: SftData = Field(default_factory=SftData)
+    distill: Distill
+    preflight: SftPreflight = Field(default_factory=SftPreflight)
 
 
 class Reward(Section):

@@ -10,8 +10,9 @@ DPO     {prompt, chosen, rejected}        strings or messages                   
         {instruction, input?, chosen, …}  Alpaca
         {chosen, rejected}                two whole conversations: messages, or "\\n\\nHuman: … \\n\\nAssistant: …" (HH)
         {conversations, chosen, rejected} ShareGPT
-reward  as DPO; with loss: outcome {prompt, completion, label} or {messages, label}, label true/false or 1/0
-                                                                                -> {prompt, completion, label}
+reward  as DPO; with loss: outcome as KTO
+KTO     {prompt, completion, label}       strings or messages; label true/false or 1/0   -> {prompt, completion, label}
+        {messages, label}                 the last assistant turn is judged
 RL      {prompt | question, …}            strings or messages                   -> {prompt, asked, columns}
 
 In canonical rows `prompt` and `messages` are lists of messages (messages.py); `chosen`, `rejected` and `completion` are

@@ -103,7 +103,7 @@ class Reader:
                 if row.get(name) in (False, 0) and row[name] is not None:
                     raise BadRow(
                         f"'{name}' is {row[name]}: a bad answer, which SFT would teach. Leave such rows out, or train on both "
-                        "kinds with loops.reward and reward.loss: outcome"
+                        "kinds with loops.kto, or with loops.reward and reward.loss: outcome"
                     )
 
     def _not_used(self, row: dict) -> str:

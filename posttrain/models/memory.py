@@ -27,8 +27,6 @@ class Shape:
     key_value: int  # width of the keys (and of the values) of one layer
     longest: int  # tokens the model can read
     vocabulary: int
-    # it does more to its logits than the head (soft caps, scales), so they are not computed in chunks
-    whole_logits: bool
 
 
 def shape_of(model_config, lora=None) -> Shape:
@@ -57,10 +55,6 @@ def shape_of(model_config, lora=None) -> Shape:
     )
     names = set(getattr(model, "_no_split_modules", None) or ())
     in_blocks = {id(p) for block in model.modules() if type(block).__name__ in names for p in block.parameters()}
-    scaled = any(
-        getattr(text, name, None) not in (None, 1, 1.0)
-        for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")
-    )
     return Shape(
         parameters=sum(p.numel() for p in model.parameters()),
         linear=sum(m.weight.numel() for m in layers.values()),
@@ -72,7 +66,6 @@ def shape_of(model_config, lora=None) -> Shape:
         key_value=head_dim * (getattr(text, "num_key_value_heads", None) or heads),
         longest=getattr(text, "max_position_embeddings", None) or 1024,
         vocabulary=text.vocab_size,
-        whole_logits=scaled,
     )
 
 
@@ -92,7 +85,7 @@ def estimate(config, shape: Shape, compute_bytes: int, shares: int = 1) -> dict[
 
     reference = getattr(m, "reference", None)
     section = getattr(config, method)
-    needs_one = method == "dpo" or max(getattr(section, "kl_coef", 0), getattr(section, "kl_loss_coef", 0)) > 0
+    needs_one = method in ("dpo", "kto") or max(getattr(section, "kl_coef", 0), getattr(section, "kl_loss_coef", 0)) > 0
     if reference is not None and needs_one:
         if reference not in ("auto", "copy", "adapter_off"):
             parts["reference"] = float(compute_bytes * shape.parameters)
@@ -105,6 +98,8 @@ def estimate(config, shape: Shape, compute_bytes: int, shares: int = 1) -> dict[
         parts["critic"] = sum(parts[name] for name in ("weights", "gradients", "optimiser"))
     if method == "ppo" and section.reward_model is not None:
         parts["reward model (taken to be as large)"] = 4.0 * shape.parameters
+    if method == "distill":
+        parts["teacher (taken to be as large)"] = float(compute_bytes * shape.parameters)
     if shares > 1:
         parts = {name: size / shares for name, size in parts.items()}
         if lora and m.quantization != "none":  # packed weights are not cut into pieces
@@ -114,7 +109,7 @@ def estimate(config, shape: Shape, compute_bytes: int, shares: int = 1) -> dict[
 
     length = config.data.max_length or min(1024, shape.longest)
     rows = config.training.micro_batch_size * (
-        2 if method == "dpo" or (method == "reward" and section.loss == "preference") else 1
+        2 if method in ("dpo", "simpo") or (method == "reward" and section.loss == "preference") else 1
     )
     tokens = rows * length
     # kept for the backward pass, per token and layer: ~8 rows of the hidden size (norms, queries, attention,
@@ -126,10 +121,12 @@ def estimate(config, shape: Shape, compute_bytes: int, shares: int = 1) -> dict[
         else shape.layers * per_layer
     )
     parts["activations"] = float(tokens * kept) * (2 if method == "ppo" and section.critic == "separate" else 1)
-    # float32 logits, their softmax and its gradient: of all tokens, or of one chunk (CompletionLogps)
+    # float32 logits, their softmax and its gradient, of one chunk (CompletionLogps); and what is kept of them all
     if method != "reward":
-        chunk = tokens if shape.whole_logits else min(tokens, max(64, min(1024, 2**24 // shape.vocabulary)))
-        parts["logits"] = 3.0 * chunk * shape.vocabulary * 4
+        chunk = min(tokens, max(64, min(1024, 2**24 // shape.vocabulary)))
+        kept = tokens * shape.vocabulary * compute_bytes
+        within = not lora and kept <= config.training.logit_budget_mb * 2**20
+        parts["logits"] = 3.0 * chunk * shape.vocabulary * 4 + (kept if within else 0)
     if method in ("grpo", "ppo"):
         answers = section.prompts_per_step * (section.group_size if method == "grpo" else 1)
         cache = 2 * shape.layers * shape.key_value * compute_bytes

@@ -56,7 +56,7 @@ def attend(
         _mask(_of_answers(s, window), query, dense),
         **more,
     )  # [N, C, heads, D]
-    out = torch.cat([prompts.flatten(0, 1)[s.in_prompts], answers.flatten(0, 1)[s.in_answers]])
+    out = torch.cat([_without_padding(prompts, s.in_prompts), _without_padding(answers, s.in_answers)])
     return out[None], None  # [1, M, heads, D]
 
 
@@ -66,6 +66,12 @@ def _gather(x: Tensor, where: Tensor) -> Tensor:
     _, heads, _, size = x.shape
     rows = nn.functional.embedding(where, x[0].transpose(0, 1).flatten(1))
     return rows.unflatten(-1, (heads, size)).transpose(1, 2)
+
+
+def _without_padding(x: Tensor, real: Tensor) -> Tensor:
+    """[rows, width, heads, D] -> [tokens, heads, D]"""
+    heads, size = x.shape[2:]
+    return nn.functional.embedding(real, x.flatten(0, 1).flatten(1)).unflatten(-1, (heads, size))
 
 
 def _causal(width: int, window: int | None, device: torch.device) -> Tensor:

@@ -147,6 +147,9 @@ def function_named(name: str, key: str) -> Callable:
         found = getattr(importlib.import_module(module), function)
     except SystemExit as stop:
         raise UserError(f"{key} '{name}': importing {module} called sys.exit({stop.code!r})") from stop
+    except ModuleNotFoundError as error:
+        there = f"; is {module.replace('.', '/')}.py in this folder?" if error.name == module.split(".")[0] else ""
+        raise UserError(f"{key} '{name}': {error}{there}") from error
     except Exception as error:  # whatever the user's module does when it is imported
         raise UserError(f"{key} '{name}': {type(error).__name__}: {error}") from error
     if not callable(found):

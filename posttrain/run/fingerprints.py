@@ -60,7 +60,7 @@ def compare(old: dict, new: dict, where: Path) -> list[str]:
     refused = [line for key, line in changed.items() if key not in ROUNDING]
     if refused:
         raise UserError(
-            f"{where} was written with another configuration: {'; '.join(refused)}. Going on would be neither run: put the keys back, "
+            f"{where} was written with another configuration: {'; '.join(refused)}. Going on would be neither the old run nor a new one: put the keys back, "
             "or start again with --output.overwrite or in another --output.dir"
         )
     return [f"{line}: {same_steps(methods[1])}" for line in changed.values()]

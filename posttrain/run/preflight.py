@@ -127,6 +127,22 @@ def reference(run, logps: Tensor, ref_logps: Tensor, active: Tensor, *, same_row
     run.preflight.verdict("start", None if fine else problem, "policy and reference say the same of every answer")
 
 
+def at_margin_0(run, loss: float, expected: float) -> None:
+    """A preference loss begins where its own formula is while nothing has moved: ln 2 of DPO, 25 of IPO with β = 0.1.
+    Policy and reference have been compared row by row before (reference): what is off here is how the rows are counted.
+
+    Not asked where they are rounded differently: what a square makes of that is no mistake."""
+    if not run.preflight.on("start") or not run.exact:
+        return
+    off = not abs(loss - expected) <= 0.01 * abs(expected)  # a NaN is off, too
+    run.preflight.verdict(
+        "start",
+        f"the loss of the first step is {loss:.6f}, not {expected:.6f}, which it is by its formula where policy and reference are the "
+        "same: are pairs lost or counted twice, or weights that do not add up to 1?" if off else None,
+        f"the loss starts at {loss:.4f}",
+    )  # fmt: skip
+
+
 def sampler(run, logps: Tensor, sampler_logps: Tensor, entropy: Tensor, active: Tensor) -> None:
     """The trainer gives the sampled tokens [B, T] the log-probs they were sampled with: else it is not on policy."""
     if not run.preflight.on("sampler") or not active.any():
@@ -168,13 +184,13 @@ def disagreement(logps: Tensor, sampler_logps: Tensor, entropy: Tensor, active: 
 
 
 def stop_token(run, model: nn.Module, tokenizer) -> None:
-    """The saved model will stop: its stop tokens exist, and (SFT, DPO) the first step's rows teach one of them."""
+    """The saved model will stop: its stop tokens exist, and, where answers are given, the first step teaches one."""
     if not run.preflight.on("stop_token"):
         return
     stops, rows_of_embeddings = template.stop_ids(tokenizer), model.get_input_embeddings().weight.shape[0]
     names = ", ".join(tokenizer.convert_ids_to_tokens(stops))
     # how many stop tokens carry a loss in the first step, over all processes; None where answers are sampled
-    supervised = run.meter.count_of_all("p_stop") if run.config.method in ("sft", "dpo") else None
+    supervised = run.meter.count_of_all("p_stop") if run.config.method in ("sft", "dpo", "simpo", "kto") else None
     problem = None
     if max(stops) >= rows_of_embeddings:
         problem = (

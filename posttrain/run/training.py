@@ -176,11 +176,14 @@ class Run:
         """training.max_steps, or the steps that `epochs` passes over the rows take (a short last window is a step)."""
         return self.training.max_steps or self.training.epochs * math.ceil(len(items) / self.training.batch_size)
 
-    def windows(self, items: Any, pack_to: int | None = None) -> Iterator[list[list]]:
+    def windows(
+        self, items: Any, pack_to: int | None = None, of_step: Callable[[list], list] | None = None
+    ) -> Iterator[list[list]]:
         """One optimiser step after the other, each a list of this process's micro-batches. A short last window is a
         step.
 
-        pack_to: lay each micro-batch's rows end to end in packed rows of that many tokens."""
+        pack_to: lay each micro-batch's rows end to end in packed rows of that many tokens.
+        of_step: what is made of the rows of a whole step (the same on every process) before they are dealt out."""
         # a resumed run passes over what it had done: which rows that were, (seed, epoch) says
         step, epoch, start = 0, 0, self.step
         while step < self.num_steps:
@@ -191,7 +194,7 @@ class Run:
                     self.checkpoints.compare_stream()
                 self.checkpoints.read_on(items, rows)
                 if step >= start:
-                    yield self.micro_batches(rows, pack_to)
+                    yield self.micro_batches(rows if of_step is None else of_step(rows), pack_to)
                 step += 1
             epoch += 1
 

@@ -38,7 +38,7 @@ def lessons(metrics: Sequence[dict[str, float]]) -> dict[str, str]:
         if fall > CHOSEN_FALL:
             out[name] = (
                 f"the chosen answers have lost {fall:.2f} nats per token since the first {STEPS} steps (more than {CHOSEN_FALL}): the margin "
-                "grows because the rejected ones fall faster. Add dpo.sft_weight, or lower training.learning_rate"
+                "grows because the rejected ones fall faster. Add an NLL term (dpo.sft_weight; orpo has one), or lower training.learning_rate"
             )
     return out
 

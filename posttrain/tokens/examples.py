@@ -261,7 +261,7 @@ def labelled(rows: Rows | Stream, tokenizer, max_length: int, data) -> Encoded:
         completion = template.completion_ids(tokenizer, row["prompt"], row["completion"], **shown(row))
         return [Labelled(Example.of(prompt, completion), row["label"])]
 
-    return _encode(rows, Encoder(encode_row, max_length, *too_long(max_length, data), data, "reward"), tokenizer)
+    return _encode(rows, Encoder(encode_row, max_length, *too_long(max_length, data), data, "outcome"), tokenizer)
 
 
 def prompts(rows: Rows | Stream, tokenizer, max_length: int, max_new_tokens: int, data, method: str) -> Encoded:

@@ -22,10 +22,10 @@ import torch
 from posttrain import ROOT
 
 sys.path.insert(0, str(Path(__file__).parent))
-from kit import even_tokens, right_or_wrong
-from two_processes import DPO, GRPO, SFT
+from kit import even_tokens, right_or_wrong, tiny_config
+from two_processes import DPO, GRPO, KTO, SFT
 
-from loops import dpo, grpo, ppo, reward, sft
+from loops import distill, dpo, grpo, kto, ppo, reward, sft, simpo
 from posttrain.config import load
 from posttrain.run import checkpoint_files, ending, training
 
@@ -53,6 +53,9 @@ CASES = {
     "sft-measured": (sft, SFT, {"evaluation.suites": ["accuracy", "perplexity"], "evaluation.every": 2, **MEASURED}),
     "dpo": (dpo, DPO, {"dpo.precompute": True, "model.adapter": "none"}),
     "dpo-lora": (dpo, DPO, LORA),
+    "simpo": (simpo, DPO, {"simpo.loss": "orpo"}),
+    "kto": (kto, KTO, HELD_OUT | {"training.batch_size": 3}),
+    "distill": (distill, SFT, {"distill.on_policy": 0.5, "distill.max_new_tokens": 6}),
     "reward": (reward, DPO, HELD_OUT),
     "reward-lora": (reward, DPO, HELD_OUT | LORA),
     "grpo": (grpo, GRPO, RL | {"grpo.prompts_per_step": 2, "grpo.group_size": 4, "grpo.max_new_tokens": 6, "grpo.minibatches": 2, "grpo.inner_epochs": 2}),
@@ -70,8 +73,11 @@ def train(case: str, model: str, out: Path, resume: bool) -> None:
     loop, rows, changes = CASES[case]
     method = case.split("-")[0]
     own = {k: v for k, v in (SHARED | changes).items() if v is not None}
+    if method == "distill":
+        own["distill.teacher"] = f"{model}-teacher"
     config = load(
-        ROOT / f"configs/{method}_tiny.yaml", own | {"model.name": model, "output.dir": str(out), "resume": resume}
+        ROOT / f"configs/{tiny_config(method)}.yaml",
+        own | {"model.name": model, "output.dir": str(out), "resume": resume},
     )
     given = {"reward": right_or_wrong if "dynamic" in case else even_tokens} if method in ("grpo", "ppo") else {}
     loop.train(config, rows=rows and [dict(row) for row in rows], **given)

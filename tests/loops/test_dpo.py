@@ -198,6 +198,71 @@ def test_another_model_as_the_reference(tmp_path, llama):
     assert metric(result, "dpo_loss")[0] != pytest.approx(LN2, abs=1e-3)
 
 
+# the value of each loss where nothing has moved, and the keys that it wants
+OTHERS = {
+    "ipo": (25.0, {}),  # (1 / (2 · 0.1))²
+    "robust": (LN2, {"dpo__label_smoothing": 0.1}),
+    "dpop": (LN2, {}),
+    "apo_zero": (1.0, {}),
+    "apo_down": (1.0, {}),
+}
+
+
+@pytest.mark.parametrize("loss", OTHERS)
+def test_the_other_losses_start_at_their_own_value_and_then_the_margin_grows(tmp_path, llama, loss):
+    value, more = OTHERS[loss]
+    more = {"dpo__loss": loss, "training__epochs": 4, "training__schedule": "constant", **more}
+    result = run(llama, tmp_path, **more)
+    assert metric(result, "dpo_loss")[0] == pytest.approx(value, abs=1e-3)
+    assert metric(result, "margin")[0] == pytest.approx(0, abs=1e-5) and metric(result, "margin")[-1] > 0.05
+    other = run(llama, tmp_path, **more, training__micro_batch_size=1, dpo__precompute=True, training__max_steps=3)
+    assert metric(other, "loss") == pytest.approx(metric(result, "loss")[:3], rel=1e-4, abs=1e-5)
+
+
+def test_ipo_with_means_per_token(tmp_path, llama):
+    """The same pairs: h is divided by each answer's own length, so the target of 5 is reached later, if ever."""
+    more = {"dpo__loss": "ipo", "training__epochs": 3}
+    sums, means = (run(llama, tmp_path, **more, dpo__length_normalize=how) for how in (False, True))
+    assert metric(means, "loss")[0] == pytest.approx(25.0, abs=1e-3)
+    assert 0 < metric(means, "margin")[-1] < 0.5 * metric(sums, "margin")[-1]
+    held = run(llama, tmp_path, **more, dpo__length_normalize=True, data__validation_split=0.4, training__eval_every=3)
+    assert 14 < held.metrics[-1]["validation_loss"] < 25  # of means, as in training; (h − 5)² with a small h
+
+
+def test_preflight_refuses_a_loss_whose_pairs_are_not_counted_right(tmp_path, llama, monkeypatch):
+    real = dpo.preference_loss
+
+    def twice(*told, **keys):
+        loss = real(*told, **keys)
+        return lambda *sides, weights=None: loss(*sides, weights=None if weights is None else 2 * weights)
+
+    monkeypatch.setattr(dpo, "preference_loss", twice)
+    with pytest.raises(UserError, match=r"loss of the first step is 50\.0000\d\d, not 25\.000000, .*counted twice"):
+        run(llama, tmp_path, dpo__loss="ipo")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"dpo__penalty": 5}, "dpo.penalty belongs to dpo.loss: dpop; sigmoid does not read it"),
+        (
+            {"dpo__loss": "ipo", "dpo__label_smoothing": 0.1},
+            "dpo.label_smoothing belongs to dpo.loss: sigmoid or robust",
+        ),
+        (
+            {"dpo__loss": "dpop", "dpo__length_normalize": True},
+            "dpo.length_normalize belongs to dpo.loss: ipo; dpop does",
+        ),
+        ({"dpo__loss": "robust"}, "dpo.loss: robust needs dpo.label_smoothing"),
+        ({"dpo__loss": "hinge"}, "dpo.loss: input should be 'sigmoid', 'ipo'"),
+    ],
+)
+def test_keys_that_the_chosen_loss_does_not_read_are_refused(tmp_path, more, message):
+    with pytest.raises(UserError) as told:
+        config("x", tmp_path, **more)
+    assert message in str(told.value)
+
+
 @pytest.mark.draws
 def test_validation(tmp_path, llama):
     result = run(llama, tmp_path, data__validation_split=0.4, training__eval_every=1)

@@ -39,6 +39,7 @@ def run(out, processes, *arguments):
 
 def assert_same(tmp_path, method, adapter):
     model = tiny_folder(tmp_path / "m")
+    tiny_folder(tmp_path / "m-teacher", seed=3)
     one, two = (run(tmp_path / str(n), n, method, model, adapter) for n in (1, 2))
     assert len(one[0]) == len(two[0]) == 4
     for a, b in zip(one[0], two[0], strict=True):
@@ -59,7 +60,8 @@ def test_sft(tmp_path):
 @pytest.mark.parametrize(
     ("method", "adapter"),
     [("sft", "lora"), ("dpo", "none"), ("dpo", "lora"), ("grpo", "none"), ("grpo", "lora"), ("dynamic", "none"), ("packed", "none"), ("stream", "none"),
-     ("dpo", "4bit"), ("reward", "none"), ("reward", "lora"), ("ppo", "none"), ("ppo", "lora")],
+     ("dpo", "4bit"), ("reward", "none"), ("reward", "lora"), ("ppo", "none"), ("ppo", "lora"),
+     ("dpo-ipo", "none"), ("simpo", "lora"), ("kto", "none"), ("kto", "lora"), ("distill", "none"), ("distill", "lora")],
 )  # fmt: skip
 def test_all_loops(tmp_path, method, adapter):
     assert_same(tmp_path, method, adapter)

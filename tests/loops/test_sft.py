@@ -53,6 +53,20 @@ def test_step_equivalence(tmp_path, llama, length_weighting):
             torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("length_weighting", ["token", "sequence"])
+def test_dft_is_each_tokens_loss_times_its_own_probability(tmp_path, llama, length_weighting):
+    """A smaller loss than the NLL of the same first step, which is logged as before; cut as one likes."""
+    more = {"sft__length_weighting": length_weighting}
+    plain, whole, apart = (
+        run(llama, tmp_path, **more, **how)
+        for how in ({}, {"sft__loss": "dft"}, {"sft__loss": "dft", "training__micro_batch_size": 1})
+    )
+    assert whole.metrics[0]["nll"] == pytest.approx(plain.metrics[0]["nll"], abs=1e-6)
+    assert 0 < whole.metrics[0]["loss"] < 0.37 < plain.metrics[0]["loss"]  # −p log p ≤ 1/e = 0.367879
+    for name in ("loss", "grad_norm"):
+        assert apart.metrics[0][name] == pytest.approx(whole.metrics[0][name], abs=2e-6)
+
+
 def test_five_micro_batches_accumulation_two_are_three_steps(tmp_path, llama):
     result, seen = run_with_gradients(
         llama,

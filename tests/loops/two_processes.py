@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from kit import even_tokens, right_or_wrong, small_config
 
-from loops import dpo, grpo, ppo, reward, sft
+from loops import distill, dpo, grpo, kto, ppo, reward, sft, simpo
 from posttrain import ROOT
 from posttrain.errors import clear_exit
 
@@ -16,6 +16,7 @@ DPO = [
     {"prompt": f"Q {i}?", "chosen": f"Yes, {i}." + " Sure." * (i % 3), "rejected": "No." + " Never." * (i % 2)}
     for i in range(7)
 ]
+KTO = [{"prompt": row["prompt"], "completion": row["chosen"], "label": i % 3 > 0} for i, row in enumerate(DPO)]
 GRPO = [{"prompt": f"Question {i}?" + " Hm." * (i % 3)} for i in range(7)]
 
 SHARED = {
@@ -31,6 +32,11 @@ CASES = {  # 7 rows in windows of 5 and 2, then again: odd numbers everywhere
     "packed": (sft, SFT, {"training.batch_size": 5, "training.packing": True, "data.max_length": 90, "training.micro_batch_size": 1}),
     "stream": (sft, None, {"training.batch_size": 3, "data.name": str(ROOT / "tests/data/chats.jsonl"), "data.streaming": True}),
     "dpo": (dpo, DPO, {"training.batch_size": 5, "dpo.sft_weight": 1.0}),
+    "dpo-ipo": (dpo, DPO, {"training.batch_size": 5, "dpo.loss": "ipo", "dpo.length_normalize": True, **HELD_OUT}),
+    "simpo": (simpo, DPO, {"training.batch_size": 5, "simpo.loss": "orpo", **HELD_OUT}),
+    # windows of 6 and of 1, which has no other row
+    "kto": (kto, KTO, {"training.batch_size": 6, "training.learning_rate": 1e-2}),
+    "distill": (distill, SFT, {"training.batch_size": 5, "distill.on_policy": 0.6, **HELD_OUT}),
     "reward": (reward, DPO, {"training.batch_size": 5, **HELD_OUT}),
     "grpo": (grpo, GRPO, {"grpo.prompts_per_step": 3, "grpo.max_new_tokens": 6, "grpo.minibatches": 2}),
     "dynamic": (grpo, GRPO, {"grpo.prompts_per_step": 3, "grpo.max_new_tokens": 6, "grpo.minibatches": 2, "grpo.dynamic_sampling": True,
@@ -50,6 +56,8 @@ def main(method: str, model: str, out: str, adapter: str) -> None:
         changes = changes | {"ppo.critic": "shared" if adapter == "lora" else "separate"}
     adapter = "none" if adapter == "none" else "lora"
     name = loop.__name__.removeprefix("loops.")
+    if name == "distill":
+        changes = changes | {"distill.teacher": f"{model}-teacher"}
     config = small_config(name, model, Path(out), **SHARED | {"model.adapter": adapter} | changes)
     given = {"reward": right_or_wrong if method == "dynamic" else even_tokens} if loop in (grpo, ppo) else {}
     result = loop.train(config, rows=rows, **given)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from losses.head import head_logps
+from losses.head import entropy_of, head_logps
 
 WAYS = {"frozen": dict(frozen=True), "kept": dict(keep_bytes=10**6), "made twice": {}}
 UP = torch.randn(11, generator=torch.Generator().manual_seed(5))  # any gradient from above
@@ -44,6 +44,13 @@ def test_pencil_value_with_scale_and_cap():
     assert logps.item() == pytest.approx(-1.091621, abs=2e-6)
     logps.backward()
     assert states.grad[0].tolist() == pytest.approx([0.261228, -0.095097], abs=2e-6)
+
+
+def test_entropy_by_hand():
+    # p = ¼, ¼, ½: ½ log 4 + ½ log 2 = 1.5 log 2; an entry that is ruled out adds nothing
+    log_p = torch.tensor([[0.25, 0.25, 0.5, 0.0]]).log()
+    assert entropy_of(log_p).tolist() == pytest.approx([1.039721], abs=1e-6)
+    assert log_p[0, 3] == -math.inf  # and is left as it was
 
 
 @pytest.mark.parametrize("form", [{}, {"temperature": 0.7}, {"scale": 0.25}, {"softcap": 3.0}, {"temperature": 1.3, "scale": 2.0, "softcap": 5.0}])  # fmt: skip

@@ -7,17 +7,36 @@ import pytest
 import torch
 
 from losses.advantages import gae, kl_shaped_rewards, whiten
+from losses.apo import apo_down_loss, apo_zero_loss
 from losses.cispo import cispo_loss
 from losses.dpo import dpo_loss
+from losses.dpop import dpop_loss
 from losses.grpo import grpo_loss
+from losses.ipo import ipo_loss
 from losses.kl import exact_kl, k1, k2, k3, k3_is
+from losses.kto import kto_loss
+from losses.orpo import orpo_loss
 from losses.ppo import ppo_policy_loss, ppo_value_loss
 from losses.reward import bradley_terry_loss, outcome_loss
-from losses.sft import completion_cross_entropy
+from losses.robust_dpo import robust_dpo_loss
+from losses.sft import completion_cross_entropy, dft_loss
+from losses.simpo import simpo_loss
+
+
+def judged(policy, ref, labels, **more):
+    """KTO with labels that are numbers, as the table has them."""
+    return kto_loss(policy, ref, labels > 0.5, 0.1, **more)
+
+
+def odds(chosen, rejected, **more):
+    """ORPO with log-probs, which are below 0."""
+    return orpo_loss(chosen - 2, rejected - 2, **more)
+
 
 # name: (function, shape, how many of its first arguments are trained, how many tensors it takes before the weights, more by keyword)
 PER_TOKEN = {
     "sft": (completion_cross_entropy, (2, 3), 1, 1, {}),
+    "dft": (dft_loss, (2, 3), 1, 1, {}),
     "grpo": (grpo_loss, (2, 3), 1, 3, {}),
     "cispo": (cispo_loss, (2, 3), 1, 3, {}),
     "ppo policy": (ppo_policy_loss, (2, 3), 1, 3, {}),
@@ -25,6 +44,14 @@ PER_TOKEN = {
 }
 PER_ROW = {
     "dpo": (dpo_loss, (4,), 2, 4, {"beta": 0.5, "label_smoothing": 0.1}),
+    "ipo": (ipo_loss, (4,), 2, 4, {"beta": 0.5}),
+    "robust": (robust_dpo_loss, (4,), 2, 4, {"beta": 0.5, "label_smoothing": 0.1}),
+    "dpop": (dpop_loss, (4,), 2, 4, {"beta": 0.5, "penalty": 2.0}),
+    "apo zero": (apo_zero_loss, (4,), 2, 4, {"beta": 0.5}),
+    "apo down": (apo_down_loss, (4,), 2, 4, {"beta": 0.5}),
+    "simpo": (simpo_loss, (4,), 2, 2, {}),
+    "orpo": (odds, (4,), 2, 2, {}),
+    "kto": (judged, (4,), 1, 3, {"undesirable_weight": 2.0}),
     "preference": (bradley_terry_loss, (4,), 2, 2, {"center_coef": 0.1}),
     "outcome": (outcome_loss, (4,), 1, 2, {}),
 }

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from losses.logprobs import token_logps
-from losses.sft import completion_cross_entropy
+from losses.sft import completion_cross_entropy, dft_loss
 from losses.weights import token_weights
 
 
@@ -88,3 +88,35 @@ def test_no_gradient_through_the_weights_and_float32_out():
 def test_refuses_other_ranks():
     with pytest.raises(AssertionError, match=r"\[B, T\]"):
         completion_cross_entropy(torch.zeros(3), torch.zeros(3))
+
+
+def test_dft_pencil_value_and_gradient():
+    # p = 0.5: 0.5 · log 2 = 0.346574; p = 0.25: 0.25 · log 4 = 0.346574. The gradient w.r.t. log p is −w p: p has none
+    logps = torch.log(torch.tensor([[0.5, 0.25, 0.125]])).requires_grad_()
+    loss, metrics = dft_loss(logps, torch.tensor([[1.0, 2.0, 0.0]]))
+    assert loss.item() == pytest.approx(1.039721, abs=1e-6)  # 0.346574 + 2 · 0.346574
+    loss.backward()
+    assert logps.grad[0].tolist() == pytest.approx([-0.5, -0.5, 0.0], abs=1e-6)
+    assert [x.item() for x in metrics["nll"]] == [pytest.approx(2.079442, abs=1e-6), 2]  # log 2 + log 4: without p
+
+
+def test_dft_of_what_cannot_be_is_0():
+    """p log p → 0; and a gradient that is finite."""
+    logps = torch.tensor([[-math.inf, -1.0]], requires_grad=True)
+    loss, _ = dft_loss(logps, torch.tensor([[0.5, 0.5]]))
+    loss.backward()
+    assert loss.item() == pytest.approx(0.183940, abs=1e-6)  # ½ · e^−1
+    assert logps.grad[0].tolist() == pytest.approx([0.0, -0.183940], abs=1e-6)
+
+
+def test_dft_split_padding_and_purity():
+    logps = torch.tensor([[-1.0, math.nan, -0.5], [-2.0, -0.1, math.inf]], requires_grad=True)
+    weights = torch.tensor([[0.25, 0.0, 0.25], [0.25, 0.25, 0.0]])
+    loss, metrics = dft_loss(logps, weights)
+    parts = sum(dft_loss(logps[i : i + 1], weights[i : i + 1])[0] for i in (0, 1))
+    assert parts.item() == pytest.approx(loss.item(), abs=1e-6) and metrics["nll"][1].item() == 4
+    loss.backward()
+    assert torch.isfinite(logps.grad).all() and logps.grad[0, 1] == logps.grad[1, 2] == 0
+    assert dft_loss(logps.detach().bfloat16(), weights)[0].dtype == torch.float32
+    with pytest.raises(AssertionError, match=r"\[B, T\]"):
+        dft_loss(torch.zeros(3), torch.zeros(3))

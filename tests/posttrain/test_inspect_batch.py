@@ -6,7 +6,7 @@ import pytest
 import torch
 from kit import bytelevel_tokenizer, sentencepiece_tokenizer, small_config, tiny_folder
 
-from loops import dpo, grpo, sft
+from loops import dpo, grpo, kto, sft, simpo
 from posttrain import ROOT, inspect_batch
 
 SFT = [{"prompt": f"What is {i}?", "completion": "It is " + "so " * i + "."} for i in range(6)]
@@ -128,3 +128,29 @@ def test_the_text_of_the_tokens_is_the_text():
     for tokenizer in (sentencepiece_tokenizer(), bytelevel_tokenizer()):
         ids = tokenizer("the quick brown fox", add_special_tokens=False)["input_ids"]
         assert len(ids) > 3 and "".join(inspect_batch._pieces(tokenizer, ids)).strip() == "the quick brown fox"
+
+
+KTO = [{"prompt": f"Q{i}?", "completion": f"Yes {i}.", "label": i % 2 == 0} for i in range(6)]
+
+
+def test_kto_and_simpo_are_the_first_window(tmp_path, llama):
+    c = small_config("kto", llama, tmp_path)
+    seen = inspect_batch.inspect(c, KTO)
+    torch.testing.assert_close(seen.logps, seen.ref_logps)
+    assert sorted(set(seen.names)) == ["judged bad", "judged good"] and seen.counts.startswith("a row counts 1/4 of")
+    good = torch.tensor([name == "judged good" for name in seen.names])[:, None] & seen.batch.active
+    first = kto.train(c, rows=KTO).metrics[0]
+    assert (seen.logps[good].sum() / good.sum()).item() == pytest.approx(first["chosen_logps_per_token"], abs=1e-5)
+    c = small_config("simpo", llama, tmp_path, simpo__loss="orpo")
+    seen = inspect_batch.inspect(c, PAIRS)
+    chosen = seen.batch.active[:4]
+    assert f"each chosen token counts 1/{chosen.sum().item()} in the NLL" in seen.counts and seen.ref_logps is None
+    first = simpo.train(c, rows=PAIRS).metrics[0]
+    assert (seen.logps[:4].sum() / chosen.sum()).item() == pytest.approx(first["chosen_logps_per_token"], abs=1e-5)
+
+
+def test_distill_shows_the_given_answers_and_who_is_asked(tmp_path, llama):
+    c = small_config("distill", llama, tmp_path, distill__teacher=llama, distill__on_policy=0.5)
+    seen = inspect_batch.inspect(c, SFT)
+    assert sorted(set(seen.names)) == ["row", "row, in whose place the student's own answer stands"]
+    assert seen.weights.sum().item() == pytest.approx(1, abs=1e-6) and (seen.logps[seen.batch.active] < 0).all()

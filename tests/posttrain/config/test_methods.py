@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from kit import yaml_config
+from kit import tiny_config, yaml_config
 
 from posttrain import ROOT
 from posttrain.config.methods import METHODS, REFUSED, LadderConfig, module_of
@@ -13,7 +13,7 @@ from posttrain.errors import UserError
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_is_a_module_and_its_own_group(method):
     assert (ROOT / f"{module_of(method).replace('.', '/')}.py").is_file() and method in METHODS[method].model_fields
-    config = yaml_config("real" if method == "real" else f"{method}_tiny")
+    config = yaml_config("real" if method == "real" else tiny_config(method))
     assert config.method == method and type(config) is METHODS[method]
 
 
@@ -48,5 +48,7 @@ def test_a_ladder_that_cannot_be(changes, message):
 @pytest.mark.parametrize("method", ["grpo", "ppo"])
 @pytest.mark.parametrize("key", REFUSED)
 def test_sampling_that_would_bias_the_ratio_is_refused_by_name(method, key):
-    with pytest.raises(UserError, match=rf"'{key}' is refused in RL: a token sampled from a cut-off distribution has"):
+    with pytest.raises(
+        UserError, match=rf"'{key}' is refused in RL: a token sampled from a truncated distribution has"
+    ):
         yaml_config(f"{method}_tiny", **{f"{method}.{key}": 1})

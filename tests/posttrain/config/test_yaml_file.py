@@ -80,4 +80,4 @@ def test_every_variant_is_a_few_lines_on_a_base_and_names_its_paper(path):
     assert lines[0].startswith("# ") and any(word in lines[0] for word in ("arXiv", "Mitchell 2023", "Machines 2025"))
     config = load(path)
     assert lines[1] == f"#   python -m loops.{config.method} --config configs/variants/{path.name}"
-    assert lines[2].startswith("extends: ../") and lines[2].endswith("_tiny.yaml") and len(lines) <= 24
+    assert lines[2].startswith("extends: ") and lines[2].endswith("_tiny.yaml") and len(lines) <= 24

@@ -44,7 +44,6 @@ SHAPE = memory.Shape(
     key_value=10,
     longest=512,
     vocabulary=100,
-    whole_logits=False,
 )
 
 
@@ -52,11 +51,12 @@ def test_the_parts_by_hand():
     """Full fine-tuning in float32: 4 + 4 + 8 bytes a parameter. Activations: 2 rows x 100 tokens x 2 layers x 4 bytes x
     (8 * 10 + 2 * 10 + 4 * 40 = 260) = 416,000."""
     parts = memory.estimate(config(), SHAPE, 4)
-    assert parts == {"weights": 4000, "gradients": 4000, "optimiser": 8000, "activations": 416_000, "logits": 240_000}
-    assert memory.total(parts) == 672_000  # logits: all 200 tokens fit into a chunk, x 100 entries x 4 bytes x 3
-    soft_capped = replace(SHAPE, whole_logits=True, vocabulary=2**20)
-    assert memory.estimate(config(), soft_capped, 4)["logits"] == 200 * 2**20 * 12
-    assert memory.estimate(config(), replace(soft_capped, whole_logits=False), 4)["logits"] == 64 * 2**20 * 12
+    assert parts == {"weights": 4000, "gradients": 4000, "optimiser": 8000, "activations": 416_000, "logits": 320_000}
+    # logits: all 200 tokens fit into a chunk, x 100 entries x 4 bytes x 3, and once more what is kept of them
+    assert memory.total(parts) == 752_000
+    assert memory.estimate(config(training__logit_budget_mb=0), SHAPE, 4)["logits"] == 240_000
+    # 200 x 2^20 x 4 bytes are more than 512 MiB: one chunk of 64 predictions
+    assert memory.estimate(config(), replace(SHAPE, vocabulary=2**20), 4)["logits"] == 64 * 2**20 * 12
     # checkpointing keeps each layer's input (2 layers x 4 x 10 = 80 bytes a token) and one layer's insides (1,040)
     parts = memory.estimate(config(model__gradient_checkpointing=True, training__optimizer="adamw_8bit"), SHAPE, 4)
     assert parts["activations"] == 2 * 100 * (80 + 1040) and parts["optimiser"] == 2000

@@ -126,3 +126,16 @@ def test_bad_functions():
         rewards.score([lambda completions, level: [0.0]], None, AVAILABLE)
     with pytest.raises(UserError, match="returned 1 rewards for 2 completions"):
         rewards.score([lambda completions: [0.0]], None, AVAILABLE)
+
+
+def test_a_misspelt_module_is_asked_for_where_it_would_lie(tmp_path, monkeypatch):
+    with pytest.raises(
+        UserError, match=r"grpo.reward 'my_modul:f': No module named 'my_modul'; is my_modul.py in this"
+    ):
+        rewards.function_named("my_modul:f", "grpo.reward")
+    (tmp_path / "mine_that_imports.py").write_text("import no_such_library\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        UserError, match=r"No module named 'no_such_library'$"
+    ):  # the module is there: its import is not
+        rewards.function_named("mine_that_imports:f", "grpo.reward")
