@@ -107,6 +107,7 @@ def walk_through() -> None:
     each = [sum(s * math.log(s / t) for s, t in zip(*both, strict=True)) for both in zip(student, teacher, strict=True)]
     loss = sum(w * d for w, d in zip(weights, each, strict=True))
     show("D", "Σ_v S log(S / T)", each)
+    show("w", "1/2, 1/4", weights)
     show("loss", "Σ w · D", loss)
     s, t, w = (torch.tensor(x, dtype=torch.float64) for x in (student, teacher, weights))
     agree(

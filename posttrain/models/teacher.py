@@ -12,8 +12,8 @@ from losses.distill import generalised_divergence
 from losses.distill_chunked import chunked_distillation_loss
 from losses.door import Metrics
 from posttrain.errors import UserError
-from posttrain.models import loading
-from posttrain.models.logps import CompletionLogps
+from posttrain.models import loading, sharing
+from posttrain.models.logps import CompletionLogps, Head
 from posttrain.tokens.batch import Batch
 
 
@@ -27,12 +27,7 @@ class CompletionLogits(nn.Module):
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> Tensor:
-        out = self.model(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            position_ids=batch.position_ids,
-            use_cache=False,
-        )
+        out = self.model(**sharing.reads(batch))
         return out.logits[:, :-1][batch.active]
 
 
@@ -49,19 +44,14 @@ class CompletionDivergence(CompletionLogps):
         # One tokenizer, but tables padded to other sizes (Qwen2.5 0.5B, 7B): what lies beyond the shorter is no token.
         width = min(teacher_logits.shape[-1], head.weight.shape[0])
         teacher_logits = teacher_logits[:, :width]
-        if self.chunked:
-            hidden = self._hidden(batch.input_ids, batch.attention_mask, batch.position_ids)[:, :-1][active]
+        if self.head_form == Head():
+            hidden = self._causal_lm.base_model(**sharing.reads(batch)).last_hidden_state[:, :-1][active]
             bias, chunk = head.bias, max(64, min(1024, 2**24 // width))
             return chunked_distillation_loss(
                 hidden, head.weight[:width], teacher_logits, weights[active],
                 head_bias=None if bias is None else bias[:width], chunk_size=chunk, mixture=mixture, temperature=temperature,
             )  # fmt: skip
-        logits = self.model(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            position_ids=batch.position_ids,
-            use_cache=False,
-        ).logits[:, :-1, :width][active]
+        logits = self.model(**sharing.reads(batch)).logits[:, :-1, :width][active]
         divergence = generalised_divergence(logits, teacher_logits, mixture, temperature)  # [N]
         loss = (weights[active] * divergence).sum()
         return loss, {"divergence": (divergence.detach().sum(), active.sum())}
