@@ -7,6 +7,7 @@ from kit import tiny_model
 from losses.distill import distillation_loss
 from losses.weights import token_weights
 from posttrain.models import teacher as teachers
+from posttrain.models.logps import Head
 from posttrain.tokens.batch import Example, collate
 
 
@@ -18,7 +19,7 @@ def test_the_module_gives_what_the_plain_loss_gives(kind, wider):
     batch = collate([Example.of([3, 4, 5], [6, 7]), Example.of([8], [9, 10, 11, 12])], 0)
     weights = token_weights(batch.active)
     student, teacher = teachers.CompletionDivergence(model), teachers.CompletionLogits(theirs.eval())
-    assert student.chunked == (kind == "llama")
+    assert (student.head_form == Head()) == (kind == "llama")
     loss, metrics = student(batch, teacher(batch), weights, 0.3, 0.7)
     ids = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     logits = model(**ids).logits
