@@ -13,7 +13,7 @@ from posttrain import ROOT
 BREAKPOINTS = {
     "dpo": {"loops/dpo.py": ["ref_logps = reference_logps(", "optimizer.step()"], "losses/dpo.py": ["margin ="]},
     "grpo": {
-        "loops/grpo.py": ["groups = rewards.view(", "optimizer.step()"],
+        "loops/grpo.py": ["if grpo.mask_truncated:", "optimizer.step()"],
         "losses/grpo.py": ["per_token, is_clipped ="],
     },
     "ppo": {"loops/ppo.py": ["advantages, returns = gae(", "if ppo.whiten", "optimizer.step()"]},
