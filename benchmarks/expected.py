@@ -20,6 +20,7 @@ from pathlib import Path
 import yaml
 from matplotlib.figure import Figure
 
+from posttrain import ROOT
 from posttrain.config import load
 from posttrain.errors import UserError, clear_exit
 from posttrain.run.curves import legend
@@ -124,7 +125,7 @@ def run(folder: Path) -> None:
 
 def write(path: str, runs: list[list[dict]], bases: list[int]) -> None:
     """The bands of runs of configs/PATH.yaml, a tiny config or a variant of one."""
-    method = load(HERE.parent / f"configs/{path}.yaml").method
+    method = load(ROOT / f"configs/{path}.yaml").method
     bands = {name: band_of([tenths(rows, name) for rows in runs]) for name in METRICS[method]}
     out = {
         "config": f"configs/{path}.yaml",
