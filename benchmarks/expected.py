@@ -20,6 +20,8 @@ from pathlib import Path
 import yaml
 from matplotlib.figure import Figure
 
+from posttrain import ROOT
+from posttrain.config import load
 from posttrain.errors import UserError, clear_exit
 from posttrain.run.curves import legend
 
@@ -118,11 +120,12 @@ def run(folder: Path) -> None:
             starts[method] = there / f"{method}_0_1/model"
             print(f"base {base}: {method}", flush=True)
     for method, folders in runs.items():
-        write(method, f"{method}_tiny", [read(out) for out in folders], list(BASES))
+        write(f"{method}_tiny", [read(out) for out in folders], list(BASES))
 
 
-def write(method: str, path: str, runs: list[list[dict]], bases: list[int]) -> None:
-    """The bands of runs of loops.METHOD by configs/PATH.yaml, a tiny config or a variant of one."""
+def write(path: str, runs: list[list[dict]], bases: list[int]) -> None:
+    """The bands of runs of configs/PATH.yaml, a tiny config or a variant of one."""
+    method = load(ROOT / f"configs/{path}.yaml").method
     bands = {name: band_of([tenths(rows, name) for rows in runs]) for name in METRICS[method]}
     out = {
         "config": f"configs/{path}.yaml",

@@ -17,7 +17,7 @@ import time
 import traceback
 from pathlib import Path
 
-from benchmarks.expected import SEEDS, read, tenths
+from benchmarks.expected import SEEDS, band_of, read, tenths
 from posttrain import ROOT
 from posttrain.errors import UserError, clear_exit
 
@@ -131,9 +131,7 @@ def band(name: str, file: str, runs: list[list[dict]], right: list[float]) -> No
         *(["kl"] if "kl" in runs[0][0] else []),
         *(["resamples"] if "resamples" in runs[0][0] else []),
     ]:
-        curves = [tenths(rows, metric) for rows in runs]
-        low, high = ([round(f(values), 4) for values in zip(*curves, strict=True)] for f in (min, max))
-        bands[metric] = {"low": low, "high": high}
+        bands[metric] = band_of([tenths(rows, metric) for rows in runs])
     out = {"config": f"configs/{file}.yaml", "seeds": list(SEEDS), "steps": len(runs[0]), "right": right, "metrics": bands}  # fmt: skip
     (ROOT / f"benchmarks/expected/{Path(file).name}.json").write_text(json.dumps(out, indent=1) + "\n")
 
