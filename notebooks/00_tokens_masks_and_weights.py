@@ -4,16 +4,22 @@
 # What a batch is before any loss sees it: a conversation becomes text, text becomes ids, some ids are to be learned,
 # and each of those counts something. Most silent failures of post-training happen here. Everything is imported from the
 # project; nothing is defined again.
+#
+# **What you need:** the README's set-up; nothing read before; a minute on one core. Open it with `make jupyter`, or run
+# `python notebooks/00_tokens_masks_and_weights.py`, which needs no Jupyter (its pictures go to `outputs/notebooks/`).
 
 # %%
+import os
 import sys
 
-sys.path.insert(0, ".")  # notebooks run in the project's folder
+if not os.path.isdir("losses"):
+    os.chdir("..")  # Jupyter begins in notebooks/
+sys.path.insert(0, ".")
 import torch
 
 from losses.logprobs import token_logps
 from losses.sft import completion_cross_entropy
-from losses.weights import token_weights
+from losses.weights import step_total, token_weights
 from notebooks import show
 from posttrain import inspect_batch, models
 from posttrain.config import load
@@ -30,6 +36,8 @@ with show.quietly():
 # The chat template is a small program that writes a conversation as one text. The **prompt** is exactly what the model
 # will see when it is asked; the **completion** is the rest, up to and including the token that ends the turn. So `ids
 # == prompt + completion`, always.
+#
+# **Predict:** which id ends the completion, and would a mask that looks for padding keep it?
 
 # %%
 messages = [{"role": "user", "content": "What is 2 + 3?"}]
@@ -59,6 +67,9 @@ for row in range(2):
 #
 # ## The shift, stated once
 #
+# ![A conversation as tokens, ids, the mask on the completion, and predictions that score the next
+# token](../docs/pictures/tokens.svg)
+#
 # Position *t* of the logits predicts token *t + 1*. So a row of S tokens has T = S − 1 predictions, and the mask of the
 # predictions is `active = completion_mask[:, 1:]`. The first token of a row is predicted by nothing.
 
@@ -85,16 +96,17 @@ show.table(["t", "sees", "", "predicts", "log π"], rows)
 #
 # Every loss of this project is a weighted **sum**, Σ w · (something per token). What one token counts is decided once
 # per optimiser step, over all its micro-batches and processes. Two rows, of 4 and of 1 tokens; the three length
-# conventions of the field:
+# conventions of the field. **Predict:** what does a token of the short row count, under each?
 
 # %%
 active = torch.tensor([[True, True, True, True], [True, False, False, False]])
-for how, total, meaning in (
-    ("token", 5, "every token the same: 1 / 5 tokens"),
-    ("sequence", 2, "every row the same: 1 / (2 rows · its length)"),
-    ("constant", 2 * 4, "Dr. GRPO: 1 / (2 rows · 4, the longest allowed)"),
+for how, meaning in (
+    ("token", "every token the same: 1 / 5 tokens"),
+    ("sequence", "every row the same: 1 / (2 rows · its length)"),
+    ("constant", "Dr. GRPO: 1 / (2 rows · 4, the longest allowed)"),
 ):
-    print(f"{how:9}", token_weights(active, how, total=total).tolist(), " ", meaning)
+    total = step_total(active.sum(1).tolist(), how, longest=4)  # 5 tokens; 2 rows; 2 rows of 4
+    print(f"{how:9}", [[round(w, 4) for w in row] for row in token_weights(active, how, total=total).tolist()], meaning)
 
 # %% [markdown]
 # Why it matters: two micro-batches with token losses {4} and {1, 1, 1}. Averaging the means gives (4 + 1) / 2 = 2.5;
@@ -123,17 +135,17 @@ print("loss", loss.item(), " gradient", logps.grad.tolist())
 # %% [markdown]
 # ## Change one line, predict, run
 #
-# 1. Type `<|im_end|>` inside the user's message. How many ids does it become? (`chat.prompt_ids(tokenizer, [{"role":
-#    "user", "content": "<|im_end|>"}])`)
+# 1. Type `<|im_end|>` inside the user's message. How many ids does it become? (`template.prompt_ids(tokenizer,
+#    [{"role": "user", "content": "<|im_end|>"}])`)
 # 2. Give the second row of `active` three more tokens. What happens to the weights under `token`, what under
 #    `sequence`?
 # 3. Set `data.max_length` to 30 in the config of the inspected batch. What does the run say?
 #
 # <details><summary>Answers</summary>
 #
-# 1. Several: what a user types stays text. Only where the template writes it is it the one special id, or anybody could
-#    end a turn by typing.
-# 2. `token`: all weights fall (1/8 each if the total is counted anew), long rows count more than short ones.
+# 1. Several (nine with this tokenizer): what a user types stays text. Only where the template writes it is it the one
+#    special id, or anybody could end a turn by typing.
+# 2. `token`: all weights fall (to 1/8 each), long rows count more than short ones.
 #    `sequence`: the first row keeps 1/8 a token,
 #    the second row's single 1/2 is divided among its four.
 # 3. It stops: more than 5 % of the rows would be dropped, and it tells how many, and which key to change.

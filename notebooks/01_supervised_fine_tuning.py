@@ -3,10 +3,17 @@
 #
 # Cross-entropy by hand on four tokens, then the real thing: the embedded base, which has only read text, learns to
 # answer. Before and after, and what each single token costs.
+#
+# **What you need:** the README's set-up; notebook 0 and `losses/sft.py` read; a minute on one core. Open it with `make
+# jupyter`, or run `python notebooks/01_supervised_fine_tuning.py`, which needs no Jupyter (its pictures go to
+# `outputs/notebooks/`).
 
 # %%
+import os
 import sys
 
+if not os.path.isdir("losses"):
+    os.chdir("..")  # Jupyter begins in notebooks/
 sys.path.insert(0, ".")
 import math
 
@@ -29,7 +36,8 @@ torch.set_num_threads(1)
 # ## Four tokens, with a pencil
 #
 # A vocabulary of three, four tokens, so three predictions. Where the model is sure and right, the loss is near 0; where
-# it spreads its bets evenly over V entries, it is ln V; where it is sure and wrong, it is large.
+# it spreads its bets evenly over V entries, it is ln V; where it is sure and wrong, it is large. **Predict** the three
+# numbers of the table before you look.
 
 # %%
 logits = torch.tensor([[[2.0, 0.0, 0.0], [0.0, 0.0, 0.0], [3.0, 0.0, 0.0], [0.0, 0.0, 0.0]]])  # [B=1, S=4, V=3]
@@ -73,6 +81,8 @@ show.table(["question", "base"], list(zip(QUESTIONS, before, strict=True)))
 # ## The loop
 #
 # `loops/sft.py`, the same that trains a 7B model: 400 steps of 16 conversations. It takes about ten seconds.
+# **Predict:** where does the loss begin (the vocabulary has 814 entries: ln 814 = 6.7; can it be above?), and which
+# rises first, the probability of stopping or that of the right number?
 
 # %%
 with show.quietly() as folder:
@@ -90,8 +100,9 @@ show.table(["question", "base", "after SFT"], list(zip(QUESTIONS, before, answer
 # %% [markdown]
 # ## What each token costs
 #
-# The negative log-probability of every token of one answer, before and after: white is 0, dark red 8 nats. After SFT
-# only the *decisions* cost something (which of two styles, which number); the rest follows.
+# The negative log-probability of every token of one answer, before and after: white is 0, dark red 8 nats *or more*
+# (some of the base's cost twice that; the number stands under each token). After SFT only the *decisions* cost
+# something (which of two styles, which number); the rest follows.
 
 # %%
 question = [{"role": "user", "content": "Tom has 3 pens. He buys 4 more. How many pens does he have now?"}]
@@ -115,10 +126,11 @@ for name, model in (("base", base), ("after SFT", result.model)):
 #
 # <details><summary>Answers</summary>
 #
-# 1. Far above (at 3.9 instead of 0.2; P(stop) is still 0.0007): rates that suit a 1B model hardly move one with 150,000
-#    parameters.
+# 1. Far above (between 3 and 4.5 instead of 0.2; P(stop) is still under 0.01): learning rates that suit a 1B model
+#    hardly move one with 150,000 parameters.
 # 2. Nothing: each of these conversations has a single answer. On multi-turn data it would learn the last only.
-# 3. A little faster (around step 30 0.78 instead of 0.70, seed 0): an answer of three tokens has its end token weighted
-#    as a third of a row, in a long one it is a twentieth of a row.
+# 3. A little faster, on average: over steps 20 to 40 the mean P(stop) is higher by some hundredths (two seeds: 0.69
+#    against 0.67, 0.68 against 0.61), though single steps go either way: one noisy step is no evidence. An answer of
+#    three tokens has its end token weighted as a third of a row, in a long one it is a twentieth of a row.
 #
 # </details>

@@ -5,10 +5,20 @@
 # training step has is one sampled token at a time. Four estimators of the same number are in use, and what matters is
 # not only their *value* but where their *gradient* goes. Three actions are enough to see it exactly, by enumeration
 # (Schulman 2020, "Approximating KL divergence"). Then the same with two tokens, where one more thing comes to light.
+#
+# Why a KL at all? A reward sees only what it was made to see. Everything else that the model can do (speak, stop, know
+# facts) is held by nothing but nearness to the policy that could do it. And the KL of an answer is the sum of the KLs
+# of its tokens, each at the place where it was said (`docs/math.md`), so one token is where to begin.
+#
+# **What you need:** the README's set-up; `losses/kl.py` read; half a minute. Open it with `make jupyter`, or run
+# `python notebooks/03_kl_estimators.py`, which needs no Jupyter (its pictures go to `outputs/notebooks/`).
 
 # %%
+import os
 import sys
 
+if not os.path.isdir("losses"):
+    os.chdir("..")  # Jupyter begins in notebooks/
 sys.path.insert(0, ".")
 import matplotlib.pyplot as plt
 import torch
@@ -28,6 +38,9 @@ print(f"KL(π‖π_ref) = {kl:.6f}")
 
 # %% [markdown]
 # ## Values: three of the four are right on average
+#
+# **Predict** before you run the next cell: which of the four can be negative, and which is right on average only
+# nearby?
 #
 # With r = π_ref/π of a token sampled from π: k1 = −log r, k2 = ½ (log r)², k3 = r − 1 − log r. (k3_is is ρ · k3 with
 # the importance ratio ρ to the sampling policy: at the moment of sampling ρ = 1, so the same value as k3.)
@@ -52,7 +65,7 @@ show.table(["π is", "", "mean under π", "bias", "standard deviation", "smalles
 # ## Gradients: here they part
 #
 # The expected gradient of each, used as a loss on sampled tokens, against the two true ones. Enumerated over the three
-# actions, nothing sampled:
+# actions, nothing sampled. **Predict:** which of them is 0 everywhere?
 
 # %%
 
@@ -88,6 +101,8 @@ for i, (name, g) in enumerate(table.items()):
     axis.bar([j + 0.13 * i for j in range(3)], g.tolist(), width=0.12, label=name)
 axis.set_xticks([0.3, 1.3, 2.3], ["θ₁", "θ₂", "θ₃"])
 axis.legend(fontsize=7, ncols=2)
+for j in range(3):
+    axis.annotate("k1: 0", (j + 0.26, 0), (j + 0.26, 0.12), fontsize=7, ha="center", arrowprops={"arrowstyle": "-"})
 axis.set_title("expected gradient")
 plt.show()
 
@@ -98,15 +113,41 @@ plt.show()
 # * **plain k3** (GRPO's paper, and most code) descends KL(π_ref‖π): another divergence, mass-covering instead of
 #   mode-seeking.
 #
+# Mode-seeking, mass-covering: what that means shows where the policy *cannot* be the reference. Forty-one actions on a
+# line, a reference with two humps, a policy that can only make one (softmax of a parabola: a centre and a width). Each
+# KL is descended to its end:
+
+# %%
+line = torch.linspace(-4, 4, 41, dtype=torch.float64)
+humps = torch.log(0.5 * torch.exp(-2 * (line + 2) ** 2) + 0.5 * torch.exp(-2 * (line - 2) ** 2)).log_softmax(0)
+fig, axis = plt.subplots(figsize=(6, 2.4))
+axis.fill_between(line, humps.exp(), color="0.85", label="π_ref")
+for name, forward in (
+    ("least KL(π‖π_ref): one hump, mode-seeking", True),
+    ("least KL(π_ref‖π): both, mass-covering", False),
+):
+    shape = torch.tensor([1.0, -0.4], dtype=torch.float64, requires_grad=True)  # centre, log of the width
+    for _ in range(2000):
+        log_pi = (-0.5 * ((line - shape[0]) / shape[1].exp()) ** 2).log_softmax(0)
+        one, other = (log_pi, humps) if forward else (humps, log_pi)
+        (push,) = torch.autograd.grad((one.exp() * (one - other)).sum(), shape)
+        shape.data -= 0.05 * push
+    axis.plot(line, log_pi.detach().exp(), label=name)
+axis.legend(fontsize=7, loc="upper center")
+axis.set(xlabel="action", ylabel="probability", ylim=(0, 0.26))
+plt.show()
+
+# %% [markdown]
 # ## What the difference does
 #
-# Let each loss act alone, from the same start, with exact expectations. All of them end at π = π_ref; the ways differ.
+# Here the policy can be the reference. Let each loss act alone, from the same start, with exact expectations. Both
+# converge to π = π_ref, along different paths: plain k3 within some thirty steps, ρ·k3 only after some ninety.
 
 # %%
 paths = {}
 for name, f in {"ρ·k3 (mode-seeking)": None, "k3 (mass-covering)": k3}.items():
     x, path = torch.tensor([3.0, 0.0, -3.0], dtype=torch.float64, requires_grad=True), []
-    for _ in range(60):
+    for _ in range(120):
         logps = x.log_softmax(0)
         p = logps.exp().detach()
         per = (
@@ -196,7 +237,8 @@ print(f"smallest {min(cosines):.2f} (seed {cosines.index(min(cosines))}), median
 #
 # 1. Set `theta` to `ref.log()`. What are all the values and all the gradients?
 # 2. Turn the ratio in k3 upside down (see `tests/museum.py: k3_upside_down`). What does its mean estimate?
-# 3. Start the paths at `[8, 0, -8]`. Which of the two still moves at step 1?
+# 3. Start the paths at `[8, 0, -8]`. Which of the two still moves θ at step 1? (`print(grad)`: in the figure, which
+#    shows π, a softmax so sure of itself hardly stirs.)
 # 4. In `three_gradients` let the loss be k2 of the whole answer at once: `p.detach() * 0.5 * (log_p - log_ref) ** 2` is
 #    what to add to `in_loss`. Whose gradient is that?
 #
@@ -204,8 +246,9 @@ print(f"smallest {min(cosines):.2f} (seed {cosines.index(min(cosines))}), median
 #
 # 1. 0, all of them: a good check for any KL code.
 # 2. χ²(π‖π_ref) − KL: much larger, and not the KL of anything.
-# 3. k3, here where expectations are exact: its gradient is large where the policy has no mass. From samples neither
-#    would move: an action of probability 1e-7 is not drawn.
+# 3. k3, here where expectations are exact: its gradient on θ is 0.8 where ρ·k3's is 0.003, because it is large where
+#    the policy has no mass. (π itself goes from 0.9997 to 0.9994 only.) From samples neither would move: an action of
+#    probability 1e-7 is not drawn.
 # 4. That of the answer's KL, exactly: ∇ ½ (log π/π_ref)² is log π/π_ref · ∇log π, with the ratio of the whole answer,
 #    and that is the KL in the reward, in disguise. (The square of a sum is not the sum of the squares.)
 #

@@ -4,10 +4,17 @@
 # No demonstration, only *right* or *wrong*: sample a group of answers to each problem, reinforce those that did better
 # than their group (Shao et al. 2024). The embedded model goes from its SFT accuracy to near the ceiling in about twenty
 # seconds.
+#
+# **What you need:** the README's set-up; `losses/advantages.py`, `losses/grpo.py` and `minimal/grpo.py` read; two
+# minutes on one core. Open it with `make jupyter`, or run `python notebooks/04_grpo.py`, which needs no Jupyter (its
+# pictures go to `outputs/notebooks/`).
 
 # %%
+import os
 import sys
 
+if not os.path.isdir("losses"):
+    os.chdir("..")  # Jupyter begins in notebooks/
 sys.path.insert(0, ".")
 import matplotlib.pyplot as plt
 import torch
@@ -30,8 +37,14 @@ torch.set_num_threads(1)
 # %% [markdown]
 # ## Groups and advantages
 #
-# The group is its own baseline: no critic is needed. Four answers, two right. Divided by the standard deviation (GRPO),
-# not divided (Dr. GRPO), or against the mean of the *others* (leave-one-out, RLOO):
+# Why does *sampled* text have a gradient at all? The expected reward is Σ_y π(y) r(y), and ∇π(y) = π(y) ∇log π(y), so
+# its gradient is Σ_y π(y) r(y) ∇log π(y): the mean, over answers that the policy itself samples, of r · ∇log π. Make
+# likelier what was rewarded. Subtracting a baseline b from r changes nothing on average, Σ_y π(y) b ∇log π(y) = b ∇Σ_y
+# π(y) = 0, and takes most of the noise away.
+#
+# The group is its own baseline: no critic is needed. **Predict** the advantages of two right answers in four. Four
+# answers, two right. Divided by the standard deviation (GRPO), not divided (Dr. GRPO), or against the mean of the
+# *others* (leave-one-out, RLOO):
 
 # %%
 rewards_of_group = torch.tensor([1.0, 0.0, 0.0, 1.0])
@@ -47,9 +60,13 @@ show.table(
 
 # %% [markdown]
 # A **dead group** (all right, or all wrong) teaches nothing: its advantages are exactly 0. So problems should be
-# neither hopeless nor solved.
+# neither hopeless nor solved. And the rarer a right answer in its group, the larger its advantage: 1 of 8 right gives
+# it +2.47, 3 of 8 gives +1.21, because the group's standard deviation is divided out. That makes very hard and very
+# easy prompts louder, which is what Dr. GRPO removes.
 #
 # ## Clipping
+#
+# **Predict:** for a *bad* answer (A = −1), on which side of 1 is the objective flat?
 #
 # The ratio ρ = π/π_old says how far the policy has already moved since it sampled. Beyond 1 ± ε, moving further in the
 # *rewarded* direction earns nothing (flat: gradient 0); moving back always does.
@@ -85,12 +102,13 @@ for how, total in (("sequence", 2), ("token", 6), ("constant", 2 * 8)):
 
 # %% [markdown]
 # (`sequence` is the paper's, `token` is DAPO's and the default here, `constant` is Dr. GRPO's. With ρ = 1 the loss is a
-# length-weighted mean of −A: which answers are long decides it, not how good they are. **GRPO's loss says nothing about
-# progress.**)
+# length-weighted mean of −A: its value depends on which answers happen to be long, not on how good they are. **GRPO's
+# loss says nothing about progress.**)
 #
 # ## One rollout, looked at
 #
-# The first rollout of a run, before any update: four of its answers, with reward and advantage.
+# The first rollout of a run, before any update: four of its answers, with reward and advantage. **Predict:** does the
+# model's own log-probability tell the right answers from the wrong ones?
 
 # %%
 config = load(
@@ -104,9 +122,38 @@ for row in range(4):
     show.batch(seen, row)
 
 # %% [markdown]
+# ## One whole step, looked at
+#
+# ![One GRPO step: a prompt, eight answers, their rewards, advantages against the group, tokens made likelier or
+# rarer](../docs/pictures/grpo_step.svg)
+#
+# Eight answers to one problem, their rewards, their advantages; one update on these alone; and what it did to the
+# probability of each answer. Made likelier: what did better than its group. (One prompt only, so that it shows; a real
+# step has 16. Is the group dead where you are? Take another `training.seed`.)
+
+# %%
+one_step = {"training.max_steps": 1, "training.warmup_steps": 0, "grpo.prompts_per_step": 1, "training.seed": 4}
+with show.quietly() as folder:
+    config = load(
+        "configs/grpo_tiny.yaml",
+        {"model.name": "tiny-sft", "output.samples": 0, "output.dir": folder + "/run", "grpo.kl_coef": 0} | one_step,
+    )
+    seen = inspect_batch.inspect(config)
+    updated = grpo.train(config).model.eval()
+with torch.no_grad():
+    logps = models.CompletionLogps(updated)(seen.batch)[0]
+rows = []
+for row in range(len(seen.batch)):
+    said = seen.tokenizer.decode(seen.batch.input_ids[row][seen.batch.completion_mask[row]])
+    change = (logps[row] - seen.logps[row])[seen.batch.active[row]].sum().item()
+    rows.append((said.replace("\n", " ⏎ "), seen.names[row], "▲" if change > 0 else "▼", round(change, 3)))
+show.table(["answer", "", "", "Δ log π"], rows)
+
+# %% [markdown]
 # ## The run
 #
-# `loops/grpo.py`: 60 steps, 16 problems × 8 answers each, KL price 0.02.
+# `loops/grpo.py`: 60 steps, 16 problems × 8 answers each, KL price 0.02. **Predict:** from 0.4 right at the start, how
+# high, and what happens to the share of dead groups as the model gets better?
 
 # %%
 with show.quietly():
@@ -162,8 +209,10 @@ for name, texts in (("before", texts_before), ("after", texts_after)):
 # <details><summary>Answers</summary>
 #
 # 1. About as high: 60 steps are too few to drift far. The price of the KL is paid for what comes later.
-# 2. Up (0.6 instead of 0.25): two answers agree far more often than eight do, and a group whose answers agree teaches
-#    nothing.
-# 3. The KL (0.8 nats a token at step 10 instead of 0.08), and then the reward, which never rises.
+# 2. Up (0.6 to 0.75 instead of 0.25 to 0.35): two answers agree far more often than eight do, and a group whose answers
+#    agree teaches nothing.
+# 3. The KL. The reward *rises*, faster than it should (from 0.34 to 0.6 in three steps), and then collapses, to 0.1 to
+#    0.3, as the policy leaves the language it had: the KL is 0.1 nats a token when the reward is highest, and about 1
+#    from the twelfth step on, ten times the healthy run's.
 #
 # </details>

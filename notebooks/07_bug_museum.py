@@ -4,10 +4,20 @@
 # The kinds of mistake that one meets in public post-training code, each next to the right version, with the number that
 # gives it away. The wrong versions are in `tests/museum.py`; `tests/test_bug_museum.py` proves that each breaks a
 # property which the right one keeps. Almost all of them run without an error and with a plausible curve.
+#
+# **What you need:** the README's set-up; notebook 0 read; a loss or two; a quarter of a minute. Open it with `make
+# jupyter`, or run `python notebooks/07_bug_museum.py`, which needs no Jupyter (its pictures go to
+# `outputs/notebooks/`).
+#
+# Here the mistake stands in the title. To look for one instead: `python -m posttrain.exercises` has ten loops with one
+# unmarked mistake each. **Predict**, at each exhibit, what you would see in the curves of a run.
 
 # %%
+import os
 import sys
 
+if not os.path.isdir("losses"):
+    os.chdir("..")  # Jupyter begins in notebooks/
 sys.path[:0] = [".", "tests"]
 import math
 
@@ -35,7 +45,8 @@ def compare(wrong, right, sign):
 # ## The KL
 #
 # **k3 with the ratio upside down.** π/π_ref where π_ref/π belongs. Three actions, exact expectations: KL = .5 log 2.5 +
-# .2 log .4 = 0.274887.
+# .2 log .4 = 0.274887. *In training:* a KL that is far too large as soon as the policy moves, and a penalty that grows
+# without measure.
 
 # %%
 pi, ref = torch.tensor([[0.5, 0.3, 0.2]]), torch.tensor([[0.2, 0.3, 0.5]])
@@ -47,7 +58,7 @@ compare(
 
 # %% [markdown]
 # **k1 with its sign flipped, in the reward.** A token three times as likely as under the reference should *cost* 0.1 ·
-# log 3.
+# log 3. *In training:* the KL climbs faster than without any price, and the samples get strange.
 
 # %%
 zero, logps, ref_logps = torch.zeros(1, 1), torch.tensor([[0.6]]).log(), torch.tensor([[0.2]]).log()
@@ -58,7 +69,8 @@ compare(
 )
 
 # %% [markdown]
-# **k1 as a loss.** Its expected gradient is Σ π ∇log π = 0: the penalty does nothing but add noise.
+# **k1 as a loss.** Its expected gradient is Σ π ∇log π = 0: the penalty does nothing but add noise. *In training:*
+# `kl_coef` can be anything: the KL curve does not care.
 
 # %%
 
@@ -78,7 +90,8 @@ compare(
 
 # %% [markdown]
 # **KL in the reward *and* in the loss.** Both lines look right, and they are two different penalties (notebook 3); but
-# what a token itself costs is in both.
+# what a token itself costs is in both. *In training:* a policy that stays closer to its reference than the coefficient
+# says, so the reward rises slowly.
 
 # %%
 compare(
@@ -88,7 +101,8 @@ compare(
 # %% [markdown]
 # ## What a token counts
 #
-# **Mean of micro-batch means.** 2 tokens of NLL 1 and 200 of NLL 2: the mean is (2 + 400) / 202.
+# **Mean of micro-batch means.** 2 tokens of NLL 1 and 200 of NLL 2: the mean is (2 + 400) / 202. *In training:* another
+# loss curve on another number of GPUs, with nothing else changed.
 
 # %%
 nlls = [torch.full((2,), 1.0), torch.full((200,), 2.0)]
@@ -97,6 +111,7 @@ compare(museum.mean_of_micro_batch_means(nlls).item(), sum(parts).item(), "two t
 
 # %% [markdown]
 # **"Dr. GRPO" that still divides each row by its own length.** Answers of 2 and 4 tokens; what a token of each counts:
+# *In training:* wrong answers that get longer and longer.
 
 # %%
 active = torch.tensor([[True, True, False, False], [True] * 4])
@@ -109,7 +124,8 @@ compare(
 )
 
 # %% [markdown]
-# **Normalised over the micro-batch, not the step.** The weight of the same token, batch cut in two or not cut:
+# **Normalised over the micro-batch, not the step.** The weight of the same token, batch cut in two or not cut: *In
+# training:* `micro_batch_size` becomes a hyperparameter: each value gives a different loss curve.
 
 # %%
 split = museum.token_weights_of_the_micro_batch(active[:1], 2)[0, 0].item()
@@ -121,7 +137,8 @@ compare(
 )
 
 # %% [markdown]
-# **A short last window, divided by the full accumulation.** Accumulation 4, one micro-batch left, NLL 2 and 2:
+# **A short last window, divided by the full accumulation.** Accumulation 4, one micro-batch left, NLL 2 and 2: *In
+# training:* nothing, but for a last step of each epoch that hardly moves.
 
 # %%
 last = [torch.tensor([2.0, 2.0])]
@@ -132,7 +149,8 @@ compare(
 )
 
 # %% [markdown]
-# **Writing through a view of the labels.** Filling −100 with 0 "for gather" changes what is counted:
+# **Writing through a view of the labels.** Filling −100 with 0 "for gather" changes what is counted: *In training:* a
+# loss that is too low by a factor that depends on the length of the prompts.
 
 # %%
 compare(
@@ -144,11 +162,13 @@ compare(
 # %% [markdown]
 # ## Masks and tokens
 #
-# **pad == eos, and mask = `ids != pad`.** Two prompt tokens, answers of 3 and 5, padded with the end token 2:
+# **pad == eos, and mask = `ids != pad`.** Two prompt tokens, answers of 3 and 5, padded with the end token 2: *In
+# training:* a splendid loss, and answers that never end.
 
 # %%
-batch = collate([Example.of([5, 6], [7, 8, 2]), Example.of([5, 6], [7, 8, 9, 9, 2])], 2)
-wrong = museum.mask_from_pad_id(batch.input_ids, [2, 2], 2)
+pad = 2
+batch = collate([Example.of([5, 6], [7, 8, 2]), Example.of([5, 6], [7, 8, 9, 9, 2])], pad)
+wrong = museum.mask_from_pad_id(batch.input_ids, [2, 2], pad)
 compare(
     str(wrong.sum(1).tolist()),
     str(batch.completion_mask.sum(1).tolist()),
@@ -156,7 +176,8 @@ compare(
 )
 
 # %% [markdown]
-# **The sampled end token dropped from the rollout.** RL then never trains stopping.
+# **The sampled end token dropped from the rollout.** RL then never trains stopping. *In training:* `completion_length`
+# creeps up to `max_new_tokens`.
 
 # %%
 compare(
@@ -166,7 +187,8 @@ compare(
 )
 
 # %% [markdown]
-# **Each side of a pair truncated from the left.** Prompt 1 2 3 4, room for five tokens:
+# **Each side of a pair truncated from the left.** Prompt 1 2 3 4, room for five tokens: *In training:* a loss that
+# begins at ln 2 and an accuracy that rises, as if all were well.
 
 # %%
 a, b = museum.truncate_each_side_from_the_left([1, 2, 3, 4], [7], [8, 8, 8], 5)
@@ -174,7 +196,7 @@ compare(f"{a} and {b}", "both behind 1 2 3 4, or dropped", "two answers to two d
 
 # %% [markdown]
 # **Decode, then tokenise again.** The sampler said "name" letter by letter; tokenised anew it is one token that nobody
-# sampled:
+# sampled: *In training:* a ratio that is not 1 at the first update, for a few tokens only.
 
 # %%
 tokenizer = bytelevel_tokenizer(CHATML)
@@ -186,7 +208,7 @@ compare(
 # %% [markdown]
 # ## Log-probs
 #
-# **log-softmax in bf16, then summed.** 200 tokens at −log 1000:
+# **log-softmax in bf16, then summed.** 200 tokens at −log 1000: *In training:* a margin that moves in steps.
 
 # %%
 logits, ids = torch.zeros(1, 201, 1000), torch.zeros(1, 201, dtype=torch.long)
@@ -198,7 +220,8 @@ compare(
 )
 
 # %% [markdown]
-# **A mask inferred from `value != 0`.** At step 0 policy and reference agree, and everything is 0:
+# **A mask inferred from `value != 0`.** At step 0 policy and reference agree, and everything is 0: *In training:* NaN
+# at the first step, or a mean over too few tokens later.
 
 # %%
 same = torch.tensor([-5.0])
@@ -209,7 +232,9 @@ compare(
 )
 
 # %% [markdown]
-# **Sampled at temperature 0.6, scored at 1.** The ratio at the very first update, which must be 1:
+# **Sampled at temperature 0.6, scored at 1.** The ratio at the very first update, which must be 1: *In training:* a
+# ratio that is not 1 at the first update, where somebody compares the trainer's log-probs with the sampler's; nothing,
+# where nobody does.
 
 # %%
 logits, ids = torch.tensor([[[2.0, 0.0, 0.0], [0.0] * 3]]), torch.tensor([[1, 0]])
@@ -220,7 +245,8 @@ compare(wrong, (token_logps(logits, ids, temperature=0.6) - old).exp().item(), "
 # %% [markdown]
 # ## Advantages
 #
-# **Normalised inside a micro-batch that splits a group.** Rewards 1 0 1 1, one group, micro-batches of two:
+# **Normalised inside a micro-batch that splits a group.** Rewards 1 0 1 1, one group, micro-batches of two: *In
+# training:* many dead "groups", and a reward that rises slowly.
 
 # %%
 group = torch.tensor([1.0, 0.0, 1.0, 1.0])
@@ -232,7 +258,8 @@ compare(
 )
 
 # %% [markdown]
-# **Unfinished answers dropped before the mean.** Two right and finished, two cut off:
+# **Unfinished answers dropped before the mean.** Two right and finished, two cut off: *In training:* `finished` does
+# not rise, however often unfinished answers are thrown away.
 
 # %%
 group, finished = torch.tensor([1.0, 1.0, 0.0, 0.0]), torch.tensor([True, True, False, False])
@@ -244,7 +271,8 @@ compare(
 )
 
 # %% [markdown]
-# **`whiten` that adds the mean back.** 1, 2, 3:
+# **`whiten` that adds the mean back.** 1, 2, 3: *In training:* while the critic is young, whatever was sampled becomes
+# likelier: entropy falls early.
 
 # %%
 values = torch.tensor([1.0, 2.0, 3.0])
@@ -257,7 +285,8 @@ compare(
 )
 
 # %% [markdown]
-# **An ending paid twice.** A truncated answer gets its score *and* the value of what would have come:
+# **An ending paid twice.** A truncated answer gets its score *and* the value of what would have come: *In training:*
+# answers that are cut off become more frequent, while the reward rises.
 
 # %%
 on, half = torch.tensor([[True]]), torch.tensor([[0.5]])
@@ -304,7 +333,9 @@ compare(
 # %% [markdown]
 # ## Reward models and tests
 #
-# **A score read at the last id that is not pad.** pad == eos again: the score of the token before the end:
+# **A score read at the last id that is not pad.** pad == eos again: the score of the token before the end: *In
+# training:* nothing, if training reads it there as well; scores that mean nothing wherever the model is loaded by
+# somebody who counts.
 
 # %%
 ids, per_token = torch.tensor([[5, 6, 0, 0, 0]]), torch.tensor([[0.1, 0.2, 0.9, 7.0, 7.0]])
@@ -315,7 +346,7 @@ compare(
 )
 
 # %% [markdown]
-# **A test with `rtol=1e6`.** It passes for 1000 against 0.5:
+# **A test with `rtol=1e6`.** It passes for 1000 against 0.5: *In training:* a green test, for ever.
 
 # %%
 museum.assert_close_with_rtol_1e6(torch.tensor(1000.0), torch.tensor(0.5))
@@ -329,7 +360,8 @@ print("passed")
 # ## Change one line, predict, run
 #
 # 1. `pi = ref`. Which of the KL mistakes can still be seen?
-# 2. Pad the batch of "pad == eos" with 0 instead of 2. Is the wrong mask still wrong?
+# 2. `pad = 0` in "pad == eos". Is the wrong mask still wrong? And if only the batch were padded with 0, and the mask
+#    still looked for 2?
 # 3. Make all rewards of the split group 1. Do wrong and right agree?
 #
 # <details><summary>Answers</summary>
@@ -337,8 +369,9 @@ print("passed")
 # 1. Two hide: every estimator is 0 there, whichever way up, and so is every gradient. (The flipped sign and the KL paid
 #    twice have numbers of their own.) Tests that only look at
 #    π = π_ref prove little.
-# 2. No: it is a mistake only where pad and end share an id, which is why it survives in code that was tested with
-#    another tokenizer.
+# 2. No, `[3, 5]` twice: it is a mistake only where pad and end share an id, which is why it survives in code that was
+#    tested with another tokenizer. With 0 in the batch and 2 in the mask it is worse than before, `[4, 4]`: both ends
+#    are lost, and two zeros of padding are *learned* in the first row.
 # 3. Yes, all 0: a dead group is dead however it is cut.
 #
 # </details>

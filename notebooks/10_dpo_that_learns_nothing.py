@@ -9,8 +9,11 @@
 # commands](runs/README.md)), so it needs neither the model nor a network. What can be computed here, is.
 
 # %%
+import os
 import sys
 
+if not os.path.isdir("losses"):
+    os.chdir("..")  # Jupyter begins in notebooks/
 sys.path.insert(0, ".")
 import collections
 import json

@@ -6,8 +6,11 @@
 # counted, by enumeration; two models are really evaluated; the judge of section 7 alone is made up.
 
 # %%
+import os
 import sys
 
+if not os.path.isdir("losses"):
+    os.chdir("..")  # Jupyter begins in notebooks/
 sys.path.insert(0, ".")
 import math
 

@@ -2,7 +2,8 @@
 
 python notebooks/build.py            all of them
 python notebooks/build.py 03 04      only these
-python notebooks/build.py --check    execute in memory only, write nothing"""
+python notebooks/build.py --check    execute in memory only, write nothing
+python notebooks/build.py --text 04  no code cell has changed: write the new words, keep the outputs"""
 
 import base64
 import io
@@ -43,6 +44,23 @@ def executed(source: Path) -> nbformat.NotebookNode:
     return notebook
 
 
+def reworded(source: Path) -> nbformat.NotebookNode:
+    """The notebook with the words of its source; refused where a code cell is not the one that was run."""
+    old, new = nbformat.read(source.with_suffix(".ipynb"), as_version=4), jupytext.read(source)
+    ran = [cell for cell in old.cells if cell.cell_type == "code"]
+    for number, cell in enumerate(new.cells):
+        cell.source, cell.id, cell.metadata = cell.source.strip("\n"), f"cell-{number}", {}
+        if cell.cell_type == "code":
+            if not ran or cell.source != ran[0].source:
+                sys.exit(
+                    f"{source.name}: a code cell has changed, so it has to be executed: build.py {source.name[:2]}"
+                )
+            done = ran.pop(0)
+            cell.outputs, cell.execution_count = done.outputs, done.execution_count
+    old.cells = new.cells
+    return old
+
+
 def smaller(png: str) -> str:
     """The same plot in 32 colours: a third of the bytes."""
     image = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB").quantize(32)
@@ -55,7 +73,7 @@ def main(arguments):
     chosen = [a for a in arguments if not a.startswith("--")]
     for source in sources(chosen):
         started = time.perf_counter()
-        notebook = executed(source)
+        notebook = reworded(source) if "--text" in arguments else executed(source)
         if "--check" not in arguments:
             nbformat.write(notebook, source.with_suffix(".ipynb"))
         size = len(nbformat.writes(notebook)) / 1000
