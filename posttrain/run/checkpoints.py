@@ -125,6 +125,7 @@ class Checkpoints:
             with writing(run.folder):
                 run.metrics_file.path.write_bytes(kept.read_bytes())
                 run.rollouts_file.cut(self._info["rollout_log"])
+            self._prune(run.step)  # killed between the two: written, and the oldest not yet gone
         states, process = self._saved["random"], run.accelerator.process_index
         checkpoint_files.restore_random_states(states[min(process, len(states) - 1)])
         if process >= len(states):  # there were fewer: not the same dropout masks as the last of them
@@ -168,14 +169,18 @@ class Checkpoints:
             (part / "run.json").write_text(json.dumps(info, indent=1))
 
         if run.accelerator.is_main_process:
-            best = {int(best["step"]) for best in self.bests.values()}
             try:
                 checkpoint_files.write(run.folder, run.step, fill)
-                checkpoint_files.prune(run.folder, self.config.training.keep_checkpoints, best)
+                self._prune(run.step)
             except UserError as problem:  # to stop would lose weights that memory holds
                 run.say(f"warning: {problem}. The run goes on; make room before it ends")
         run.accelerator.wait_for_everyone()
         run.last = time.perf_counter()  # writing is no part of a step's speed
+
+    def _prune(self, now: int) -> None:
+        """The newest stay, the best ones, and the one that the run is at."""
+        stay = {now} | {int(best["step"]) for best in self.bests.values()}
+        checkpoint_files.prune(self.run.folder, self.config.training.keep_checkpoints, stay)
 
     def tell_best(self) -> str:
         name = self.config.training.best_metric

@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,18 @@ def test_the_newest_stay_and_load_with_the_plain_library(tmp_path, llama):
     assert AutoTokenizer.from_pretrained(last).eos_token == "<|im_end|>"
     run(llama, tmp_path, training__keep_checkpoints=1, output__overwrite=True)
     assert steps(tmp_path) == [6]
+
+
+def test_a_kill_before_the_oldest_is_gone_leaves_none_too_many(tmp_path, llama, monkeypatch):
+    """Killed after the last checkpoint was written and before the oldest was deleted: there is nothing left to do."""
+    with monkeypatch.context() as without:
+        without.setattr(checkpoint_files, "prune", lambda *_: None)
+        sft.train(config(llama, tmp_path), rows=ROWS)
+    folder = tmp_path / "run"
+    assert checkpoint_files.all_steps(folder) == [2, 4, 6]
+    shutil.rmtree(folder / "model")  # which says that a run has finished
+    sft.train(config(llama, tmp_path, resume=True), rows=ROWS)
+    assert checkpoint_files.all_steps(folder) == [4, 6] and (folder / "model").exists()
 
 
 def test_full_weights_are_written_once_and_an_adapter_without_its_base(tmp_path, llama):
