@@ -138,7 +138,7 @@ def _distill(config: Any, rows: list[dict] | None, run: Any) -> Inspection:
     return Inspection(
         s.tokenizer, batch, [len(row) for row in window[0]], names,
         f"token weighting, total {total:g} in the step" + ", before own answers take the place of given ones" * (share > 0),
-        weights=token_weights(batch.active, total=total), logps=_said(CompletionLogps(s.model, s.student.chunked), batch, run),
+        weights=token_weights(batch.active, total=total), logps=_said(CompletionLogps(s.model, like=s.student), batch, run),
     )  # fmt: skip
 
 
