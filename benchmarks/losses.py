@@ -7,12 +7,14 @@
 The task is the ladder's second stage: tiny-sft learns another name from 800 pairs (configs/dpo_tiny.yaml: 50 steps of
 16 pairs, LoRA), by the loss alone, without dpo.sft_weight. KTO gets the same answers one by one, judged: 50 steps of
 32. Measured afterwards, on held-out questions: who the model says it is, what it can still compute, its KL to the
-start, the length of its answers. Runs of the shipped variants leave their curves in benchmarks/expected/."""
+start, the length of its answers. What teaches a model to chat, distillation and DFT, is measured beside loops.sft.
+Runs of the shipped variants leave their curves in benchmarks/expected/."""
 
 import argparse
 import json
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +44,20 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "orpo": ("variants/orpo_tiny", {}),
     "kto": ("variants/kto_tiny", {"training.max_steps": None}),
 }
-# Shipped variants on tasks of their own, or as they are shipped: their curves alone
-CURVES = {"cdpo_as_shipped": "cdpo_tiny", "kto_right_or_wrong": "kto_tiny", "gkd": "gkd_tiny", "dft": "dft_tiny"}
+# From tiny-base, or tiny-sft, to a model that chats: 200 steps of 16 rows
+GIVEN = {"distill.on_policy": 0.0, "distill.max_new_tokens": None}
+TAUGHT: dict[str, tuple[str, dict[str, Any]]] = {
+    "sft": ("sft_tiny", {"training.epochs": 1}),
+    "gkd": ("variants/gkd_tiny", {}),
+    "gkd_0_given": ("variants/gkd_tiny", GIVEN),
+    "gkd_half_given": ("variants/gkd_tiny", {"distill.mixture": 0.5, **GIVEN}),
+    "gkd_half": ("variants/gkd_tiny", {"distill.mixture": 0.5}),
+    "gkd_1_own": ("variants/gkd_tiny", {"distill.mixture": 1.0, "distill.on_policy": 1.0}),
+    "dft_from_base": ("variants/dft_tiny", {"model.name": "tiny-base"}),
+    "dft": ("variants/dft_tiny", {}),
+}
+# Shipped variants on a task of their own, or as they are shipped: their curves alone
+CURVES = {"cdpo_as_shipped": "cdpo_tiny", "kto_right_or_wrong": "kto_tiny"}
 COLUMNS = {
     "new_name": "new name",
     "arithmetic": "sums right",
@@ -52,6 +66,15 @@ COLUMNS = {
     "rejected": "rejected",
     "kl": "KL, nats/token",
     "length": "answer, tokens",
+    "seconds": "seconds",
+}
+TAUGHT_COLUMNS = {
+    "old_name": "its name",
+    "arithmetic": "sums right",
+    "facts": "facts",
+    "worked": "shows work",
+    "first": "first loss",
+    "last": "last loss",
     "seconds": "seconds",
 }
 
@@ -99,46 +122,63 @@ def one_run(name: str, seed: int) -> dict[str, Any]:
 
 def curves_of(name: str, seed: int) -> dict[str, Any]:
     """A variant as it is shipped: its own rows."""
-    from loops import distill, dpo, kto, sft
+    from loops import dpo, kto
 
     with tempfile.TemporaryDirectory() as folder:
         quiet = {"output.dir": folder, "output.overwrite": True, "output.samples": 0, "training.seed": seed}
         config = load(ROOT / f"configs/variants/{CURVES[name]}.yaml", quiet)
-        loop = {"distill": distill, "dpo": dpo, "kto": kto, "sft": sft}[config.method]
-        return {"rows": loop.train(config).metrics}
+        return {"rows": {"dpo": dpo, "kto": kto}[config.method].train(config).metrics}
+
+
+def lesson(name: str, seed: int) -> dict[str, Any]:
+    """Train, measure what it says now: {column: number} and the run's own rows."""
+    from loops import distill, sft
+
+    path, more = TAUGHT[name]
+    with tempfile.TemporaryDirectory() as folder:
+        quiet = {"output.dir": folder, "output.overwrite": True, "output.samples": 0, "training.seed": seed}
+        config = load(ROOT / f"configs/{path}.yaml", more | quiet)
+        began = time.perf_counter()
+        rows = {"sft": sft, "distill": distill}[config.method].train(config).metrics
+        seconds = time.perf_counter() - began
+        model, tokenizer, _ = models.load(f"{folder}/model")
+    rung = rungs.climb(name, model, tokenizer, None, problems=100, identity=100, k=1)
+    scores = {column: getattr(rung, column).value for column in ("old_name", "arithmetic", "facts", "worked")}
+    return {**scores, "first": rows[0]["loss"], "last": rows[-1]["loss"], "seconds": seconds, "rows": rows}
 
 
 def run(folder: Path, names: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for name in names or [*RUNS, *CURVES]:
-        if name not in RUNS and name not in CURVES:
-            raise UserError(f"'{name}': there are {', '.join([*RUNS, *CURVES])}")
+    makers = dict.fromkeys(RUNS, one_run) | dict.fromkeys(TAUGHT, lesson) | dict.fromkeys(CURVES, curves_of)
+    for name in names or makers:
+        if name not in makers:
+            raise UserError(f"'{name}': there are {', '.join(makers)}")
         for seed in SEEDS:
             file = folder / f"{name}_{seed}.json"
             if not file.exists():
-                file.write_text(json.dumps((one_run if name in RUNS else curves_of)(name, seed)))
+                file.write_text(json.dumps(makers[name](name, seed)))
 
 
-def table(folder: Path) -> str:
+def table(folder: Path, names: Iterable[str], columns: dict[str, str]) -> str:
     """Smallest to largest of the seeds, a line a loss."""
-    lines = [f"| loss | {' | '.join(COLUMNS.values())} |", "|---" * (len(COLUMNS) + 1) + "|"]
-    for name in RUNS:
+    lines = [f"| loss | {' | '.join(columns.values())} |", "|---" * (len(columns) + 1) + "|"]
+    for name in names:
         runs = [json.loads(file.read_text()) for file in sorted(folder.glob(f"{name}_[0-9].json"))]
         if runs:
-            cells = [_range([run[column] for run in runs], column) for column in COLUMNS]
+            cells = [_range([run[column] for run in runs], column) for column in columns]
             lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def _range(values: list[float], column: str) -> str:
-    share = column in ("new_name", "arithmetic", "facts")
+    share = column in ("new_name", "old_name", "arithmetic", "facts", "worked")
     low, high = (f"{100 * x:.0f} %" if share else f"{x:.2g}" for x in (min(values), max(values)))
     return low if low == high else f"{low.removesuffix(' %')} to {high}"
 
 
 def bands(folder: Path) -> None:
     """Of the runs that are a shipped config as it is: their curves, for benchmarks.expected."""
-    shipped = RUNS | {name: (f"variants/{path}", {}) for name, path in CURVES.items()}
+    shipped = RUNS | TAUGHT | {name: (f"variants/{path}", {}) for name, path in CURVES.items()}
     for name, (path, more) in shipped.items():
         files = [folder / f"{name}_{seed}.json" for seed in SEEDS]
         if path.startswith("variants/") and not more and all(file.exists() for file in files):
@@ -157,7 +197,8 @@ def main() -> None:
         if options.run:
             run(options.folder, options.names)
         bands(options.folder)
-        print(table(options.folder))
+        print(table(options.folder, RUNS, COLUMNS))
+        print(table(options.folder, TAUGHT, TAUGHT_COLUMNS))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Distillation: draw a student's distribution to a teacher's at every token, of given answers or of its own (GKD).
 
     python -m loops.distill --config configs/variants/gkd_tiny.yaml
-    python -m loops.distill --config configs/variants/gkd_tiny.yaml --distill.on_policy 0 --distill.mixture 0
+    python -m loops.distill --config configs/variants/gkd_tiny.yaml --distill.on_policy 1 --distill.mixture 1
 
 1. Load the student and the frozen teacher, of one vocabulary. Encode each conversation, with a mask on its answers.
 2. One optimiser step = a list of micro-batches. To a share of its rows (distill.on_policy) the student samples its own

@@ -59,6 +59,11 @@ EQUIVALENT: dict[tuple[str, str], str] = {  # (loss, the mutant as it is printed
     ): "symmetric",
     ("head", "torch.linalg.vecdot(p, log_p)  ->  torch.linalg.vecdot(log_p, p)"): "symmetric",
     (
+        "distill",
+        "torch.logaddexp(t + math.log(mixture), s + math.log(1 - mixture))  ->  "
+        "torch.logaddexp(s + math.log(1 - mixture), t + math.log(mixture))",
+    ): "symmetric",
+    (
         "door",
         "torch.promote_types(x.dtype, torch.float32)  ->  torch.promote_types(torch.float32, x.dtype)",
     ): "symmetric",
