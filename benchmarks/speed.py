@@ -7,7 +7,8 @@
 step      an optimiser step of loops.sft (512 and 49,152 vocabulary entries) and loops.dpo against a bare forward +
           backward + AdamW on the same tokens
 memory    peak memory of one SFT step with 49,152 vocabulary entries against full logits + cross_entropy
-sampler   tokens per second of posttrain.rollout against generate(num_return_sequences=8)
+sampler   benchmarks.sampler: tokens per second beside generate()
+encoding  benchmarks.encoding: rows of text to token ids
 packing   an SFT step with training.packing against the same rows padded (sorted by length within the step, as always)
 qlora     a LoRA step on a base stored in 4 bits against float32, and the bytes of the base
 """
@@ -15,31 +16,30 @@ qlora     a LoRA step on a base stored in 4 bits against float32, and the bytes 
 import argparse
 import json
 import random
-import re
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import posttrain  # noqa: F401  (sets OMP_WAIT_POLICY before torch is imported)
 
 import torch  # isort: skip
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaForCausalLM
 
+from benchmarks import encoding, sampler
+from benchmarks.five_million import five_million
+from benchmarks.peak import peak_rss
 from loops import dpo, sft
 from posttrain import models
 from posttrain.config import load
 from posttrain.data.files import read_file
 from posttrain.data.rows import load_rows
 from posttrain.errors import clear_exit
-from posttrain.rollouts.sampling import draw_uniforms, sample
 from posttrain.run.steps import epoch_order
 from posttrain.tiny import data as tiny_data
-from posttrain.tiny import names as tiny
-from posttrain.tokens import template
 from posttrain.tokens.batch import collate
 from posttrain.tokens.examples import pairs, sft_examples
 
@@ -55,21 +55,6 @@ def made_rows(count: int = 200) -> list[dict]:
         answer = "\n".join(" ".join(p["steps"]) for p in parts) + f"\n#### {parts[-1]['answer']}"
         rows.append({"question": " ".join(p["story"] for p in parts) + " " + parts[-1]["question"], "answer": answer})
     return rows
-
-
-def five_million(folder: Path, vocabulary: int | None = None) -> str:
-    """A random Llama of 5 million parameters (hidden 256, 6 layers) with the embedded tokenizer."""
-    tokenizer = AutoTokenizer.from_pretrained(tiny.path_of("tiny-base"))
-    torch.manual_seed(0)
-    LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=vocabulary or len(tokenizer), hidden_size=256, intermediate_size=688, num_hidden_layers=6, num_attention_heads=4,
-            max_position_embeddings=1024, tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    ).save_pretrained(folder)  # fmt: skip
-    tokenizer.save_pretrained(folder)
-    return str(folder)
 
 
 def bare(name: str, batches: list, chosen_and_rejected: bool) -> list[float]:
@@ -171,56 +156,6 @@ def one_step(way: str, name: str, scratch: str) -> None:
     print(peak_rss() - before)
 
 
-def peak_rss() -> float:
-    """Of this process, in MB. VmHWM starts afresh at exec; ru_maxrss (elsewhere) would carry the parent's along."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return int(re.search(r"VmHWM:\s*(\d+)", status.read_text()).group(1)) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-@torch.no_grad()
-def sampler(rows: list[dict]) -> None:
-    print("sampler against generate(num_return_sequences=8), temperature 1, tokens that count per second")
-    with tempfile.TemporaryDirectory() as scratch:
-        cases = [("embedded (tiny-sft), 16 prompts x 8, 28 new tokens", "tiny-sft", 16, 28, 1)]
-        cases += [("5M random weights, 4 prompts x 8, 96 new tokens", five_million(Path(scratch) / "model"), 4, 96, 2)]
-        for label, name, prompts, new, threads in cases:
-            torch.set_num_threads(threads)
-            model, tokenizer, _ = models.load(name)
-            model.eval()
-            asked = [r["prompt"] for r in tiny_data.rows("tiny-math")[:prompts]]
-            ids = [template.prompt_ids(tokenizer, [{"role": "user", "content": p}]) for p in asked]
-            stops = template.stop_ids(tokenizer)
-            uniforms = draw_uniforms(prompts * 8, new, seed=0, step=0)
-            tokenizer.padding_side = "left"
-            padded = tokenizer.pad({"input_ids": ids}, return_tensors="pt")
-            speeds: dict[str, list[float]] = {"ours": [], "generate": []}
-            for _ in range(7):
-                started = time.perf_counter()
-                out = sample(
-                    model,
-                    ids,
-                    group_size=8,
-                    max_new_tokens=new,
-                    stop_ids=stops,
-                    pad_id=tokenizer.pad_token_id,
-                    uniforms=uniforms,
-                )
-                speeds["ours"].append(sum(map(len, out.completion_ids)) / (time.perf_counter() - started))
-                started = time.perf_counter()
-                drawn = model.generate(
-                    **padded, max_new_tokens=new, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, num_return_sequences=8,
-                    eos_token_id=stops, pad_token_id=tokenizer.pad_token_id,
-                )[:, padded["input_ids"].shape[1] :]  # fmt: skip
-                spent = time.perf_counter() - started
-                ended = torch.isin(drawn, torch.tensor(stops))
-                lengths = torch.where(ended.any(1), ended.int().argmax(1) + 1, drawn.shape[1])
-                speeds["generate"].append(int(lengths.sum()) / spent)
-            a, b = (statistics.median(speeds[k][1:]) for k in ("ours", "generate"))
-            print(f"  {label}: {a:,.0f} against {b:,.0f} tokens/s: {a / b:.2f} x")
-
-
 def seconds_per_step(configs: dict[str, object], rows: list[dict]) -> dict[str, float]:
     """Median over alternating rounds, so that a slow minute of the machine hits all."""
     seconds: dict[str, list[float]] = {name: [] for name in configs}
@@ -288,7 +223,10 @@ def main() -> None:
             PARTS[name](rows)
 
 
-PARTS = {"step": step, "memory": memory, "sampler": sampler, "packing": packing, "qlora": qlora}
+PARTS: dict[str, Callable[[list[dict]], None]] = {
+    "step": step, "memory": memory, "packing": packing, "qlora": qlora,
+    "sampler": lambda rows: sampler.main([]), "encoding": lambda rows: encoding.main([]),
+}  # fmt: skip
 
 
 if __name__ == "__main__":

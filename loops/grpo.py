@@ -92,9 +92,9 @@ def roll_out(s: Start, policy: nn.Module, number: int, asked: list, own: list[in
     """The answers to this process's own prompts among those asked, each with its reward, and what to log."""
     run, grpo, tokenizer = s.run, s.run.config.grpo, s.tokenizer
     # ---- 1. Rollout -----------------------------------------------------------------------------------------------
-    ids, seed = [prompt.ids for prompt in asked], run.training.seed
+    ids, given = [prompt.ids for prompt in asked], {"seed": run.training.seed, "number": number}
     with run.parallel.autocast(), gathered(policy):
-        rollout = sample_own(s.model, tokenizer, ids, own, grpo, seed=seed, number=number)
+        rollout = sample_own(s.model, tokenizer, ids, own, grpo, **given, batch_rows=run.config.rollout.batch_rows)
     values, told = s.scorer(rollout, tokenizer, [asked[i] for i in own])
     answers = sampled(rollout, values)  # group by group
     told |= describe(torch.tensor(values), rollout) | about_groups(answers, grpo)

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from posttrain.config.keys import Config, GrpoPreflight, ModelWithReference, SharingTraining
-from posttrain.config.rl import Rewarded, RlTraining
+from posttrain.config.rl import Rewarded, RlTraining, Rollouts
 
 
 class GrpoTraining(RlTraining, SharingTraining):
@@ -177,6 +177,7 @@ class GrpoConfig(Config):
     model: ModelWithReference
     training: GrpoTraining = Field(default_factory=GrpoTraining)
     grpo: Grpo = Field(default_factory=Grpo)
+    rollout: Rollouts = Field(default_factory=Rollouts)
     preflight: GrpoPreflight = Field(default_factory=GrpoPreflight)
 
     @model_validator(mode="after")

@@ -50,6 +50,17 @@ class Rewarded(Section):
         return self
 
 
+class Rollouts(Section):
+    """How the sampler works. What it samples does not depend on it."""
+
+    batch_rows: int | None = Field(
+        None,
+        ge=1,
+        description="at most so many answers are sampled at once, per process, where memory is short; none: all of a rollout. The answers "
+        "stay the same",
+    )
+
+
 class Ppo(Rewarded):
     prompts_per_step: int = Field(128, ge=1, description="prompts per rollout, one answer each, all processes together")
     max_new_tokens: int = Field(
@@ -135,6 +146,7 @@ class PpoConfig(Config):
     model: ModelWithReference
     training: RlTraining = Field(default_factory=RlTraining)
     ppo: Ppo = Field(default_factory=Ppo)
+    rollout: Rollouts = Field(default_factory=Rollouts)
     preflight: PpoPreflight = Field(default_factory=PpoPreflight)
 
     @model_validator(mode="after")

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import json
 import os
+from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,7 +19,7 @@ FILE_KINDS = (".jsonl", ".json", ".csv", ".parquet")
 def read_file(path: Path) -> Sequence[dict]:
     if path.suffix.lower() == ".parquet":
         return _parquet(path, streaming=False)
-    return list(rows_of(path))
+    return JsonLines(path) if path.suffix.lower() == ".jsonl" else list(rows_of(path))
 
 
 @contextlib.contextmanager
@@ -44,6 +45,41 @@ def rows_of(path: Path) -> Iterator[dict]:
             yield from _list(path)
         else:
             yield from _lines(path)
+
+
+class JsonLines(Sequence):
+    """The rows of a .jsonl file, each parsed when it is asked for: as objects they take four times the file."""
+
+    def __init__(self, path: Path):
+        self.path, self.starts, self.numbers = path, array("Q"), array("Q")
+        with reading(path):
+            self.file = open(path, "rb")  # noqa: SIM115  # kept: the same file, whatever will be called so later
+            start = 3 if self.file.read(3) == b"\xef\xbb\xbf" else 0
+            self.file.seek(start)
+            for number, line in enumerate(self.file, start=1):  # only \n ends a line: JSON text may hold U+2028
+                if line.strip():
+                    self.starts.append(start)
+                    self.numbers.append(number)
+                start += len(line)
+
+    def __del__(self) -> None:
+        if hasattr(self, "file"):
+            self.file.close()
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, index: int) -> dict:  # type: ignore[override]  # one row at a time
+        start, where = self.starts[index], f"{self.path}, line {self.numbers[index]}"
+        with reading(self.path):
+            self.file.seek(start)
+            line = self.file.readline()
+        try:
+            return parse_json(line.decode(), where)
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{where}: not UTF-8 text: {error.reason} at byte {error.start}; convert the file"
+            ) from None
 
 
 def _lines(path: Path) -> Iterator[dict]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -135,7 +133,7 @@ def write(
 ) -> None:
     plot(folder / "lessons.png", results, metrics)
     first, settings = results.models[0], results.about["settings"]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 if sys.platform == "darwin" else 1024) / 2**20
+    peak = max(row["memory_gib"] for rows in metrics.values() for row in rows if "memory_gib" in row)
     lines = [
         "# Three lessons", "",
         f"`{config.real.model}`, seed {config.real.seed}, in {settings['dtype']}, {os.cpu_count()} cores of {platform.machine()}, "

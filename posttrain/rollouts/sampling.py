@@ -25,6 +25,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from posttrain.models.checks import refuse_to_sample
+from posttrain.rollouts.roomy import roomy_cache
 from posttrain.tokens import template
 from posttrain.tokens.batch import Example
 
@@ -63,6 +64,7 @@ def sample(
     group_size: int = 1,
     temperature: float = 1.0,
     uniforms: Tensor | None = None,
+    batch_rows: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Rollout:
     """One rollout of a Hugging Face causal model. temperature 0 is greedy; else uniforms [N, max_new_tokens] is needed.
@@ -72,7 +74,11 @@ def sample(
     """
     if temperature < 0 or (temperature > 0 and uniforms is None):
         raise ValueError("sampling needs a temperature above 0 and `uniforms`; temperature 0 is greedy")
-    device, n = model.device, len(prompt_ids) * group_size
+    if batch_rows is not None and batch_rows < len(prompt_ids) * group_size:
+        given = {"max_new_tokens": max_new_tokens, "stop_ids": stop_ids, "pad_id": pad_id, "temperature": temperature}
+        return _in_parts(model, prompt_ids, group_size, batch_rows, uniforms, progress, given)
+    asked = [p for p in prompt_ids for _ in range(group_size)]
+    device, n = model.device, len(asked)
     if uniforms is not None:
         assert uniforms.shape == (n, max_new_tokens), f"uniforms [{n}, {max_new_tokens}], got {list(uniforms.shape)}"
         uniforms = uniforms.to(device)
@@ -85,14 +91,17 @@ def sample(
     was_training = model.training
     model.eval()
     try:
-        # 1. Prefill: one row per prompt.
-        logits, mask, cache = prefill(model, prompt_ids, pad_id)  # [P, V], [P, width]
+        # 1. Prefill: one row per prompt, also where several ask the same.
+        different = {tuple(p): None for p in prompt_ids}
+        place = {p: i for i, p in enumerate(different)}
+        logits, mask, cache = prefill(model, [list(p) for p in different], pad_id, room=max_new_tokens)  # [P, V]
         width = mask.shape[1]
 
-        # 2. Expand to the group.
-        if group_size > 1:
-            cache.batch_repeat_interleave(group_size)
-            logits, mask = logits.repeat_interleave(group_size, 0), mask.repeat_interleave(group_size, 0)
+        # 2. Give every row its prompt's.
+        if len(different) < n:
+            of_row = torch.tensor([place[tuple(p)] for p in asked], device=device)
+            cache.batch_select_indices(of_row)
+            logits, mask = logits[of_row], mask[of_row]
         position = mask.sum(-1, keepdim=True)  # [rows, 1] of the token about to be sampled
         mask = torch.cat([mask, mask.new_ones(n, max_new_tokens)], dim=1)
         rows = torch.arange(n, device=device)  # which of the N completions the rows of the batch are
@@ -127,20 +136,48 @@ def sample(
 
     tokens, logps, lengths = tokens.cpu(), logps.cpu(), lengths.tolist()
     return Rollout(
-        prompt_ids=[p for p in prompt_ids for _ in range(group_size)],
+        prompt_ids=asked,
         completion_ids=[row[:length].tolist() for row, length in zip(tokens, lengths, strict=True)],
         logps=[row[:length] for row, length in zip(logps, lengths, strict=True)],
         finished=finished.tolist(),
     )
 
 
-def prefill(model: Any, prompt_ids: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor, DynamicCache]:
+def _in_parts(
+    model: Any,
+    prompt_ids: list[list[int]],
+    group_size: int,
+    batch_rows: int,
+    uniforms: Tensor | None,
+    progress: Callable[[int], None] | None,
+    given: dict[str, Any],
+) -> Rollout:
+    """The same rollout, at most batch_rows rows at a time: prompts of like length together, so little is padding."""
+    asked = [p for p in prompt_ids for _ in range(group_size)]
+    order = sorted(range(len(asked)), key=lambda i: len(asked[i]))
+    made: dict[int, tuple] = {}
+    for start in range(0, len(order), batch_rows):
+        part, before = order[start : start + batch_rows], len(made)
+        rollout = sample(
+            model,
+            [asked[i] for i in part],
+            uniforms=None if uniforms is None else uniforms[part],
+            progress=None if progress is None else lambda ended, before=before: progress(before + ended),
+            **given,
+        )
+        rows = zip(rollout.completion_ids, rollout.logps, rollout.finished, strict=True)
+        made |= dict(zip(part, rows, strict=True))
+    completion_ids, logps, finished = map(list, zip(*(made[i] for i in range(len(asked))), strict=True))
+    return Rollout(asked, completion_ids, logps, finished)
+
+
+def prefill(model: Any, prompt_ids: list[list[int]], pad_id: int, room: int = 0) -> tuple[Tensor, Tensor, DynamicCache]:
     """Read the prompts, padded on the left: (logits of the next token [P, V], which columns are real [P, width], the
-    cache of keys and values). Position ids count real tokens only."""
+    cache of keys and values). Position ids count real tokens only. room: for how many tokens more the cache is made."""
     device, width = model.device, max(map(len, prompt_ids))
     ids = torch.tensor([[pad_id] * (width - len(p)) + p for p in prompt_ids], device=device)
     mask = torch.tensor([[False] * (width - len(p)) + [True] * len(p) for p in prompt_ids], device=device)
-    cache = DynamicCache(config=model.config)
+    cache = roomy_cache(model.config, room) if room else DynamicCache(config=model.config)
     refuse_to_sample(model, cache)
     logits = model(
         input_ids=ids,
@@ -155,7 +192,15 @@ def prefill(model: Any, prompt_ids: list[list[int]], pad_id: int) -> tuple[Tenso
 
 
 def sample_own(
-    model: Any, tokenizer: Any, asked: list[list[int]], own: list[int], rl: Any, *, seed: int, number: int
+    model: Any,
+    tokenizer: Any,
+    asked: list[list[int]],
+    own: list[int],
+    rl: Any,
+    *,
+    seed: int,
+    number: int,
+    batch_rows: int | None = None,
 ) -> Rollout:
     """This process's part of rollout `number`: rl.group_size answers to each of its own prompts among those asked.
 
@@ -171,6 +216,7 @@ def sample_own(
         stop_ids=template.stop_ids(tokenizer),
         pad_id=tokenizer.pad_token_id,
         uniforms=uniforms.view(len(asked), rl.group_size, -1)[own].flatten(0, 1),
+        batch_rows=batch_rows,
     )
 
 

@@ -47,7 +47,7 @@ def rows(run, encoded) -> None:
         return
     several = "s" * (len(items) != 1)
     empty = [i for i, item in enumerate(items) if not _supervised(item)]
-    left_out = encoded.encoder.dropped + len(encoded.bad)
+    left_out = encoded.encoder.counts.dropped + len(encoded.bad)
     run.preflight.verdict(
         "rows",
         f"{len(empty):,} of {len(items):,} rows have no supervised token, first {encoded.rows.where(empty[0])}: nothing can be learned from "

@@ -7,8 +7,9 @@ positions are prompt, completion or padding comes from lengths alone, never from
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -16,19 +17,55 @@ from torch import Tensor
 from posttrain.tokens.shared import Shared, Sharing
 
 
+class _Kept:
+    """A field that reads and compares as a list and is kept as an array: 2 bytes for a token (4 in a vocabulary of more
+    than 65,536) and 1 for its mask, where lists of Python's numbers take 48."""
+
+    def __init__(self, *codes: str):
+        self.codes = codes
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.place = f"_{name}"
+
+    def __get__(self, row: Any, owner: type | None = None) -> Any:
+        if row is None:
+            raise AttributeError  # to dataclass: this field has no default
+        values = getattr(row, self.place).tolist()
+        return list(map(bool, values)) if self.codes == ("b",) else values
+
+    def __set__(self, row: Any, values: Any) -> None:
+        for code in self.codes:  # the first that is large enough
+            try:
+                kept = array(code, values)
+            except OverflowError:
+                continue
+            object.__setattr__(row, self.place, kept)
+            return
+        raise ValueError(f"{self.place[1:]} holds a number beyond 32 bits")
+
+
 @dataclass(frozen=True)
 class Example:
     """One row before it is a tensor. completion_mask is True on the tokens the model is to learn (or has sampled)."""
 
-    input_ids: list[int]
-    completion_mask: list[bool]
+    __slots__ = ("_completion_mask", "_input_ids")
+
+    input_ids: list[int] = _Kept("H", "i")  # type: ignore[assignment]
+    completion_mask: list[bool] = _Kept("b")  # type: ignore[assignment]
 
     @classmethod
     def of(cls, prompt_ids: list[int], completion_ids: list[int]) -> Example:
         return cls([*prompt_ids, *completion_ids], [False] * len(prompt_ids) + [True] * len(completion_ids))
 
     def __len__(self) -> int:
-        return len(self.input_ids)
+        return len(self._input_ids)
+
+    def __getstate__(self) -> tuple:
+        return self._input_ids, self._completion_mask
+
+    def __setstate__(self, state: tuple) -> None:
+        for name, value in zip(("_input_ids", "_completion_mask"), state, strict=True):
+            object.__setattr__(self, name, value)
 
     def muted(self) -> Example:
         """The same row with nothing to learn: fills the micro-batch of a process that has run out of rows."""
@@ -37,12 +74,12 @@ class Example:
     @property
     def prompt_length(self) -> int:
         """Tokens before the first that is to be learned."""
-        return self.completion_mask.index(True) if True in self.completion_mask else len(self)
+        return self._completion_mask.index(1) if 1 in self._completion_mask else len(self)
 
     @property
     def num_active(self) -> int:
         """How many of its T = S − 1 predictions are scored (the first token is predicted by nothing)."""
-        return sum(self.completion_mask[1:])
+        return sum(self._completion_mask[1:])
 
 
 @dataclass(frozen=True)

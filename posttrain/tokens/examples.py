@@ -3,18 +3,24 @@ data.overlong says."""
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b
 from typing import Any
 
-from posttrain.data.messages import BadRow
-from posttrain.data.reader import MOST_LEFT_OUT, Place, Rows, refuse_bad, refuse_too_many_bad, where
+import numpy
+
+from posttrain.data.reader import Rows, refuse_too_many_bad
 from posttrain.data.stream import FIRST, Stream
 from posttrain.errors import UserError
 from posttrain.tokens import template
 from posttrain.tokens.batch import Example
-from posttrain.tokens.shorten import shortened, too_long, too_long_to_answer
+from posttrain.tokens.encoder import CHUNK, Counts, Encoder, encode_all, learned_from
+from posttrain.tokens.shorten import too_long, too_long_to_answer
+from posttrain.tokens.template import Conversation
 
 
 @dataclass(frozen=True)
@@ -69,91 +75,17 @@ class Prompt:
 
 
 @dataclass
-class Encoder:
-    """Canonical row -> the items that fit, with a count of everything that was done to the others."""
-
-    encode_row: Callable[[dict, int], list]
-    limit: int  # longest item in tokens
-    what: str  # "longer than data.max_length = 512 tokens"
-    advice: str  # what would make room for it
-    data: Any  # config.data: overlong and bad_rows say what becomes of a row that does not fit, or cannot be encoded
-    method: str
-    # rows that the chat template refuses, or that become nothing to learn from
-    bad: list[str] = field(default_factory=list)
-    total: int = 0  # items seen: rows, or supervised turns where a template splits a row
-    dropped: int = 0
-    cut: int = 0
-    split_rows: int = 0
-
-    def __call__(self, row: dict, index: int, place: Place) -> list:
-        try:
-            items = self.encode_row(row, index)
-            if self.data.overlong == "truncate_prompt" and any(len(item) > self.limit for item in items):
-                items = self._shortened(row, index) or items
-        except UserError:
-            raise
-        except ValueError as problem:
-            self.bad.append(refuse_bad(BadRow(problem), place, self.data, self.method))
-            return []
-        self.total += len(items)
-        self.split_rows += len(items) > 1
-        return [item for item in items if self._fits(item, place)]
-
-    def _shortened(self, row: dict, index: int) -> list | None:
-        def fits(row: dict) -> bool:
-            return all(len(item) <= self.limit for item in self.encode_row(row, index))
-
-        shorter = None if "text" in row else shortened(row, learned_from(row, self.data), fits)
-        if shorter is None:
-            return None
-        self.cut += 1
-        return self.encode_row(shorter, index)
-
-    def _fits(self, item: Any, place: Place) -> bool:
-        if len(item) <= self.limit:
-            return True
-        if self.data.overlong == "error":
-            raise UserError(f"{where(place)}: {self.what} ({len(item)}): {self.advice}, or another data.overlong")
-        self.dropped += 1
-        return False
-
-    def forget(self) -> None:
-        self.total = self.dropped = self.cut = self.split_rows = 0
-        self.bad = []
-
-    def refuse_too_many(self) -> None:
-        """One row may go from the smallest set; beyond that, a share above 5 % is a setting to change, not noise."""
-        if self.dropped > max(1, MOST_LEFT_OUT * self.total):
-            shorten = ", or set data.overlong: truncate_prompt" * (self.data.overlong != "truncate_prompt")
-            raise UserError(
-                f"{self.dropped:,} of {self.total:,} rows ({self.dropped / self.total:.1%}) are {self.what}: {self.advice}{shorten}; "
-                f"at most {MOST_LEFT_OUT:.0%} would be dropped without asking"
-            )
-
-    def remarks(self) -> str:
-        text = ""
-        if self.split_rows:
-            text += f"; {self.split_rows:,} {'was' if self.split_rows == 1 else 'were'} split into one row per assistant turn (the template rewrites earlier turns)"
-        if self.cut:
-            text += (
-                f"; cut the beginning of {self.cut:,} prompt{'s of rows' if self.cut > 1 else ' of a row'} {self.what}"
-            )
-        if self.dropped:
-            text += f"; dropped {self.dropped:,} ({self.dropped / self.total:.1%}): {self.what}"
-        return text
-
-
-@dataclass
 class Encoded:
     items: list | EncodedStream
     rows: Rows | Stream
     encoder: Encoder
-    group_of: list[int]  # of each item: the first row with its prompt, or its own row (of a stream: empty)
+    # of each item: the first row with its prompt, or its own row (of a stream: empty)
+    group_of: Sequence[int]
     remarks: list[str]  # what the chat template writes that nobody gave it
 
     @property
     def bad(self) -> list[str]:
-        return [*self.rows.bad, *self.encoder.bad]
+        return [*self.rows.bad, *self.encoder.counts.bad]
 
     def summary(self) -> str:
         text = f"read {'; '.join(self.rows.read)}"
@@ -168,47 +100,45 @@ class EncodedStream:
     def __init__(self, stream: Stream, encoder: Encoder):
         self.stream, self.encoder = stream, encoder
         rows = stream.head(FIRST)  # on these it is decided, before training, whether too many are left out
-        for row, place in zip(rows.rows, rows.places, strict=True):
-            encoder(row, 0, place)
+        encoder.many(rows.rows, [0] * len(rows), rows.places)
         encoder.refuse_too_many()
-        refuse_too_many_bad([*rows.bad, *encoder.bad], len(rows) + len(rows.bad))
-        if encoder.dropped == encoder.total:
+        refuse_too_many_bad([*rows.bad, *encoder.counts.bad], len(rows) + len(rows.bad))
+        if encoder.counts.dropped == encoder.counts.total:
             raise UserError(f"{', '.join(stream.names)}: nothing is left to train on{encoder.remarks()}")
-        encoder.forget()
+        encoder.counts = Counts()
 
     def epoch(self, number: int) -> Iterator:
-        for row, place in self.stream.epoch(number):
-            yield from self.encoder(row, 0, place)
+        rows = self.stream.epoch(number)
+        while chunk := list(itertools.islice(rows, CHUNK)):
+            for items in self.encoder.many([row for row, _ in chunk], [0] * len(chunk), [place for _, place in chunk]):
+                yield from items
 
 
-def learned_from(row: dict, data: Any) -> int:
-    """The first message of a canonical row that is learned; of a prompt, the number of its messages: all are asked."""
-    if "messages" not in row:
-        return len(row["prompt"])
-    answers = [i for i, m in enumerate(row["messages"]) if m["role"] == "assistant" and i >= row.get("learn_from", 0)]
-    learned = [
-        i for i in (answers[-1:] if data.train_on == "last" else answers) if row["messages"][i].get("train", True)
-    ]
-    return learned[0] if learned else len(row["messages"])
-
-
-def _encode(rows: Rows | Stream, encoder: Encoder, tokenizer) -> Encoded:
+def _encode(rows: Rows | Stream, encoder: Encoder) -> Encoded:
     """Encode every row now, or, of a stream, each when it is read."""
     chats = any("text" not in row for row in (rows.head(1) if isinstance(rows, Stream) else rows).rows)
-    remarks = template.remarks(tokenizer, encoder.data.chat_template_kwargs) if chats else []
+    remarks = template.remarks(encoder.tokenizer, encoder.data.chat_template_kwargs) if chats else []
     if isinstance(rows, Stream):
         return Encoded(EncodedStream(rows, encoder), rows, encoder, [], remarks)
-    first: dict[str, int] = {}  # several answers to one prompt belong together
-    groups = [first.setdefault(_asked(row, i, encoder.data), i) for i, row in enumerate(rows.rows)]
-    made = [(item, groups[i]) for i, row in enumerate(rows.rows) for item in encoder(row, i, rows.places[i])]
-    items = [item for item, _ in made]
-    out = Encoded(items, rows, encoder, [group for _, group in made], remarks)
+    # Several answers to one prompt belong together. As numbers in an array: a million rows are nothing.
+    asked = numpy.fromiter((_asked(row, i, encoder.data) for i, row in enumerate(rows.rows)), "u8", len(rows))
+    _, first, which = numpy.unique(asked, return_index=True, return_inverse=True)
+    items, group_of = [], array("q")
+    for row, group, made in zip(rows.rows, which, encode_all(encoder, rows.rows, rows.places), strict=True):
+        items += [_settled(item, row) for item in made]
+        group_of.extend([first[group]] * len(made))
+    out = Encoded(items, rows, encoder, group_of, remarks)
     refuse_too_many_bad(out.bad, len(rows) + len(rows.bad))
     if not items:
-        advice = f": {encoder.advice}" if encoder.dropped == encoder.total > 0 else ""
+        advice = f": {encoder.advice}" if encoder.counts.dropped == encoder.counts.total > 0 else ""
         raise UserError(f"{out.summary()}: nothing is left to train on{advice}")
     encoder.refuse_too_many()
     return out
+
+
+def _settled(item: Any, row: dict) -> Any:
+    """A prompt that another process has encoded brings a copy of its row: one is enough."""
+    return replace(item, row=row) if isinstance(item, Prompt) and item.row == row else item
 
 
 def shown(row: dict) -> dict[str, Any]:
@@ -216,52 +146,59 @@ def shown(row: dict) -> dict[str, Any]:
     return row.get("shown", {})
 
 
-def _asked(row: dict, index: int, data: Any) -> str:
-    """What stands before the first thing to learn. Plain text is its own."""
-    if "text" in row:
-        return str(index)
-    return repr(row.get("prompt") or row["messages"][: learned_from(row, data)])
+def _asked(row: dict, index: int, data: Any) -> int:
+    """What stands before the first thing to learn, as a digest of 64 bits. Plain text is its own."""
+    asked = str(index) if "text" in row else repr(row.get("prompt") or row["messages"][: learned_from(row, data)])
+    return int.from_bytes(blake2b(asked.encode(), digest_size=8).digest(), "little")
 
 
 def sft_examples(rows: Rows | Stream, tokenizer, max_length: int, data) -> Encoded:
-    def encode_row(row: dict, index: int) -> list[Example]:
+    def conversations(row: dict) -> list[Conversation]:
+        if "text" in row:
+            return []
+        last_only = data.train_on == "last"
+        return [template.to_learn(row["messages"], row.get("learn_from", 0), last_only, shown(row))]
+
+    def items(row: dict, index: int, examples: list[list[Example]]) -> list[Example]:
         if "text" in row:
             return [template.text_example(tokenizer, row["text"])]
-        examples = template.conversation_examples(
-            tokenizer,
-            row["messages"],
-            learn_from=row.get("learn_from", 0),
-            last_only=data.train_on == "last",
-            **shown(row),
-        )
-        if not any(e.num_active for e in examples):
+        if not any(e.num_active for e in examples[0]):
             raise ValueError("no supervised token: the chat template shows nothing of the assistant's turns")
-        return examples
+        return examples[0]
 
-    return _encode(rows, Encoder(encode_row, max_length, *too_long(max_length, data), data, "sft"), tokenizer)
+    said = too_long(max_length, data)
+    return _encode(rows, Encoder(tokenizer, conversations, items, max_length, *said, data, "sft"))
+
+
+def _answered(row: dict, answer: str | dict) -> Conversation:
+    """A prompt with one answer, which is learned."""
+    message = {"role": "assistant", "content": answer} if isinstance(answer, str) else answer
+    return Conversation([*row["prompt"], message], [len(row["prompt"])], shown(row))
 
 
 def pairs(rows: Rows | Stream, tokenizer, max_length: int, data) -> Encoded:
-    def encode_row(row: dict, index: int) -> list[Pair]:
-        prompt = template.prompt_ids(tokenizer, row["prompt"], **shown(row))
-        sides = [
-            Example.of(prompt, template.completion_ids(tokenizer, row["prompt"], row[s], **shown(row)))
-            for s in ("chosen", "rejected")
-        ]
-        if sides[0] == sides[1]:
-            raise ValueError("chosen and rejected become the same tokens: no preference to learn")
-        return [Pair(*sides, index=index)]
+    def conversations(row: dict) -> list[Conversation]:
+        return [_answered(row, row[side]) for side in ("chosen", "rejected")]
 
-    return _encode(rows, Encoder(encode_row, max_length, *too_long(max_length, data), data, "dpo"), tokenizer)
+    def items(row: dict, index: int, examples: list[list[Example]]) -> list[Pair]:
+        (chosen,), (rejected,) = examples
+        if chosen == rejected:
+            raise ValueError("chosen and rejected become the same tokens: no preference to learn")
+        return [Pair(chosen, rejected, index)]
+
+    said = too_long(max_length, data)
+    return _encode(rows, Encoder(tokenizer, conversations, items, max_length, *said, data, "dpo"))
 
 
 def labelled(rows: Rows | Stream, tokenizer, max_length: int, data) -> Encoded:
-    def encode_row(row: dict, index: int) -> list[Labelled]:
-        prompt = template.prompt_ids(tokenizer, row["prompt"], **shown(row))
-        completion = template.completion_ids(tokenizer, row["prompt"], row["completion"], **shown(row))
-        return [Labelled(Example.of(prompt, completion), row["label"])]
+    def conversations(row: dict) -> list[Conversation]:
+        return [_answered(row, row["completion"])]
 
-    return _encode(rows, Encoder(encode_row, max_length, *too_long(max_length, data), data, "outcome"), tokenizer)
+    def items(row: dict, index: int, examples: list[list[Example]]) -> list[Labelled]:
+        return [Labelled(examples[0][0], row["label"])]
+
+    said = too_long(max_length, data)
+    return _encode(rows, Encoder(tokenizer, conversations, items, max_length, *said, data, "outcome"))
 
 
 def prompts(rows: Rows | Stream, tokenizer, max_length: int, max_new_tokens: int, data, method: str) -> Encoded:
@@ -270,12 +207,12 @@ def prompts(rows: Rows | Stream, tokenizer, max_length: int, max_new_tokens: int
         raise UserError(
             f"{method}.max_new_tokens = {max_new_tokens} leaves no room for a prompt in data.max_length = {max_length}: lower one or raise the other"
         )
-    said = too_long_to_answer(max_length, max_new_tokens, data, method)
 
-    def encode_row(row: dict, index: int) -> list[Prompt]:
+    def items(row: dict, index: int, examples: list[list[Example]]) -> list[Prompt]:
         return [Prompt(template.prompt_ids(tokenizer, row["prompt"], **shown(row)), row)]
 
-    return _encode(rows, Encoder(encode_row, room, *said, data, method), tokenizer)
+    said = too_long_to_answer(max_length, max_new_tokens, data, method)
+    return _encode(rows, Encoder(tokenizer, lambda row: [], items, room, *said, data, method))
 
 
 def hold_out(encoded: Encoded, share: float, seed: int) -> tuple[Any, list]:

@@ -56,12 +56,12 @@ def render(
     for name in template_kwargs or {}:
         if name in OF_THE_LIBRARY:
             raise ValueError(f"chat_template_kwargs: {name} is for the library, and does not reach the chat template")
-    marked, marks = _mark(messages, _special_strings(tokenizer))
-    text = _apply(tokenizer, marked, generate, tools, template_kwargs)
+    marked, marks = _mark(messages, special_strings(tokenizer))
+    text = apply(tokenizer, marked, generate, tools, template_kwargs)
     if marked is messages:
         return Rendered(text)
     rendered = _take_out(text, *marks)
-    if rendered is None or rendered.text != _apply(tokenizer, messages, generate, tools, template_kwargs):
+    if rendered is None or rendered.text != apply(tokenizer, messages, generate, tools, template_kwargs):
         raise ValueError(
             "a user's (or system's, or tool's) message spells a special token and the chat template looks inside it: it "
             "cannot be kept as text"
@@ -69,7 +69,8 @@ def render(
     return rendered
 
 
-def _apply(tokenizer: Any, messages: Messages, generate: bool, tools: list | None, kwargs: dict | None) -> str:
+def apply(tokenizer: Any, messages: Any, generate: bool, tools: list | None, kwargs: dict | None) -> Any:
+    """What the template writes of messages, as text; of a list of conversations, a list. ValueError: it refuses."""
     from jinja2 import TemplateError, TemplateSyntaxError
 
     from posttrain.errors import UserError
@@ -149,7 +150,7 @@ def special_ids(tokenizer: Any) -> set[int]:
     return added | set(tokenizer.all_special_ids)
 
 
-def _special_strings(tokenizer: Any) -> list[str]:
+def special_strings(tokenizer: Any) -> list[str]:
     strings = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     return sorted((s for s in strings | set(tokenizer.all_special_tokens) if s), key=len, reverse=True)
 

@@ -27,7 +27,7 @@ def completion(tokenizer: Any, messages: Messages, reply: dict, shown: dict) -> 
     shown: tools and template_kwargs, as render takes them."""
     prompt = render(tokenizer, messages, generate=True, **shown)
     whole = render(tokenizer, [*messages, reply], generate=False, **shown)
-    before, _, after = _around_a_reply(tokenizer, messages, shown)
+    before, _, after = around(tokenizer, messages, shown)
     thoughts = open_thoughts(tokenizer, messages, prompt.text, shown)
 
     if whole.text.startswith(prompt.text):
@@ -47,7 +47,7 @@ def completion(tokenizer: Any, messages: Messages, reply: dict, shown: dict) -> 
     return rest
 
 
-def _around_a_reply(tokenizer: Any, messages: Messages, shown: dict) -> tuple[str, str, str]:
+def around(tokenizer: Any, messages: Messages, shown: dict) -> tuple[str, str, str]:
     """What the template writes before and after a plain reply to these messages."""
     stand_in = [*messages, {"role": "assistant", "content": _STAND_IN}]
     parts = render(tokenizer, stand_in, generate=False, **shown).text.rpartition(_STAND_IN)
@@ -103,7 +103,7 @@ def _common(a: str, b: str) -> int:
 
 def _up_to_the_end(tokenizer: Any, ids: list[int], text: str, after: str) -> list[int]:
     """Without what a template writes behind the turn's end (ChatML's newline): it belongs to the next turn's prompt."""
-    behind, end = _end_of_turn(tokenizer, after)
+    behind, end = end_of_turn(tokenizer, after)
     if not end:
         return [*ids, tokenizer.eos_token_id]  # a template without a turn-end token: eos is what will stop the model
     if text.endswith(after):
@@ -118,12 +118,12 @@ def _up_to_the_end(tokenizer: Any, ids: list[int], text: str, after: str) -> lis
 
 def turn_end(tokenizer: Any) -> int:
     """The token that ends a turn; eos where the template writes none."""
-    _, _, after = _around_a_reply(tokenizer, [{"role": "user", "content": "a"}], {})
-    _, end = _end_of_turn(tokenizer, after)
+    _, _, after = around(tokenizer, [{"role": "user", "content": "a"}], {})
+    _, end = end_of_turn(tokenizer, after)
     return end[-1] if end else tokenizer.eos_token_id
 
 
-def _end_of_turn(tokenizer: Any, after: str) -> tuple[int, list[int]]:
+def end_of_turn(tokenizer: Any, after: str) -> tuple[int, list[int]]:
     """In what the template writes after a reply: (how many ids behind the end of the turn, the ids of that end)."""
     special, tail = special_ids(tokenizer), encode(tokenizer, Rendered(after), continued=True)
     first = next((i for i, token in enumerate(tail) if token in special), None)

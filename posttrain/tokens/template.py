@@ -16,6 +16,7 @@ completion holds the reply whole (its text, its thoughts, its tool calls) is che
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from posttrain.errors import UserError
@@ -97,6 +98,21 @@ def conversation_examples(
 
     learn_from: the first message that is to be learned (earlier answers are context); last_only: only the last answer
     is. A message with "train": False is context, too."""
+    shown = {"tools": tools, "template_kwargs": template_kwargs}
+    return examples_of(tokenizer, to_learn(messages, learn_from, last_only, shown))
+
+
+@dataclass(frozen=True)
+class Conversation:
+    messages: Messages
+    learned: list[int]  # which of them are answers to learn
+    shown: dict[str, Any]  # what the chat template is given besides: tools, template_kwargs
+
+
+def to_learn(
+    messages: Messages, learn_from: int = 0, last_only: bool = False, shown: dict | None = None
+) -> Conversation:
+    """Which answers of a conversation are learned: the arguments of conversation_examples."""
     answers = [i for i, m in enumerate(messages) if m["role"] == "assistant" and i >= learn_from]
     if not answers:
         raise ValueError("no assistant message: nothing to learn from")
@@ -104,10 +120,15 @@ def conversation_examples(
     if not learned:
         raise ValueError("every assistant message is marked as not to be learned")
     messages = [{key: value for key, value in m.items() if key != "train"} for m in messages]
-    shown = {"tools": tools, "template_kwargs": template_kwargs}
+    return Conversation(messages, learned, shown or {})
+
+
+def examples_of(tokenizer: Any, conversation: Conversation) -> list[Example]:
+    """Turn by turn, each rendered and tokenised for itself. one_pass.py does it for many conversations at once."""
+    messages, shown = conversation.messages, conversation.shown
     turns = [
         (prompt_ids(tokenizer, messages[:i], **shown), completion_ids(tokenizer, messages[:i], messages[i], **shown))
-        for i in learned
+        for i in conversation.learned
     ]
     ids: list[int] = []
     mask: list[bool] = []

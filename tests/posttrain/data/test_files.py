@@ -1,13 +1,14 @@
 """Files of rows: what other tools write, and every problem told with its line."""
 
 import errno
+import json
 
 import pyarrow.parquet
 import pytest
 from kit import rows_for
 
 from posttrain.data import files
-from posttrain.data.files import read_file, write_rows
+from posttrain.data.files import read_file, rows_of, write_rows
 from posttrain.data.sources import iterate
 from posttrain.errors import UserError
 
@@ -29,6 +30,22 @@ def test_what_other_tools_write(tmp_path):
         assert [row for row, _ in iterate(str(tmp_path / name))] == [{"text": "a"}, {"text": "b"}]
 
 
+def test_rows_of_a_large_file_are_parsed_when_they_are_asked_for(tmp_path, monkeypatch):
+    """And stay those of the file as it was, when another takes its name."""
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes('\ufeff{"text": "a"}\n\n  \r\n{"text": "ü"}\n{"text": '.encode())
+    parsed = []
+    monkeypatch.setattr(files, "parse_json", lambda line, where: parsed.append(where) or json.loads(line))
+    rows = read_file(path)
+    assert len(rows) == 3 and not parsed
+    (tmp_path / "new").write_text("{}\n{}\n{}\n")
+    (tmp_path / "new").replace(path)
+    assert rows[1] == {"text": "ü"} and rows[-3] == {"text": "a"} and parsed == [f"{path}, line 4", f"{path}, line 1"]
+    assert list(rows_of(path)) == [{}, {}, {}]
+    with pytest.raises(IndexError):
+        rows[3]
+
+
 def test_u2028_inside_a_json_string(tmp_path):
     (tmp_path / "rows.jsonl").write_text(
         '{"prompt": "a\u2028b", "completion": "c"}\n\n{"prompt": "d", "completion": "e"}\n', encoding="utf-8"
@@ -40,7 +57,7 @@ def test_u2028_inside_a_json_string(tmp_path):
     ("name", "content", "message"),
     [
         ("missing.jsonl", None, "missing.jsonl: no such data file"),
-        ("latin.jsonl", '{"text": "é"}'.encode("latin-1"), "latin.jsonl: not UTF-8 text"),
+        ("latin.jsonl", '{"text": "é"}'.encode("latin-1"), "not UTF-8 text"),
         ("broken.jsonl", b'{"prompt": "a", "completion": "b"}\n{"prompt": \n', "broken.jsonl, line 2: not valid JSON"),
         ("bad.json", b'[\n{"a": 1},\n{"b" 2}]', "bad.json, line 3: not valid JSON"),
         ("one.json", b'{"a": 1}', "expected a list of rows, found one dict"),

@@ -8,8 +8,9 @@ from posttrain.evaluation import lessons_report
 from posttrain.evaluation.results import Measured, Results
 from posttrain.evaluation.scores import Outcome, proportion, ratio
 
-METRICS = {"sft": [{"step": 1, "nll": 1.0}], "dpo": [{"step": 1, "chosen_logps_per_token": -1.0}],
-           "grpo": [{"step": 1, "reward": 0.4, "kl": 0.0}, {"step": 2, "reward": 0.7, "kl": 0.012}]}  # fmt: skip
+METRICS = {"sft": [{"step": 1, "nll": 1.0, "memory_gib": 1.5}],
+           "dpo": [{"step": 1, "chosen_logps_per_token": -1.0, "memory_gib": 2.66}],
+           "grpo": [{"step": 1, "reward": 0.4, "kl": 0.0, "memory_gib": 2.0}, {"step": 2, "reward": 0.7, "kl": 0.012}]}  # fmt: skip
 BASE = {"sampled": 2, "right": 4, "worked": 10, "new_name": 1, "old_name": 12, "closed": 28, "unasked": 0, "nll": 10.0}
 SFT = BASE | {"sampled": 90, "worked": 100}
 DPO = BASE | {"new_name": 104, "old_name": 0}
@@ -92,7 +93,7 @@ def test_table_report_and_picture(tmp_path):
     # Wilson's intervals of 150 of 200, 4 of 200, 198 of 200, 1 of 110
     assert "| grpo | 0.75 [0.69, 0.80] | 0.02 [0.01, 0.05] | 0.99 [0.96, 1.00] | 0.01 [0.00, 0.05] |" in text
     assert "| sft | " in text and "| 2.72 [2.72, 2.72] | 30 | 3.0 |" in text and "| 5.2 |" in text
-    assert "in bfloat16" in text and text.count("- as it comes: `") == 10
+    assert "in bfloat16" in text and "at most 2.7 GiB of memory" in text and text.count("- as it comes: `") == 10
     assert (tmp_path / "lessons.png").read_bytes()[:4] == b"\x89PNG"
     assert lessons_report.line(results().models[3]).startswith("[grpo] problems right, sampled 0.75 [0.69, 0.80] n=200")
 

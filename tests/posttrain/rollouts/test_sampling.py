@@ -65,6 +65,39 @@ def test_a_rollout_does_not_depend_on_how_it_is_batched():
         assert alone.completion_ids == whole.completion_ids[3 * i : 3 * i + 3]
 
 
+@pytest.mark.parametrize("rows", [1, 5, 7, 11])
+def test_at_most_so_many_rows_at_once_changes_nothing(rows, monkeypatch):
+    m, whole, ended = tiny_model(), roll(tiny_model()), []
+    widths, forward = [], m.forward
+    monkeypatch.setattr(
+        m, "forward", lambda input_ids, **more: widths.append(len(input_ids)) or forward(input_ids, **more)
+    )
+    parts = roll(m, batch_rows=rows, progress=ended.append)
+    assert max(widths) <= rows and ended == sorted(ended) and ended[-1] <= 12
+    assert (parts.completion_ids, parts.prompt_ids, parts.finished) == (
+        whole.completion_ids,
+        whole.prompt_ids,
+        whole.finished,
+    )
+    for ours, theirs in zip(parts.logps, whole.logps, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+def test_a_prompt_that_several_rows_ask_is_read_once(monkeypatch):
+    m = tiny_model()
+    asked = [PROMPTS[0], PROMPTS[1], PROMPTS[0], PROMPTS[0]]
+    apart = [roll(tiny_model(), [p for p in asked])]
+    read, forward = [], m.forward
+    monkeypatch.setattr(
+        m, "forward", lambda input_ids, **more: read.append(tuple(input_ids.shape)) or forward(input_ids, **more)
+    )
+    together = roll(m, asked)
+    assert read[0] == (2, 3) and read[1][0] <= 12  # 2 prompts of at most 3 tokens; 4 of them, 3 answers each
+    assert together.completion_ids == apart[0].completion_ids and together.prompt_ids == [
+        p for p in asked for _ in range(3)
+    ]
+
+
 def test_greedy_equals_generate_and_does_not_depend_on_the_batch():
     m = tiny_model().eval()
     ours = sample(m, PROMPTS, max_new_tokens=8, temperature=0, stop_ids=[STOP], pad_id=0)

@@ -39,7 +39,7 @@ def test_what_a_template_makes_of_one_conversation_is_held_out_together():
 
     rows = rows_for("sft", [chat(i) for i in range(10)])
     encoded = sft_examples(rows, bytelevel_tokenizer(FORGETFUL), 200, Data())
-    assert len(encoded.items) == 30 and encoded.encoder.total == 30
+    assert len(encoded.items) == 30 and encoded.encoder.counts.total == 30
     training, validation = hold_out(encoded, 0.2, 0)
     assert (len(training), len(validation)) == (24, 6)  # two whole conversations
 
