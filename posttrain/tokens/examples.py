@@ -13,14 +13,17 @@ from typing import Any
 
 import numpy
 
+from posttrain.data.ahead import ahead
 from posttrain.data.reader import Rows, refuse_too_many_bad
 from posttrain.data.stream import FIRST, Stream
 from posttrain.errors import UserError
 from posttrain.tokens import template
 from posttrain.tokens.batch import Example
-from posttrain.tokens.encoder import CHUNK, Counts, Encoder, encode_all, learned_from
+from posttrain.tokens.encoder import Counts, Encoder, encode_all, learned_from
 from posttrain.tokens.shorten import too_long, too_long_to_answer
 from posttrain.tokens.template import Conversation
+
+AT_ONCE = 64  # rows of a stream that are encoded together: the first step waits for them
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,8 @@ class Encoded:
 
 
 class EncodedStream:
-    """The items of a stream, encoded as they are read. epoch(n) is a pure function of (data.seed, n)."""
+    """The items of a stream, read and encoded while the last ones are trained on. epoch(n) is a pure function of
+    (data.seed, n)."""
 
     def __init__(self, stream: Stream, encoder: Encoder):
         self.stream, self.encoder = stream, encoder
@@ -108,10 +112,14 @@ class EncodedStream:
         encoder.counts = Counts()
 
     def epoch(self, number: int) -> Iterator:
+        for chunk in ahead(self._chunks(number)):
+            yield from chunk
+
+    def _chunks(self, number: int) -> Iterator[list]:
         rows = self.stream.epoch(number)
-        while chunk := list(itertools.islice(rows, CHUNK)):
-            for items in self.encoder.many([row for row, _ in chunk], [0] * len(chunk), [place for _, place in chunk]):
-                yield from items
+        while chunk := list(itertools.islice(rows, AT_ONCE)):
+            made = self.encoder.many([row for row, _ in chunk], [0] * len(chunk), [place for _, place in chunk])
+            yield [item for items in made for item in items]
 
 
 def _encode(rows: Rows | Stream, encoder: Encoder) -> Encoded:
