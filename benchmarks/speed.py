@@ -5,7 +5,7 @@
     python -m benchmarks.speed step --data rows.jsonl  on rows of one's own (question + answer, as GSM8K ships them)
 
 step      an optimiser step of loops.sft (512 and 49,152 vocabulary entries) and loops.dpo against a bare forward +
-          backward + AdamW on the same tokens
+          backward + AdamW on the same tokens, and of loops.grpo; with --with-trl PYTHON all against TRL's trainers
 memory    peak memory of one SFT step with 49,152 vocabulary entries against full logits + cross_entropy
 sampler   benchmarks.sampler: tokens per second beside generate()
 encoding  benchmarks.encoding: rows of text to token ids
@@ -32,13 +32,14 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from benchmarks import encoding, sampler
 from benchmarks.five_million import five_million
 from benchmarks.peak import peak_rss
-from loops import dpo, sft
+from loops import dpo, grpo, sft
 from posttrain import models
 from posttrain.config import load
 from posttrain.data.files import read_file
 from posttrain.data.rows import load_rows
 from posttrain.errors import clear_exit
 from posttrain.run.steps import epoch_order
+from posttrain.run.training import Result
 from posttrain.tiny import data as tiny_data
 from posttrain.tokens.batch import collate
 from posttrain.tokens.examples import pairs, sft_examples
@@ -79,7 +80,38 @@ def bare(name: str, batches: list, chosen_and_rejected: bool) -> list[float]:
     return seconds
 
 
-def step(rows: list[dict]) -> None:
+def trl_of(python: str | None, method: str, name: str, rows: list[dict], scratch: str) -> list[float]:
+    """Seconds per step of TRL's trainer on the same rows (benchmarks/with_trl.py); nothing without --with-trl."""
+    if python is None:
+        return []
+    Path(scratch, "trl.json").write_text(json.dumps(rows))
+    script = str(Path(__file__).with_name("with_trl.py"))
+    command = [python, script, method, name, f"{scratch}/trl.json", str(STEPS)]
+    out = subprocess.run(command, capture_output=True, text=True)
+    if out.returncode:
+        sys.exit(out.stderr)
+    return json.loads(out.stdout.splitlines()[-1])[WARM:]
+
+
+def beside(label: str, ours: list[float], bare: list[float], trl: list[float], note: str = "") -> None:
+    """Median and range of the seconds per step, and the ratios of the medians."""
+    said = [f"{label}: {_spread(ours)} s a step"]
+    for name, seconds in (("bare", bare), ("TRL", trl)):
+        if seconds:
+            said.append(f"{name} {_spread(seconds)}: {statistics.median(ours) / statistics.median(seconds):.2f} x")
+    print(f"  {', '.join(said)}{note}", flush=True)
+
+
+def _spread(seconds: list[float]) -> str:
+    return f"{statistics.median(seconds):.3f} ({min(seconds):.3f} to {max(seconds):.3f})"
+
+
+def even_tokens(completion_ids: list[list[int]]) -> list[float]:
+    """A reward that random weights can win, and lose."""
+    return [sum(token % 2 == 0 for token in ids) / max(1, len(ids)) for ids in completion_ids]
+
+
+def step(rows: list[dict], python: str | None = None) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         small, large = five_million(Path(scratch) / "model"), five_million(Path(scratch) / "large", 49_152)
         tokenizer = AutoTokenizer.from_pretrained(small)
@@ -92,7 +124,7 @@ def step(rows: list[dict]) -> None:
             for r in rows
         ]
         preferences = [r for r in preferences if r["chosen"] != r["rejected"]]
-        print(f"5M-parameter Llama, batch 8, 2 threads, {STEPS - WARM} timed steps x {ROUNDS} rounds, median")
+        print(f"5M-parameter Llama, batch 8, 2 threads, {STEPS - WARM} timed steps x {ROUNDS} rounds, median (range)")
         cases = ((sft, "sft", rows, sft_examples, small), (sft, "sft", rows, sft_examples, large), (dpo, "dpo", preferences, pairs, small))  # fmt: skip
         for loop, method, data, encode, name in cases:
             more = {"model.adapter": "none", "dpo.precompute": True, "dpo.sft_weight": 0.0} if method == "dpo" else {}
@@ -107,17 +139,31 @@ def step(rows: list[dict]) -> None:
             ]
             rows_of = (lambda w: [p.chosen for p in w] + [p.rejected for p in w]) if method == "dpo" else list
             batches = [collate(rows_of(w), tokenizer.pad_token_id) for w in windows]
-            ours, theirs = [], []
-            for _ in range(ROUNDS):  # alternating, so that a slow minute of the machine hits both
-                marks = [m["seconds"] for m in loop.train(config, rows=data).metrics]
-                ours += [b - a for a, b in zip(marks[WARM - 1 :], marks[WARM:], strict=False)]
+            ours, theirs, trl = [], [], []
+            for _ in range(ROUNDS):  # alternating, so that a slow minute of the machine hits all
+                ours += _steps(loop.train(config, rows=data))
                 theirs += bare(name, batches, method == "dpo")[WARM:]
+                trl += trl_of(python, method, name, data, scratch)
             tokens = sum(b.input_ids.numel() for b in batches[WARM:]) / (STEPS - WARM)
             share = sum(int(b.active.sum()) for b in batches) / sum(b.input_ids.numel() for b in batches)
-            a, b = statistics.median(ours), statistics.median(theirs)
-            print(
-                f"  {method}{', 49,152 entries' * (name == large)}: {a:.3f} s a step against {b:.3f} s bare: {a / b:.2f} x   ({tokens:.0f} tokens, {share:.0%} completion, {tokens / a:,.0f} tokens/s)"
-            )
+            note = f"   ({tokens:.0f} tokens, {share:.0%} completion)"
+            beside(f"{method}{', 49,152 entries' * (name == large)}", ours, theirs, trl, note)
+
+        sizes = {"grpo.prompts_per_step": 4, "grpo.group_size": 8, "grpo.max_new_tokens": 64, "grpo.reward": "answer"}
+        changes = {"training.batch_size": None, "training.micro_batch_size": 32, "output.dir": f"{scratch}/grpo"}
+        config = load("configs/grpo_tiny.yaml", fixed | sizes | changes | {"model.name": small})
+        asked = [{"prompt": r["question"]} for r in rows]
+        ours, trl = [], []
+        for _ in range(ROUNDS):
+            ours += _steps(grpo.train(config, rows=asked, reward=even_tokens))
+            trl += trl_of(python, "grpo", small, rows, scratch)
+        beside("grpo, 4 prompts x 8 answers of up to 64 tokens, sampling included", ours, [], trl)
+
+
+def _steps(result: Result) -> list[float]:
+    """Seconds of each optimiser step after the first WARM."""
+    marks = [m["seconds"] for m in result.metrics]
+    return [b - a for a, b in zip(marks[WARM - 1 :], marks[WARM:], strict=False)]
 
 
 def memory(rows: list[dict]) -> None:
@@ -161,8 +207,7 @@ def seconds_per_step(configs: dict[str, object], rows: list[dict]) -> dict[str, 
     seconds: dict[str, list[float]] = {name: [] for name in configs}
     for _ in range(ROUNDS):
         for name, config in configs.items():
-            marks = [m["seconds"] for m in sft.train(config, rows=rows).metrics]
-            seconds[name] += [b - a for a, b in zip(marks[WARM - 1 :], marks[WARM:], strict=False)]
+            seconds[name] += _steps(sft.train(config, rows=rows))
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
@@ -216,17 +261,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", choices=[*PARTS, []], help="default: all")
     parser.add_argument("--data", type=Path, help="a .jsonl file with question and answer; default: made here")
+    parser.add_argument("--with-trl", metavar="PYTHON", help="step: beside TRL's trainers, of the environment of this python (benchmarks/with_trl.py)")  # fmt: skip
     arguments = parser.parse_args()
     with clear_exit():
         rows = list(read_file(arguments.data))[:200] if arguments.data else made_rows()
         for name in arguments.what or PARTS:
-            PARTS[name](rows)
+            PARTS[name](rows, arguments.with_trl)
 
 
-PARTS: dict[str, Callable[[list[dict]], None]] = {
-    "step": step, "memory": memory, "packing": packing, "qlora": qlora,
-    "sampler": lambda rows: sampler.main([]), "encoding": lambda rows: encoding.main([]),
-}  # fmt: skip
+PARTS: dict[str, Callable[[list[dict], str | None], None]] = {
+    "step": step,
+    "memory": lambda rows, _: memory(rows),
+    "packing": lambda rows, _: packing(rows),
+    "qlora": lambda rows, _: qlora(rows),
+    "sampler": lambda rows, _: sampler.main([]),
+    "encoding": lambda rows, _: encoding.main([]),
+}
 
 
 if __name__ == "__main__":
