@@ -257,7 +257,7 @@ def main(arguments: list[str] | None = None) -> None:
         for name in options.what or PANELS:
             axis, points = PANELS[name]
             if options.quick:
-                points = [replace(p, layers=1, hidden=min(p.hidden, 128)) for p in points[:3]]
+                points = [replace(p, layers=1) for p in points[:3]]
             found[name] = panel(points, 2 if options.quick else ROUNDS, dtype)
             print(*(line(name, axis, p) for p in found[name]), sep="\n", flush=True)
         fits = {}
