@@ -2,7 +2,7 @@
 yours can be trained here.
 
 python -m posttrain.doctor
-python -m posttrain.doctor --config configs/sft_qlora.yaml --training.micro_batch_size 4   # and an estimate of memory
+python -m posttrain.doctor --config configs/sft_qlora.yaml --training.micro_batch_size 4   # memory, minutes
 python -m posttrain.doctor --config configs/sft.yaml --fsdp2 8   # of each of 8 GPUs (configs/accelerate/fsdp2.yaml)
 python -m posttrain.doctor --model path/or/hub-id                                          # the model alone, tried
 
@@ -19,6 +19,7 @@ import os
 import platform
 import sys
 import warnings
+from typing import Any
 
 from posttrain import ROOT
 from posttrain.config.command_line import parse
@@ -60,7 +61,17 @@ def main(arguments: list[str] | None = None) -> None:
         ):
             print(f"{title}\n  " + "\n  ".join(lines))
         if config is not None:
-            print(f"memory for {path}\n  " + "\n  ".join(memory_lines(config, shares)))
+            for_a_config(path, config, shares)
+
+
+def for_a_config(path: str, config: Any, shares: int) -> None:
+    """What a run of it will take here."""
+    from posttrain.run import forecast
+
+    here = forecast.Here.of(config)
+    print(f"memory for {path}\n  " + "\n  ".join(forecast.memory_lines(config, here, shares)), flush=True)
+    if shares == 1:  # what several processes send each other is not counted
+        print(f"time for {path}\n  " + "\n  ".join(forecast.time_lines(config, here)))
 
 
 def shares_of(given: str) -> int:
@@ -244,47 +255,6 @@ def extras() -> list[str]:
         state = version_of(package) or "there" if there else f"not here: pip install {package.replace('_', '-')}"
         lines.append(f"{package} ({use}): {state}")
     return lines
-
-
-def memory_lines(config, shares: int = 1) -> list[str]:
-    """shares: processes that FSDP2 spreads the models over."""
-    import torch
-
-    from posttrain.models import memory, size
-    from posttrain.run.launch import compute_dtype
-
-    name = config.model.name
-    try:
-        about = size.config_of(name, config.model.trust_remote_code)
-        shape = memory.shape_of(about, config.model.lora if config.model.adapter == "lora" else None)
-    except Exception as problem:
-        raise UserError(
-            f"model.name '{name}': its config cannot be read, so nothing can be estimated: {reason(problem)}"
-        ) from None
-    on_cpu = config.training.device == "cpu" or not torch.cuda.is_available()
-    compute = compute_dtype(config.model, on_cpu)
-    parts = memory.estimate(config, shape, compute.itemsize, shares)
-    length = config.data.max_length or min(1024, shape.longest)
-    lines = [
-        f"{shape.parameters:,} parameters, {shape.adapter or shape.parameters:,} trained, computing in "
-        f"{str(compute).removeprefix('torch.')}; rows of up to {length:,} tokens, micro_batch_size {config.training.micro_batch_size}"
-    ]
-    lines += [f"{_size(size):>10}  {part}" for part, size in parts.items()]
-    whole = memory.total(parts)
-    lines.append(
-        f"{_size(whole):>10}  per process{' of ' * (shares > 1)}{shares if shares > 1 else ''}, and about 1 GiB for the libraries"
-    )
-    have = None if on_cpu else torch.cuda.get_device_properties(0).total_memory
-    if have is not None and whole > 0.9 * have:
-        lines.append(
-            "too much for this GPU: lower micro_batch_size or data.max_length, set gradient_checkpointing, or adapter: lora (quantization: 4bit); "
-            "or spread it over several GPUs (--fsdp2 N estimates that)"
-        )
-    return lines
-
-
-def _size(size: float) -> str:
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
 if __name__ == "__main__":

@@ -21,9 +21,12 @@ class Shape:
     linear: int  # of them, in the linear layers of the blocks: what is quantised
     outside: int  # of them, in no block: embeddings and head, which FSDP2 gathers as one
     adapter: int  # trainable parameters of a LoRA adapter, 0 without one
+    rank: int  # and its rank
     layers: int
     hidden: int
     intermediate: int
+    heads: int  # of the attention of one layer, 0 without any
+    queries: int  # width of the queries of one layer, all heads together
     key_value: int  # width of the keys (and of the values) of one layer
     longest: int  # tokens the model can read
     vocabulary: int
@@ -60,9 +63,12 @@ def shape_of(model_config, lora=None) -> Shape:
         linear=sum(m.weight.numel() for m in layers.values()),
         outside=sum(p.numel() for p in model.parameters() if id(p) not in in_blocks),
         adapter=adapter,
+        rank=0 if lora is None else lora.rank,
         layers=text.num_hidden_layers,
         hidden=text.hidden_size,
         intermediate=width * experts,
+        heads=heads,
+        queries=head_dim * heads,
         key_value=head_dim * (getattr(text, "num_key_value_heads", None) or heads),
         longest=getattr(text, "max_position_embeddings", None) or 1024,
         vocabulary=text.vocab_size,

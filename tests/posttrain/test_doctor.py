@@ -38,10 +38,11 @@ def test_for_a_config(tmp_path, capsys):
     doctor.main(["--config", str(ROOT / "configs/dpo_tiny.yaml"), "--model.name", path])
     out = capsys.readouterr().out
     assert "memory for" in out and "rows of up to 256 tokens" in out and "per process" in out
+    assert "time for" in out and "measured here: " in out and " pairs" in out and " s  a step, " in out
     assert SIZES["llama"]["hidden_size"] == 32
     doctor.main(["--config", str(ROOT / "configs/dpo_tiny.yaml"), "--model.name", path, "--fsdp2", "4"])
     out = capsys.readouterr().out
-    assert "per process of 4, and" in out and "gathered in a step" in out
+    assert "per process of 4, and" in out and "gathered in a step" in out and "time for" not in out
     for arguments in (["--fsdp2", "two"], ["--fsdp2"], ["--fsdp2", "0"]):
         with pytest.raises(SystemExit, match="--fsdp2 is the number of processes that FSDP2 spreads the model over"):
             doctor.main(["--config", str(ROOT / "configs/dpo_tiny.yaml"), "--model.name", path, *arguments])
