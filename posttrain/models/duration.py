@@ -181,13 +181,10 @@ class Network:
         s, rows, width = self.shape, len(prompts) * group, max(prompts)
         prefill = self.forward(Laid(len(prompts) * width, len(prompts) * width**2))
         read = rows * (new - 1) * (width + new / 2)  # tokens in the cache, over all steps and rows
-        # keys and values are copied behind the new ones; where several heads share one, repeated; and looked at
-        shared = s.queries > s.key_value
-        numbers = 4 * s.key_value + (2 * s.key_value + 4 * s.queries if shared else 2 * s.queries)
         decode = Cost(
             attention=4.0 * s.layers * s.queries * read,
             few=2.0 * (new - 1) * rows * (s.linear + s.adapter + self.head_weights),
-            moved=read * s.layers * numbers * self.size,
+            moved=read * s.layers * 2 * s.key_value * self.size,  # keys and values are looked at where they lie
             softmax=self._over_the_vocabulary(rows * new, SAMPLER),
             started=float(new * SAMPLER_CALLS),
         )
