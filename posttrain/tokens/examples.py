@@ -264,7 +264,10 @@ def labelled(rows: Rows | Stream, tokenizer, max_length: int, data) -> Encoded:
     return _encode(rows, Encoder(encode_row, max_length, *too_long(max_length, data), data, "outcome"), tokenizer)
 
 
-def prompts(rows: Rows | Stream, tokenizer, max_length: int, max_new_tokens: int, data, method: str) -> Encoded:
+def prompts(
+    rows: Rows | Stream, tokenizer, max_length: int, max_new_tokens: int, data, method: str, item: Callable = Prompt
+) -> Encoded:
+    """item: what is made of the prompt's ids and its canonical row."""
     room = max_length - max_new_tokens
     if room < 1:
         raise UserError(
@@ -273,7 +276,7 @@ def prompts(rows: Rows | Stream, tokenizer, max_length: int, max_new_tokens: int
     said = too_long_to_answer(max_length, max_new_tokens, data, method)
 
     def encode_row(row: dict, index: int) -> list[Prompt]:
-        return [Prompt(template.prompt_ids(tokenizer, row["prompt"], **shown(row)), row)]
+        return [item(template.prompt_ids(tokenizer, row["prompt"], **shown(row)), row)]
 
     return _encode(rows, Encoder(encode_row, room, *said, data, method), tokenizer)
 
