@@ -1,6 +1,6 @@
 """Every variant of GRPO on the same task from the same start: what it did, over three seeds.
 
-    python -m benchmarks.grpo_variants --run outputs/variants           # 10 x 3 runs, two at a time: half an hour
+    python -m benchmarks.grpo_variants --run outputs/variants           # 12 x 3 runs, two at a time: half an hour
     python -m benchmarks.grpo_variants --run outputs/variants gspo      # these only; what is there already is kept
     python -m benchmarks.grpo_variants outputs/variants                 # -> the table, and benchmarks/expected/*.json
 
@@ -34,6 +34,7 @@ RUNS: dict[str, tuple[str, dict]] = {
     "dapo, clip alone": ("variants/dapo_tiny", {"grpo.dynamic_sampling": False, "grpo.overlong_cache": None}),
     "gspo": ("variants/gspo_tiny", {}),
     "cispo": ("variants/cispo_tiny", {}),
+    "grpo, 2 prompts": ("grpo_tiny", {"grpo.prompts_per_step": 2}),  # as many answers as the next
     "on_policy_distillation": ("variants/on_policy_distillation_tiny", {}),
 }
 BANDS = ["reward", "teacher_kl", "watched/answer", "dead_groups", "completion_length", "kl", "resamples"]
