@@ -60,8 +60,8 @@ def walk_through() -> None:
     advantages = [math.log(t / s) for t, s in zip(teacher, student, strict=True)]
     expected = sum(s * a for s, a in zip(student, advantages, strict=True))
     show("A of each token", "log π_T − log π", advantages)
-    tensors = [torch.tensor([p]).log() for p in (teacher, student)]
-    agree(advantages, teacher_advantages(*tensors, torch.tensor([[True, True]]))[0].tolist())
+    of_teacher, of_student = (torch.tensor([p]).log() for p in (teacher, student))
+    agree(advantages, teacher_advantages(of_teacher, of_student, torch.tensor([[True, True]]))[0].tolist())
     show("E[A]", "Σ π A = −KL(π ‖ π_T)", expected)
     # ∂/∂z_0 of Σ π A: each token's A times ∂ log π / ∂z_0, which is 1 − π_0 for token 0 and −π_0 for token 1
     pull = student[0] * advantages[0] * (1 - student[0]) - student[1] * advantages[1] * student[0]

@@ -56,6 +56,11 @@ class CompletionDivergence(CompletionLogps):
         loss = (weights[active] * divergence).sum()
         return loss, {"divergence": (divergence.detach().sum(), active.sum())}
 
+    def nothing_to_learn(self, batch: Batch) -> tuple[Tensor, Tensor, float, float]:
+        """What forward takes beside a batch without a completion (sharded.gathered runs it once)."""
+        weights = torch.zeros(batch.active.shape, device=batch.input_ids.device)
+        return weights.new_zeros(0, self._causal_lm.get_output_embeddings().weight.shape[0]), weights, 1.0, 1.0
+
 
 def load_teacher(name: str, tokenizer: Any, run: Any) -> CompletionLogits:
     """What loops.distill compares its student with."""
