@@ -42,7 +42,7 @@ CASES = {
     "reward": (reward, DPO, {"training.batch_size": 5, **HELD_OUT}),
     "grpo": (grpo, GRPO, {"grpo.prompts_per_step": 3, "grpo.group_size": 4, "grpo.max_new_tokens": 6, "grpo.inner_epochs": 2, "grpo.kl_coef": 0.1, **HELD_OUT}),
     "taught": (grpo, GRPO, {"grpo.prompts_per_step": 5, "grpo.group_size": 1, "grpo.max_new_tokens": 6, "grpo.kl_coef": 0, "grpo.reward": None,
-                            "grpo.advantage": "teacher", "grpo.advantage_scale": "none"}),
+                            "grpo.advantage": "teacher", "grpo.advantage_scale": "none", "training.learning_rate": 1e-3}),
     "ppo": (ppo, GRPO, {"ppo.critic": "separate", "ppo.minibatches": 2, "model.adapter": "none", **HELD_OUT} | {f"ppo.{k}": v for k, v in RL.items()}),
     "ppo-shared": (ppo, GRPO, {"ppo.critic": "shared", "ppo.minibatches": 2, **HELD_OUT} | {f"ppo.{k}": v for k, v in RL.items()}),
 }  # fmt: skip
