@@ -1,12 +1,13 @@
 """Every variant of GRPO on the same task from the same start: what it did, over three seeds.
 
-    python -m benchmarks.grpo_variants --run outputs/variants           # 10 x 3 runs, two at a time: half an hour
+    python -m benchmarks.grpo_variants --run outputs/variants           # 12 x 3 runs, two at a time: half an hour
     python -m benchmarks.grpo_variants --run outputs/variants gspo      # these only; what is there already is kept
     python -m benchmarks.grpo_variants outputs/variants                 # -> the table, and benchmarks/expected/*.json
 
-Each run samples 60 rollouts of 16 prompts x 8 answers (DAPO more: what it throws away is counted) and starts at
-tiny-dpo. `right`: share of greedy answers that are right, on the 400 held-out problems. `seconds` are those that the
-processor worked, with one thread; a machine on which other things run needs more by the clock.
+Each run samples 60 rollouts of 16 prompts x 8 answers (DAPO more: what it throws away is counted; on-policy
+distillation one answer to each prompt) and starts at tiny-dpo. `right`: share of greedy answers that are right, on the
+400 held-out problems. `seconds` are those that the processor worked, with one thread; a machine on which other things
+run needs more by the clock.
 """
 
 import argparse
@@ -33,8 +34,10 @@ RUNS: dict[str, tuple[str, dict]] = {
     "dapo, clip alone": ("variants/dapo_tiny", {"grpo.dynamic_sampling": False, "grpo.overlong_cache": None}),
     "gspo": ("variants/gspo_tiny", {}),
     "cispo": ("variants/cispo_tiny", {}),
+    "grpo, 2 prompts": ("grpo_tiny", {"grpo.prompts_per_step": 2}),  # as many answers as the next
+    "on_policy_distillation": ("variants/on_policy_distillation_tiny", {}),
 }
-BANDS = ["reward", "dead_groups", "completion_length"]
+BANDS = ["reward", "teacher_kl", "watched/answer", "dead_groups", "completion_length", "kl", "resamples"]
 
 
 def one(name: str, seed: int, out: Path) -> None:
@@ -57,7 +60,7 @@ def one(name: str, seed: int, out: Path) -> None:
     last = rows[-len(rows) // 10 :]
     ends = {
         "right": right.value, "n": right.n, "seconds": seconds, "steps": len(rows),
-        "answers": sum(1 + row.get("resamples", 0) for row in rows) / len(rows) * 60 * 16 * 8,
+        "answers": sum(1 + row.get("resamples", 0) for row in rows) / len(rows) * 60 * config.grpo.prompts_per_step * config.grpo.group_size,
         **{key: sum(row[key] for row in last) / len(last) for key in ("kl", "completion_length", "dead_groups", "clip_fraction") if key in last[0]},
     }  # fmt: skip
     (out / "ends.json").write_text(json.dumps(ends))
@@ -126,11 +129,7 @@ def span(values: list[float], how: str) -> str:
 def band(name: str, file: str, runs: list[list[dict]], right: list[float]) -> None:
     """benchmarks/expected/NAME_tiny.json, as expected.py writes them; and the held-out right answers of each seed."""
     bands = {}
-    for metric in [
-        *BANDS,
-        *(["kl"] if "kl" in runs[0][0] else []),
-        *(["resamples"] if "resamples" in runs[0][0] else []),
-    ]:
+    for metric in (name for name in BANDS if name in runs[0][0]):
         bands[metric] = band_of([tenths(rows, metric) for rows in runs])
     out = {"config": f"configs/{file}.yaml", "seeds": list(SEEDS), "steps": len(runs[0]), "right": right, "metrics": bands}  # fmt: skip
     (ROOT / f"benchmarks/expected/{Path(file).name}.json").write_text(json.dumps(out, indent=1) + "\n")

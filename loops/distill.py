@@ -5,7 +5,7 @@
 
 1. Load the student and the frozen teacher, of one vocabulary. Encode each conversation, with a mask on its answers.
 2. One optimiser step = a list of micro-batches. To a share of its rows (distill.on_policy) the student samples its own
-   answer, in place of the given one: it is then corrected where it really goes.
+   answer, in place of the given one: it is then corrected where it really goes. A share of 1 needs prompts alone.
 3. Count the tokens to learn in all of them, on all processes.
 4. The teacher's logits of each completion token, without gradient.
 5. Forward and loss: Σ w · D(teacher, student), w = 1 / that count. Backward.
@@ -29,16 +29,18 @@ from torch import nn
 from losses.weights import step_total, token_weights
 from posttrain import models
 from posttrain.config import DistillConfig
+from posttrain.data.reader import Rows
 from posttrain.data.rows import load_rows
+from posttrain.data.stream import FIRST
 from posttrain.errors import UserError, clear_exit
 from posttrain.evaluation.during import Suites
 from posttrain.models.sharded import gathered
 from posttrain.models.teacher import CompletionDivergence, CompletionLogits, load_teacher
 from posttrain.rollouts.asking import Showcase
-from posttrain.rollouts.own_answers import Row, answered, chosen
+from posttrain.rollouts.own_answers import Row, answered, chosen, unanswered
 from posttrain.run.training import Result, Run, left_as_found
 from posttrain.tokens.batch import Example, collate
-from posttrain.tokens.examples import hold_out, sft_examples, to_show
+from posttrain.tokens.examples import hold_out, prompts, sft_examples, to_show
 
 
 class Start(NamedTuple):
@@ -56,13 +58,18 @@ class Start(NamedTuple):
 
 def start(config: DistillConfig, run: Run, rows: list[dict] | None = None) -> Start:
     # ---- 1. Student, teacher, data ----------------------------------------------------------------------------
-    data, distill = load_rows(config.data, "sft", rows), config.distill
+    distill = config.distill
+    data = load_rows(config.data, "distill" if distill.on_policy == 1 else "sft", rows)
+    given = answers_are_given(data, config)
     model, tokenizer, notes = models.load_policy(config.model, run)
     teacher = load_teacher(distill.teacher, tokenizer, run)
     limit = models.max_length(model, config.data.max_length)
-    encoded = sft_examples(data, tokenizer, limit, config.data)
+    if given:
+        encoded = sft_examples(data, tokenizer, limit, config.data)
+    else:
+        encoded = prompts(data, tokenizer, limit, distill.max_new_tokens, config.data, "distill", unanswered)
     examples, validation = hold_out(encoded, config.data.validation_split, config.data.seed)
-    run.introduce(notes, encoded)
+    run.introduce(notes, encoded, given=given)
     room = limit - (distill.max_new_tokens or 0)
     if distill.on_policy:
         refuse_no_room(examples, room, limit, run)
@@ -77,7 +84,8 @@ def start(config: DistillConfig, run: Run, rows: list[dict] | None = None) -> St
 
 @left_as_found()
 def train(config: DistillConfig, *, rows: list[dict] | None = None) -> Result:
-    """Run it; `rows` (any format that loops.sft reads) takes the place of config.data.name."""
+    """Run it; `rows` (any format that loops.sft reads, with on_policy: 1 also prompts) takes the place of
+    config.data.name."""
     run, distill = Run(config), config.distill
     suites = Suites(run)  # config.evaluation: measured before the first step, in between, and at the end
     model, tokenizer, student, teacher, examples, validation, room, showcase = start(config, run, rows)
@@ -148,17 +156,34 @@ def evaluate(student, teacher, validation: list, how: tuple[float, float], run: 
     return run.sum_over_processes(loss) / run.sum_over_processes(count)
 
 
+def answers_are_given(data: Any, config: DistillConfig) -> bool:
+    """Do all rows come with an answer? With on_policy: 1 none has to. UserError for rows of both kinds, and where a
+    given answer is needed."""
+    rows = (data if isinstance(data, Rows) else data.head(FIRST)).rows
+    asked = ["prompt" in row for row in rows]
+    if any(asked) and not all(asked):
+        raise UserError(
+            f"{sum(asked):,} of {len(rows):,} rows are prompts without an answer: give data.name of one kind, or of prompts alone"
+        )
+    if any(asked) and config.data.validation_split:
+        raise UserError(
+            "data.validation_split: the divergence is measured on given answers that are kept out, and these rows are prompts alone: "
+            "set it to 0 (and training.eval_every to null); evaluation.suites measure what the student says"
+        )
+    return not any(asked)
+
+
 def refuse_no_room(examples: Any, room: int, limit: int, run: Run) -> None:
     """on_policy needs prompts that leave max_new_tokens to an answer; those that do not keep their given ones."""
     if not isinstance(examples, list):  # of a stream: as they come
         examples = []
-    prompts = [Row(example).prompt_ids for example in examples]
-    long = sum(len(prompt) > room for prompt in prompts)
-    if room < 1 or (prompts and long == len(prompts)):
+    asked = [Row(example).prompt_ids for example in examples]
+    long = sum(len(prompt) > room for prompt in asked)
+    if room < 1 or (asked and long == len(asked)):
         raise UserError(
             f"distill.max_new_tokens leaves no prompt room in data.max_length = {limit}: lower one or raise the other"
         )
-    if prompts and not any(prompts):
+    if asked and not any(asked):
         raise UserError("distill.on_policy needs prompts to answer: these rows are plain text, learned whole")
     if long:
         run.say(f"{long:,} prompts leave no room for distill.max_new_tokens: their given answers are learned")

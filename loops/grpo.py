@@ -1,12 +1,13 @@
 """Group relative policy optimisation: sample several answers to each prompt, reinforce those better than their group.
 
     python -m loops.grpo --config configs/grpo_tiny.yaml
-    python -m loops.grpo --config configs/variants/dapo_tiny.yaml         # docs/grpo_variants.md: GSPO, RLOO, MaxRL …
+    python -m loops.grpo --config configs/variants/dapo_tiny.yaml     # docs/grpo_variants.md: GSPO, MaxRL, a teacher …
 
 1. Rollout: sample `group_size` answers to each of `prompts_per_step` prompts. Token in, token out. Reward every answer.
    With dynamic sampling, go on with further prompts until there are enough groups that teach something.
 2. Advantage of an answer = its reward minus the group's mean, over the group's standard deviation.
-3. Score the sampled tokens under the old policy and the frozen reference (the policy at step 0), no gradient.
+3. Score the sampled tokens under the old policy and the frozen reference (the policy at step 0), no gradient. With a
+   teacher under that, too: the advantage of a token is by how much likelier the teacher finds it.
 4. One optimiser step = one minibatch of the rollout, in micro-batches. Count its tokens first, in all of them.
 5. Forward and loss: the clipped surrogate (or GSPO's, or CISPO) plus β · KL. Backward. Preflight, once: sampler and
    trainer agree.
@@ -41,9 +42,10 @@ from posttrain.errors import clear_exit
 from posttrain.evaluation.during import Suites
 from posttrain.models.reference import frozen_reference, gathers
 from posttrain.models.sharded import gathered
+from posttrain.models.teacher import load_grader
 from posttrain.rollouts.answers import Answer, ask_all, in_flight, lay_out, sampled
 from posttrain.rollouts.asking import Showcase
-from posttrain.rollouts.crediting import about_groups, advantages_of, weigh
+from posttrain.rollouts.crediting import about_groups, advantages_of, credited, taught, weigh
 from posttrain.rollouts.filling import Filling
 from posttrain.rollouts.sampling import sample_own
 from posttrain.rollouts.scoring import Scorer, describe
@@ -62,6 +64,7 @@ class Start(NamedTuple):
     tokenizer: Any
     policy: models.CompletionLogps
     reference: nn.Module | None
+    teacher: nn.Module | None
     scorer: Scorer
     prompts: Any  # a list, or a stream
     validation: list
@@ -82,10 +85,12 @@ def start(config: GrpoConfig, run: Run, rows: list[dict] | None = None, reward: 
     policy = run.parallel.spread(models.CompletionLogps(model.train()))
     run.share_prompts(policy)  # training.share_prompts: a group's prompt goes through the model once
     reference = frozen_reference(policy, config.model, run) if grpo.kl_coef > 0 else None
+    teacher = load_grader(grpo.teacher, tokenizer, run) if grpo.teacher is not None else None
     run.checkpoints.remember("the reference", reference)
+    run.checkpoints.remember("the teacher", teacher)
     run.checkpoints.remember("the reward", scorer.fingerprinted)
     showcase = Showcase(data, tokenizer, config.output.samples, limit, grpo.max_new_tokens)
-    return Start(run, model, tokenizer, policy, reference, scorer, items, validation, showcase)
+    return Start(run, model, tokenizer, policy, reference, teacher, scorer, items, validation, showcase)
 
 
 def roll_out(s: Start, policy: nn.Module, number: int, asked: list, own: list[int]) -> tuple[list[Answer], dict]:
@@ -97,7 +102,7 @@ def roll_out(s: Start, policy: nn.Module, number: int, asked: list, own: list[in
         rollout = sample_own(s.model, tokenizer, ids, own, grpo, **given, batch_rows=run.config.rollout.batch_rows)
     values, told = s.scorer(rollout, tokenizer, [asked[i] for i in own])
     answers = sampled(rollout, values)  # group by group
-    told |= describe(torch.tensor(values), rollout) | about_groups(answers, grpo)
+    told |= describe(torch.tensor(values) if s.scorer.scores else None, rollout) | about_groups(answers, grpo)
     if number == 0:
         preflight.dead_groups(run, told, grpo.mask_truncated)
     return answers, told
@@ -107,15 +112,12 @@ def credit(s: Start, policy: nn.Module, answers: list[Answer]) -> tuple[list[Ans
     """These answers, with all that an update needs, and what to log."""
     run, grpo, told = s.run, s.run.config.grpo, {}
     # ---- 2. Advantages, over whole groups -------------------------------------------------------------------------
-    advantages = advantages_of(answers, run)  # [N]
-    answers = [
-        answer.with_columns({"advantages": torch.full_like(answer.columns["sampler_logps"], a)})
-        for answer, a in zip(answers, advantages.tolist(), strict=True)
-    ]
+    if s.teacher is None:
+        answers = credited(answers, advantages_of(answers, run))  # [N], each for all tokens of its answer
     if grpo.mask_truncated:
         answers = [a if a.finished else a.muted() for a in answers]
 
-    # ---- 3. Old and reference log-probs, before anything moves ----------------------------------------------------
+    # ---- 3. Old, reference and teacher log-probs, before anything moves -------------------------------------------
     pad_id, weighed = s.tokenizer.pad_token_id, grpo.importance_weights != "none"
     if s.reference is not None:
         with gathered(gathers(s.reference, policy)):
@@ -123,8 +125,13 @@ def credit(s: Start, policy: nn.Module, answers: list[Answer]) -> tuple[list[Ans
     if weighed or grpo.minibatches * grpo.inner_epochs > 1:  # else the old policy is the policy itself, detached
         with gathered(policy):
             answers = ask_all(answers, run, pad_id, lambda b: {"old_logps": policy(b, grpo.temperature)[0]})
+    if s.teacher is not None:
+        with gathered(s.teacher):
+            answers = ask_all(answers, run, pad_id, lambda b: {"teacher_logps": s.teacher(b, grpo.temperature)[0]})
+        answers, told = taught(answers)  # an advantage for each token
     if weighed:
-        answers, told = weigh(answers, grpo)
+        answers, more = weigh(answers, grpo)
+        told |= more
     return answers, told
 
 
@@ -183,10 +190,8 @@ def train(
                     accelerator.backward(loss * accelerator.num_processes)  # DDP averages; our weights already sum
                 if run.step == 0:
                     preflight.sampler(run, logps.detach(), batch["sampler_logps"], entropy, batch.active)
-                metrics |= {
-                    "entropy": (entropy.sum(), batch.active.sum()),
-                    "p_stop": stop_probability(logps, batch, stops),
-                }
+                metrics |= {"entropy": (entropy.sum(), batch.active.sum())}
+                metrics |= {"p_stop": stop_probability(logps, batch, stops)}
                 run.add(loss, metrics, tokens=sum(map(len, micro)))
 
             # ---- 6. Update ----------------------------------------------------------------------------------------

@@ -25,13 +25,18 @@ import museum
 import torch
 from kit import CHATML, bytelevel_tokenizer
 
-from losses.advantages import gae, group_relative_advantages, whiten
+from losses.advantages import gae, group_relative_advantages, max_rl_advantages, whiten
 from losses.cispo import cispo_loss
+from losses.distill import distillation_loss
 from losses.dpo import dpo_loss
 from losses.gspo import gspo_loss
 from losses.kl import k1, k3, k3_is
+from losses.kto import kto_loss
 from losses.logprobs import sequence_logps, token_logps
-from losses.sft import completion_cross_entropy
+from losses.on_policy_distillation import teacher_advantages
+from losses.orpo import log_odds
+from losses.sft import completion_cross_entropy, dft_loss
+from losses.simpo import simpo_loss
 from losses.weights import token_weights
 from notebooks import show
 from posttrain.tokens.batch import Example, collate
@@ -297,6 +302,31 @@ compare(
 )
 
 # %% [markdown]
+# **MaxRL of rewards below 0.** (r − mean) / mean is for rewards 0 and 1. One right answer of four, with 1 and −1: *In
+# training:* prompts that are mostly wrong teach the wrong answers, the others the right ones; the reward parts in two.
+
+# %%
+signed = torch.tensor([1.0, -1.0, -1.0, -1.0])
+compare(
+    str(museum.max_rl_of_any_reward(signed).tolist()),
+    str(max_rl_advantages((signed + 1) / 2, 4).tolist()),
+    "the mean is −½: the right answer is discouraged",
+)
+
+# %% [markdown]
+# **A teacher asked at temperature 1** for tokens that were sampled at ½ (on-policy distillation), by a student that is
+# its own teacher: *In training:* an entropy that rises, and a KL to the teacher that does not go to 0.
+
+# %%
+z = torch.tensor([math.log(9.0), 0.0])
+at_half = torch.log_softmax(z / 0.5, -1)[None, :1]
+compare(
+    museum.teacher_asked_at_temperature_1(z, z, 0, 0.5).item(),
+    teacher_advantages(at_half, at_half, torch.tensor([[True]])).item(),
+    "there is nothing to teach, and it teaches",
+)
+
+# %% [markdown]
 # ## Ratios
 #
 # **GSPO's mean turned into a sum.** The ratio of an answer, [B, 1], meets the mask, [B, T], and one vote becomes one
@@ -309,6 +339,19 @@ compare(
     museum.gspo_with_the_mean_turned_into_a_sum(torch.zeros(2, 4), active, a).item(),
     gspo_loss(logps, logps, a, token_weights(active, "sequence"))[0].item(),
     "the long answer has twice the votes",
+)
+
+# %% [markdown]
+# **GSPO's ratio as a product.** 100 tokens, each likelier by 0.0002 nats; the clip is at 1.0004: *In training:*
+# `clip_fraction` near 1 from the second update on, for long answers first.
+
+# %%
+every, before = torch.ones(1, 100, dtype=torch.bool), torch.full((1, 100), -1.0)
+_, metrics = gspo_loss(before + 0.0002, before, torch.ones(1), token_weights(every, "sequence"))
+compare(
+    museum.gspo_ratio_as_a_product(torch.full((1, 100), 0.0002), every).item(),
+    metrics["ratio"][0].item(),
+    "clipped for its length",
 )
 
 # %% [markdown]
@@ -328,6 +371,87 @@ compare(
     slope(lambda x: museum.cispo_with_a_ratio_that_carries_gradient(x, old, torch.ones(1, 1), 1.28).sum()),
     slope(lambda x: cispo_loss(x, old, torch.ones(1), torch.ones(1, 1), clip_high=0.28)[0]),
     "above 0: a rare good token is made rarer",
+)
+
+# %% [markdown]
+# ## Preferences and teachers
+#
+# **DFT's weight trained as well.** −p log p without the stop-gradient on p: the gradient is −p (1 + log p), and its
+# sign turns below p = 1/e. Of a token with p = 0.01: *In training:* a loss that falls, and a model that says less and
+# less of what it was shown.
+
+# %%
+
+
+def slope_at(logp, loss_of):
+    logps = torch.tensor([[logp]], requires_grad=True)
+    return torch.autograd.grad(loss_of(logps), logps)[0].item()
+
+
+compare(
+    slope_at(math.log(0.01), lambda x: museum.dft_whose_weight_carries_gradient(x).sum()),
+    slope_at(math.log(0.01), lambda x: dft_loss(x, torch.ones(1, 1))[0]),
+    "above 0: what was rare is made rarer",
+)
+
+# %% [markdown]
+# **The arguments of `F.kl_div`, swapped.** `kl_div(input, target)` is KL(target‖input). A teacher (.5, .5), a student
+# (.9, .1): *In training:* a student that covers a part of what its teacher says, and a falling loss.
+
+# %%
+of_student, of_teacher = torch.tensor([0.9, 0.1]).log(), torch.tensor([0.5, 0.5]).log()
+compare(
+    museum.distillation_with_the_arguments_of_kl_div_swapped(of_student, of_teacher).item(),
+    distillation_loss(*(torch.stack([x, x])[None] for x in (of_student, of_teacher)), torch.ones(1, 1), mixture=0)[
+        0
+    ].item(),
+    "KL(S‖T), not KL(T‖S)",
+)
+
+# %% [markdown]
+# **SimPO on sums.** A chosen answer of 10 tokens at −1, a rejected one of 2 at −2: *In training:* the loss is that of
+# the lengths, and pairs whose chosen side is longer hardly ever count as won.
+
+# %%
+compare(
+    museum.simpo_on_sums(torch.tensor([-10.0]), torch.tensor([-4.0]), 2.0, 0.5).item(),
+    simpo_loss(torch.tensor([-1.0]), torch.tensor([-2.0]), beta=2.0, gamma=0.5)[0].item(),
+    "every token of the better answer is held against it",
+)
+
+# %% [markdown]
+# **ORPO's log(1 − p) by `log1p(−exp(x))`.** An answer that the model is sure of, log p = −1e-8 per token: *In
+# training:* nothing for a long time, then NaN.
+
+# %%
+sure = torch.tensor([-1e-8])
+compare(museum.log_odds_by_log1p(sure).item(), log_odds(sure).item(), "float32: exp(−1e-8) is 1")
+
+# %% [markdown]
+# **KTO's z0 from the rows themselves.** It should come from prompts with answers to *other* prompts. A good answer that
+# was learned long ago, r = 50, alone in its batch; the gradient on its log-prob: *In training:* the loss stays near ½
+# and the log-probs go on and on.
+
+# %%
+good, zero = torch.tensor([True]), torch.zeros(1)
+
+
+def kto_slope(z0_of):
+    r = torch.tensor([50.0], requires_grad=True)
+    return torch.autograd.grad(kto_loss(r, zero, good, z0_of(r), beta=0.1)[0], r)[0].item()
+
+
+compare(kto_slope(museum.kto_z0_of_matched_pairs), kto_slope(lambda r: 0.0), "−β/4 for ever: it never has enough")
+
+# %% [markdown]
+# **KTO's z0 with gradient.** A good row; an answer to another prompt, which nobody has judged, and the gradient on it:
+# *In training:* what good answers have in common with others is unlearned.
+
+# %%
+other = torch.tensor([0.4], requires_grad=True)
+loss = 1 - torch.sigmoid(0.1 * (zero - museum.kto_z0_with_gradient(other)))
+compare(
+    torch.autograd.grad(loss.sum(), other)[0].item(), 0.0, "a row that is only there to be compared with is trained"
 )
 
 # %% [markdown]

@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
         allow_abbrev=False,
     )  # fmt: skip
     add = parser.add_argument
-    add("--model", required=True, metavar="NAME", help="a hub id, a folder, an adapter (merged), smollm2, tiny-base, tiny-sft or tiny-dpo")  # fmt: skip
+    add("--model", required=True, metavar="NAME", help="a hub id, a folder, an adapter (merged), smollm2, tiny-base, tiny-sft, tiny-dpo or tiny-grpo")  # fmt: skip
     add("--compare", metavar="NAME", help="another one, asked the same; shown beside it")
     add("--system", metavar="TEXT", help="what stands before the conversation")
     add("--temperature", type=float, default=0.0, help="default 0: greedy")

@@ -29,7 +29,7 @@ from collections.abc import Callable
 
 from posttrain.data.files import refuse_out, write_rows
 
-ROWS_FOR = ["sft", "dpo", "reward", "outcome", "grpo", "ppo"]
+ROWS_FOR = ["sft", "distill", "dpo", "reward", "outcome", "grpo", "ppo"]
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     )  # fmt: skip
     add = parser.add_argument
     many = {"nargs": "+", "action": "extend", "default": []}
-    add("--model", **many, metavar="NAME", help="a hub id, a folder, an adapter, smollm2, tiny-base, tiny-sft or tiny-dpo; several: side by side")  # fmt: skip
+    add("--model", **many, metavar="NAME", help="a hub id, a folder, an adapter, smollm2, tiny-base, tiny-sft, tiny-dpo or tiny-grpo; several: side by side")  # fmt: skip
     add("--suite", **many, metavar="NAME", help=", ".join(SUITES))
     add("--out", metavar="FOLDER", default="outputs/evaluate", help="default outputs/evaluate")
     add("--overwrite", action="store_true", help="replace an evaluation that stands there")

@@ -219,7 +219,11 @@ def _rollout(config: Any, rows: list[dict] | None, run: Any) -> Inspection:
 def _told(answer: Any, rl: Any, is_grpo: bool) -> str:
     """What the loop makes of a sampled answer."""
     if is_grpo:
-        name = f"reward {answer.reward:g}, advantage {answer.columns['advantages'][0].item():+.2f}"
+        advantages = answer.columns["advantages"]
+        if rl.learns_from_rewards:
+            name = f"reward {answer.reward:g}, advantage {advantages[0].item():+.2f}"
+        else:
+            name = f"mean advantage {advantages.mean().item():+.2f}" if len(advantages) else "no advantage"
         cut_off = " and left out of the loss" if rl.mask_truncated else ""
     else:
         name, cut_off = f"score {answer.reward:g}", ""

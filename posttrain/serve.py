@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
     )  # fmt: skip
     add = parser.add_argument
     many = {"nargs": "+", "action": "extend", "default": []}
-    add("--model", **many, metavar="[NAME=]PATH", help="a hub id, a folder, an adapter (merged), smollm2, tiny-base, tiny-sft or tiny-dpo; several: each a model of its own")  # fmt: skip
+    add("--model", **many, metavar="[NAME=]PATH", help="a hub id, a folder, an adapter (merged), smollm2, tiny-base, tiny-sft, tiny-dpo or tiny-grpo; several: each a model of its own")  # fmt: skip
     add("--adapter", **many, metavar="[NAME=]PATH", help="LoRA adapters of the first model, each under a name of its own; the base's weights are loaded once")  # fmt: skip
     add("--host", default="127.0.0.1", help=f"default 127.0.0.1: this machine only; any other needs {KEY} in the environment")  # fmt: skip
     add("--port", type=int, default=8000, help="default 8000; 0: a free one, which is printed")

@@ -121,6 +121,53 @@ def cispo_with_a_ratio_that_carries_gradient(
     return -(logps - old_logps).exp().clamp(max=bound) * advantages * logps
 
 
+def gspo_ratio_as_a_product(log_ratio: Tensor, active: Tensor) -> Tensor:
+    """exp of the *sum* of log-ratios: the ratio of whole answers, held against a clip that was made for their mean."""
+    return (log_ratio * active).sum(1).exp()
+
+
+def max_rl_of_any_reward(rewards: Tensor) -> Tensor:
+    """(r − mean) / mean for whatever the reward function gives: where right is 1 and wrong −1, the mean may be below 0."""
+    return (rewards - rewards.mean()) / rewards.mean()
+
+
+def teacher_asked_at_temperature_1(
+    teacher_logits: Tensor, student_logits: Tensor, token: int, temperature: float
+) -> Tensor:
+    """On-policy distillation: the tokens come from softmax(z / τ), and the teacher is asked as if they came from softmax(z)."""
+    return torch.log_softmax(teacher_logits, -1)[token] - torch.log_softmax(student_logits / temperature, -1)[token]
+
+
+def dft_whose_weight_carries_gradient(logps: Tensor) -> Tensor:
+    """−p log p without the stop-gradient on p: the weight is trained as well."""
+    return -logps.exp() * logps
+
+
+def distillation_with_the_arguments_of_kl_div_swapped(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """F.kl_div(input, target) is KL(target‖input): whoever reads it from left to right gets the other direction."""
+    s, t = torch.log_softmax(student_logits, -1), torch.log_softmax(teacher_logits, -1)
+    return torch.nn.functional.kl_div(t, s, reduction="sum", log_target=True)
+
+
+def simpo_on_sums(chosen_logps: Tensor, rejected_logps: Tensor, beta: float, gamma: float) -> Tensor:
+    """SimPO without its division by the length: DPO without a reference, and with a margin."""
+    return -torch.nn.functional.logsigmoid(beta * (chosen_logps - rejected_logps) - gamma)
+
+
+def log_odds_by_log1p(log_p: Tensor) -> Tensor:
+    """log p − log1p(−exp(log p)), as it stands in public ORPO: in float32 exp of −1e-8 is 1."""
+    return log_p - torch.log1p(-log_p.exp())
+
+
+def kto_z0_of_matched_pairs(log_ratios: Tensor) -> Tensor:
+    """max(0, mean r) over the rows themselves, where it should be prompts with answers to *other* prompts."""
+    return log_ratios.mean().clamp(min=0).detach()
+
+
+def kto_z0_with_gradient(mismatched_log_ratios: Tensor) -> Tensor:
+    return mismatched_log_ratios.mean().clamp(min=0)
+
+
 def whiten_that_adds_the_mean_back(values: Tensor) -> Tensor:
     """whiten(shift_mean=True, as one finds it): scaled, not centred."""
     return (values - values.mean()) / values.std(correction=0) + values.mean()

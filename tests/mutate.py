@@ -46,6 +46,7 @@ NAMES = [
     "cispo",
     "overlong",
     "mismatch",
+    "on_policy_distillation",
 ]
 EQUIVALENT: dict[tuple[str, str], str] = {  # (loss, the mutant as it is printed): why nothing can notice
     (

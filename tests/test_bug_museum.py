@@ -8,13 +8,18 @@ import pytest
 import torch
 from kit import CHATML, LLAMA3, bytelevel_tokenizer, tiny_folder, whole_models
 
-from losses.advantages import gae, group_relative_advantages, whiten
+from losses.advantages import gae, group_relative_advantages, max_rl_advantages, whiten
 from losses.cispo import cispo_loss
+from losses.distill import distillation_loss
 from losses.dpo import dpo_loss
 from losses.gspo import gspo_loss
 from losses.kl import k1, k3, k3_is
+from losses.kto import kto_kl, kto_loss
 from losses.logprobs import sequence_logps, token_logps
-from losses.sft import completion_cross_entropy
+from losses.on_policy_distillation import teacher_advantages
+from losses.orpo import log_odds
+from losses.sft import completion_cross_entropy, dft_loss
+from losses.simpo import simpo_loss
 from losses.weights import token_weights
 from posttrain import models
 from posttrain.config.keys import Lora, ModelWithReference
@@ -271,3 +276,84 @@ def test_cispo_whose_ratio_carries_gradient_turns_against_rare_tokens():
         again = logps.detach().clone().requires_grad_()
         cispo_loss(again, old, torch.ones(1), torch.ones(1, 1), clip_high=0.28)[0].backward()
         assert again.grad.item() == pytest.approx(-1.1, abs=1e-5)
+
+
+def test_gspos_ratio_as_a_product_is_clipped_for_its_length():
+    # 100 tokens, each 0.0002 likelier: the mean's ratio e^.0002 = 1.0002 is inside 1 + 4e-4, the product e^.02 = 1.020201 far outside
+    old, active = torch.full((1, 100), -1.0), torch.ones(1, 100, dtype=torch.bool)
+    _, metrics = gspo_loss(old + 0.0002, old, torch.ones(1), token_weights(active, "sequence"))
+    assert metrics["ratio"][0].item() == pytest.approx(1.0002, abs=1e-5) and metrics["clip_fraction"][0] == 0
+    wrong = museum.gspo_ratio_as_a_product(torch.full((1, 100), 0.0002), active)
+    assert wrong.item() == pytest.approx(1.020201, abs=1e-5) and wrong.item() > 1 + 4e-4
+
+
+def test_max_rl_of_rewards_below_0_discourages_the_right_answer():
+    # right 1, wrong −1: mean −½, (1 + ½) / −½ = −3 of the right one, (−1 + ½) / −½ = 1 of each wrong one
+    signed = torch.tensor([1.0, -1.0, -1.0, -1.0])
+    assert museum.max_rl_of_any_reward(signed).tolist() == [-3.0, 1.0, 1.0, 1.0]
+    assert max_rl_advantages((signed + 1) / 2, 4).tolist() == [3.0, -1.0, -1.0, -1.0]  # of 1, 0, 0, 0: mean ¼
+    with pytest.raises(ValueError, match="rewards must be 0 or 1"):
+        max_rl_advantages(signed, 4)
+
+
+def test_a_teacher_asked_at_another_temperature_corrects_its_own_twin():
+    # z = log 9, 0: p = .9 at 1. At τ = ½ the odds are 81: .987805. A = log(.9 / .987805) = −.093090 for a model that is its own teacher
+    z = torch.tensor([math.log(9.0), 0.0])
+    assert museum.teacher_asked_at_temperature_1(z, z, 0, 0.5).item() == pytest.approx(-0.093090, abs=1e-5)
+    at_half = torch.log_softmax(z / 0.5, -1)[None, :1]
+    assert teacher_advantages(at_half, at_half, torch.tensor([[True]])).item() == 0
+
+
+def test_dft_whose_weight_carries_gradient_makes_rare_tokens_rarer():
+    # right: −p. With gradient −p (1 + log p): at p = .01 it is −.01 · (1 − 4.605170) = +.036052, at p = ½ −.153426
+    for p, wrong in ((0.01, 0.036052), (0.5, -0.153426)):
+        logps = torch.tensor([[p]]).log().requires_grad_()
+        museum.dft_whose_weight_carries_gradient(logps).sum().backward()
+        assert logps.grad.item() == pytest.approx(wrong, abs=1e-6)
+        again = logps.detach().clone().requires_grad_()
+        dft_loss(again, torch.ones(1, 1))[0].backward()
+        assert again.grad.item() == pytest.approx(-p, abs=1e-6)
+
+
+def test_swapped_arguments_of_kl_div_are_the_other_direction():
+    # T = (.5, .5), S = (.9, .1): KL(T‖S) = .510826, KL(S‖T) = .368064
+    student, teacher = torch.tensor([0.9, 0.1]).log(), torch.tensor([0.5, 0.5]).log()
+    wrong = museum.distillation_with_the_arguments_of_kl_div_swapped(student, teacher)
+    assert wrong.item() == pytest.approx(0.368064, abs=1e-6)
+    both = (torch.stack([x, x])[None] for x in (student, teacher))
+    assert distillation_loss(*both, torch.ones(1, 1), mixture=0)[0].item() == pytest.approx(0.510826, abs=1e-6)
+
+
+def test_simpo_on_sums_holds_its_length_against_a_long_answer():
+    # chosen: 10 tokens of −1, rejected: 2 of −2. Means lead by 1: −log σ(2 · 1 − ½) = .201413; sums trail by 6: −log σ(−12.5) = 12.500004
+    right, _ = simpo_loss(torch.tensor([-1.0]), torch.tensor([-2.0]), beta=2.0, gamma=0.5)
+    wrong = museum.simpo_on_sums(torch.tensor([-10.0]), torch.tensor([-4.0]), 2.0, 0.5)
+    assert right.item() == pytest.approx(0.201413, abs=1e-6) and wrong.item() == pytest.approx(12.500004, abs=1e-5)
+
+
+def test_log_odds_of_a_certain_answer_are_infinite_by_log1p():
+    # log p = −1e-8: p / (1 − p) = 1e8, its log 18.420681
+    log_p = torch.tensor([-1e-8])
+    assert museum.log_odds_by_log1p(log_p).item() == math.inf
+    assert log_odds(log_p).item() == pytest.approx(18.420681, abs=1e-5)
+
+
+def test_ktos_z0_of_matched_pairs_never_has_enough():
+    # one row, judged good, r = 50: z0 = 50 and the gradient is −β/4 = −.025 as at the start. Right, with z0 = 0:
+    # −β σ(5) σ(−5) = −.1 · .993307 · .006693 = −.000665, for it has been learned
+    r = torch.tensor([50.0], requires_grad=True)
+    good, zero = torch.tensor([True]), torch.zeros(1)
+    for z0, slope in ((museum.kto_z0_of_matched_pairs(r), -0.025), (kto_kl(zero, zero, good), -0.000665)):
+        loss, _ = kto_loss(r, zero, good, z0, beta=0.1)
+        assert torch.autograd.grad(loss, r)[0].item() == pytest.approx(slope, abs=1e-6)
+
+
+def test_ktos_z0_with_gradient_unlearns_what_nobody_judged():
+    # good, r = 0, one answer to another prompt with r' = .4: ∂/∂r' = +β σ(−.04) σ(.04) = .1 · .2499 = .02499, and it should be 0
+    other = torch.tensor([0.4], requires_grad=True)
+    zero, good = torch.zeros(1), torch.tensor([True])
+    wrong = 1 - torch.sigmoid(0.1 * (zero - museum.kto_z0_with_gradient(other)))
+    assert torch.autograd.grad(wrong.sum(), other)[0].item() == pytest.approx(0.02499, abs=1e-6)
+    assert not kto_kl(other, zero, good).requires_grad
+    loss, _ = kto_loss(zero.clone().requires_grad_(), zero, good, kto_kl(other, zero, good), beta=0.1)
+    assert torch.autograd.grad(loss, other, allow_unused=True)[0] is None

@@ -17,7 +17,7 @@ class GrpoTraining(RlTraining, SharingTraining):
 class Grpo(Rewarded):
     prompts_per_step: int = Field(8, ge=1, description="prompts per rollout, all processes together")
     group_size: int = Field(
-        8, ge=2, description="answers sampled to each prompt (G); 1 has nothing to be compared with"
+        8, ge=1, description="answers sampled to each prompt (G); 1 has nothing to be compared with, but by a teacher"
     )
     max_new_tokens: int = Field(
         256, ge=1, description="longest answer; one that has not ended by then is truncated and flagged"
@@ -55,10 +55,16 @@ class Grpo(Rewarded):
         description="token by token, k3_is and k2 descend KL(policy||reference), k3 (the paper's) the other direction; none of them the "
         "KL of the whole answer (losses/kl.py)",
     )
-    advantage: Literal["group", "leave_one_out", "max_rl", "batch"] = Field(
+    advantage: Literal["group", "leave_one_out", "max_rl", "batch", "teacher"] = Field(
         "group",
         description="group: minus the group's mean; leave_one_out: minus the mean of the other answers (RLOO); max_rl: minus the mean, over "
-        "the mean (rewards 0 or 1); batch: minus the mean, over the std of the whole rollout (REINFORCE++-baseline)",
+        "the mean (rewards 0 or 1); batch: minus the mean, over the std of the whole rollout (REINFORCE++-baseline); teacher: of each token, "
+        "by how much likelier a teacher finds it, without a reward (on-policy distillation)",
+    )
+    teacher: str | None = Field(
+        None,
+        description="advantage: teacher: the frozen model that is asked, at grpo.temperature: a hub id, a folder or an embedded name, with "
+        "the same vocabulary",
     )
     advantage_scale: Literal["std", "none"] = Field(
         "std", description="divide by the group's standard deviation (GRPO) or not (Dr. GRPO)"
@@ -104,10 +110,46 @@ class Grpo(Rewarded):
 
     @model_validator(mode="before")
     @classmethod
-    def _a_reward_model_takes_the_place_of_the_default(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("reward_model") is not None and "reward" not in values:
-            return values | {"reward": None}
-        return values
+    def _a_reward_model_or_a_teacher_takes_the_place_of_the_default(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "reward" in values:
+            return values
+        other = values.get("reward_model") is not None or values.get("advantage") == "teacher"
+        return values | {"reward": None} if other else values
+
+    @property
+    def learns_from_rewards(self) -> bool:
+        return self.advantage != "teacher"
+
+    @model_validator(mode="after")
+    def _of_this_teacher(self) -> Self:
+        if self.learns_from_rewards:
+            if self.teacher is not None:
+                raise ValueError(f"teacher = {self.teacher} is for advantage: teacher")
+            if self.group_size == 1:
+                raise ValueError(
+                    "group_size = 1: one answer has nothing to be compared with (but by advantage: teacher)"
+                )
+            return self
+        wants = "advantage: teacher"
+        if self.teacher is None:
+            raise ValueError(f"{wants} needs a teacher: the name of a model with the same vocabulary")
+        for name in ("reward", "reward_model"):
+            if (given := getattr(self, name)) is not None:
+                raise ValueError(
+                    f"{wants} learns from the teacher alone, and not from {name} = {given}: set {name}: null (watch measures without "
+                    "being learned from)"
+                )
+        if self.dynamic_sampling:
+            raise ValueError(
+                f"{wants} says something of every token: there are no dead groups for dynamic_sampling to replace"
+            )
+        if self.overlong_cache is not None:
+            raise ValueError(f"overlong_cache is added to a reward, and {wants} has none")
+        if self.loss == "gspo":
+            raise ValueError(
+                f"loss: gspo has one ratio and one advantage per answer, and {wants} has one per token: set loss: grpo"
+            )
+        return self
 
     @model_validator(mode="after")
     def _of_this_loss(self) -> Self:
@@ -194,5 +236,15 @@ class GrpoConfig(Config):
         if g.dynamic_sampling and t.max_steps is None:
             raise ValueError(
                 "grpo.dynamic_sampling needs training.max_steps: how many prompts a step takes is not known, so epochs say nothing"
+            )
+        if not g.learns_from_rewards and t.best_metric == "reward_held_out":
+            raise ValueError(
+                "training.best_metric: reward_held_out: grpo.advantage: teacher has no reward; of grpo.watch: answer it is "
+                "watched/answer_held_out"
+            )
+        if not g.learns_from_rewards and g.watch is None and self.data.validation_split:
+            raise ValueError(
+                "data.validation_split: grpo.advantage: teacher has no reward to measure on the prompts that are held out: give "
+                "grpo.watch, or set it to 0"
             )
         return self

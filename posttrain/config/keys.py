@@ -27,7 +27,7 @@ class Lora(Section):
 
 class Model(Section):
     name: str = Field(
-        description="a hub id, a folder, smollm2 (SmolLM2-135M-Instruct, also without a hub), or tiny-base | tiny-sft | tiny-dpo (embedded, built on first use)"
+        description="a hub id, a folder, smollm2 (SmolLM2-135M-Instruct, also without a hub), or tiny-base | tiny-sft | tiny-dpo | tiny-grpo (embedded, built on first use)"
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
@@ -308,7 +308,7 @@ VALIDATION_METRICS = {
 
 def _refuse_unmeasured(best: str, method: str) -> None:
     names = VALIDATION_METRICS[method]
-    watched = method == "ppo" and best.startswith("watched/") and best.endswith("_held_out")
+    watched = method in ("grpo", "ppo") and best.startswith("watched/") and best.endswith("_held_out")
     if best not in names and not watched:
         raise ValueError(
             f"training.best_metric: {best} is not a validation metric of loops.{method}: it has {' and '.join(names)}"

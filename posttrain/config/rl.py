@@ -33,9 +33,13 @@ class Rewarded(Section):
         None, description="reward functions that are only measured, not learned from: where over-optimisation shows"
     )
 
+    @property
+    def learns_from_rewards(self) -> bool:
+        return True
+
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if (self.reward is None) == (self.reward_model is None):
+        if self.learns_from_rewards and (self.reward is None) == (self.reward_model is None):
             raise ValueError(
                 "give either reward (functions) or reward_model (a folder), not "
                 + ("both" if self.reward else "neither")

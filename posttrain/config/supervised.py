@@ -142,7 +142,8 @@ class Distill(Section):
         0.0,
         ge=0,
         le=1,
-        description="share of each step's rows whose answer the student samples itself in place of the given one",
+        description="share of each step's rows whose answer the student samples itself in place of the given one; 1: the rows may be prompts "
+        "alone, as for loops.grpo",
     )
     max_new_tokens: int | None = Field(None, ge=1, description="on_policy: longest sampled answer; default 256")
 

@@ -10,6 +10,7 @@ DPO     {prompt, chosen, rejected}        strings or messages                   
         {instruction, input?, chosen, …}  Alpaca
         {chosen, rejected}                two whole conversations: messages, or "\\n\\nHuman: … \\n\\nAssistant: …" (HH)
         {conversations, chosen, rejected} ShareGPT
+distill as SFT; with distill.on_policy: 1 also as RL
 reward  as DPO; with loss: outcome as KTO
 KTO     {prompt, completion, label}       strings or messages; label true/false or 1/0   -> {prompt, completion, label}
         {messages, label}                 the last assistant turn is judged
@@ -43,7 +44,8 @@ class Format:
 def recognise(row: dict, method: str, source: str) -> Format:
     """The first format of the method whose columns the row has, filled."""
     filled = {name for name, value in row.items() if value is not None}
-    formats = {"sft": SFT, "outcome": OUTCOME, "dpo": PAIRS, "reward": PAIRS}.get(method, PROMPTS)
+    of_method = {"sft": SFT, "distill": (*SFT, *PROMPTS), "outcome": OUTCOME, "dpo": PAIRS, "reward": PAIRS}
+    formats = of_method.get(method, PROMPTS)
     for form in formats:
         if filled.issuperset(form.columns):
             return form

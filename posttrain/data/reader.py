@@ -98,7 +98,7 @@ class Reader:
                 )
         if row.get("functions"):
             raise BadRow("the column 'functions' is OpenAI's older one: write tools, and tool_calls in the messages")
-        if self.method == "sft" and "text" not in self.form.columns:
+        if self.method in ("sft", "distill") and "text" not in self.form.columns:
             for name in ("label", "kto_tag"):
                 if row.get(name) in (False, 0) and row[name] is not None:
                     raise BadRow(

@@ -29,7 +29,7 @@ from posttrain.run.preflight import disagreement
 from posttrain.tokens import conversations, template
 from posttrain.tokens.batch import Batch, Example, collate, collate_packed, pack
 
-LOOPS = ("sft", "dpo", "reward", "grpo", "ppo")
+LOOPS = ("sft", "distill", "dpo", "simpo", "kto", "reward", "grpo", "ppo")
 LARGE = 10**9  # weights: beyond, what needs a second copy of them is not tried
 
 
@@ -295,7 +295,7 @@ CHECKS: tuple[tuple[str, Callable[[Patient], str], tuple[str, ...]], ...] = (
     ("conversations", survives_conversations, LOOPS),
     ("ends", ends, LOOPS),
     ("log-probs", agrees_with_transformers, LOOPS),
-    ("sampling", samples, ("grpo", "ppo")),
+    ("sampling", samples, ("grpo", "ppo", "distill.on_policy")),
     ("packing", packs, ("training.packing",)),
     ("scores", scores, ("reward", "ppo")),
     ("gradients", every_weight_learns, LOOPS),

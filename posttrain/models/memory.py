@@ -104,7 +104,7 @@ def estimate(config, shape: Shape, compute_bytes: int, shares: int = 1) -> dict[
         parts["critic"] = sum(parts[name] for name in ("weights", "gradients", "optimiser"))
     if method == "ppo" and section.reward_model is not None:
         parts["reward model (taken to be as large)"] = 4.0 * shape.parameters
-    if method == "distill":
+    if getattr(section, "teacher", None) is not None:
         parts["teacher (taken to be as large)"] = float(compute_bytes * shape.parameters)
     if shares > 1:
         parts = {name: size / shares for name, size in parts.items()}

@@ -208,7 +208,8 @@ def _forward_once(root: nn.Module) -> None:
     if hasattr(root, "config"):  # a transformers model itself: pretraining
         root(input_ids=ids, use_cache=False)
     else:
-        root(Batch(ids, torch.ones_like(ids, dtype=torch.bool), torch.arange(2, device=ids.device)[None], ids.bool()))
+        batch = Batch(ids, torch.ones_like(ids, dtype=torch.bool), torch.arange(2, device=ids.device)[None], ids.bool())
+        root(batch, *(root.nothing_to_learn(batch) if hasattr(root, "nothing_to_learn") else ()))
     root.train(training)
 
 

@@ -1,5 +1,5 @@
-"""The two sides of distillation: a frozen teacher's logits where an answer is predicted, and a student that is compared
-with them there."""
+"""A frozen teacher: its logits where an answer is predicted, and a student that is compared with them there
+(loops.distill); or the log-probs alone that it gives to what was sampled (loops.grpo with advantage: teacher)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from losses.distill import generalised_divergence
 from losses.distill_chunked import chunked_distillation_loss
 from losses.door import Metrics
 from posttrain.errors import UserError
-from posttrain.models import loading, sharing
+from posttrain.models import loading, sharded, sharing
 from posttrain.models.logps import CompletionLogps, Head
 from posttrain.tokens.batch import Batch
 
@@ -56,19 +56,39 @@ class CompletionDivergence(CompletionLogps):
         loss = (weights[active] * divergence).sum()
         return loss, {"divergence": (divergence.detach().sum(), active.sum())}
 
+    def nothing_to_learn(self, batch: Batch) -> tuple[Tensor, Tensor, float, float]:
+        """What forward takes beside a batch without a completion (sharded.gathered runs it once)."""
+        weights = torch.zeros(batch.active.shape, device=batch.input_ids.device)
+        return weights.new_zeros(0, self._causal_lm.get_output_embeddings().weight.shape[0]), weights, 1.0, 1.0
+
 
 def load_teacher(name: str, tokenizer: Any, run: Any) -> CompletionLogits:
-    """The frozen teacher, its weights in the compute type. UserError where it has another vocabulary than `tokenizer`:
-    its probabilities are of other tokens, and there is nothing to compare."""
-    model, theirs, *_ = loading.load(name, dtype=run.compute, device=run.parallel.loads_on, key="distill.teacher")
+    """What loops.distill compares its student with."""
+    return run.parallel.spread(CompletionLogits(_frozen(name, tokenizer, run, "distill.teacher")))
+
+
+def load_grader(name: str, tokenizer: Any, run: Any) -> CompletionLogps:
+    """What loops.grpo asks for the log-probs of sampled tokens. After run.share_prompts: it reads rows as the policy
+    does, where it can."""
+    teacher = run.parallel.spread(CompletionLogps(_frozen(name, tokenizer, run, "grpo.teacher")))
+    if run.sharing.on:
+        with sharded.gathered(teacher):
+            teacher.share_prompts()
+    return teacher
+
+
+def _frozen(name: str, tokenizer: Any, run: Any, key: str) -> nn.Module:
+    """The model, its weights in the compute type. UserError where it has another vocabulary than `tokenizer`: its
+    probabilities are of other tokens, and there is nothing to compare."""
+    model, theirs, *_ = loading.load(name, dtype=run.compute, device=run.parallel.loads_on, key=key)
     ours, others = tokenizer.get_vocab(), theirs.get_vocab()
     if ours != others:
         token = next(token for token in ours.keys() | others.keys() if ours.get(token) != others.get(token))
         raise UserError(
-            f"distill.teacher '{name}' has another vocabulary than the student ({len(others):,} tokens, not {len(ours):,}; {token!r} is "
-            f"{others.get(token, 'none of its')} there and {ours.get(token, 'none')} here): the divergence compares the probabilities of the "
+            f"{key} '{name}' has another vocabulary than the student ({len(others):,} tokens, not {len(ours):,}; {token!r} is "
+            f"{others.get(token, 'none of its')} there and {ours.get(token, 'none')} here): what is compared are probabilities of the "
             "same tokens. Take a teacher of the same family, or learn from its answers as text: python -m posttrain.curate answers, then loops.sft"
         )
     model.requires_grad_(False)
     loading.no_dropout(model)
-    return run.parallel.spread(CompletionLogits(model.eval()))
+    return model.eval()

@@ -24,7 +24,7 @@ class Answer:
 
     example: Example
     columns: dict[str, Tensor]
-    reward: float  # what the scorer said of it
+    reward: float  # what the scorer said of it; 0 where a teacher is learned from instead
     finished: bool  # did the model end its turn?
 
     def __len__(self) -> int:

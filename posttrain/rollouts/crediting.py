@@ -1,6 +1,8 @@
-"""What the tokens of GRPO's answers are credited with: reward, advantage over the group, importance weight.
+"""What the tokens of GRPO's answers are credited with: reward, advantage over the group or by a teacher, importance
+weight.
 
-The mathematics stands in losses/advantages.py, overlong.py and mismatch.py; here the config's keys choose.
+The mathematics stands in losses/advantages.py, overlong.py, on_policy_distillation.py and mismatch.py; here the
+config's keys choose.
 
 Importance weights multiply the advantage and not the token's weight in the loss: a GSPO answer keeps its one vote, and
 the KL term stays that of the states which were visited. This project's own sampler is the trainer's model, so the
@@ -22,6 +24,7 @@ from losses.advantages import (
     max_rl_advantages,
 )
 from losses.mismatch import masked_importance_weights, truncated_importance_weights
+from losses.on_policy_distillation import teacher_advantages
 from losses.overlong import soft_overlong_punishment
 from posttrain.rollouts.answers import Answer
 from posttrain.rollouts.scoring import Metrics, refuse_graded
@@ -37,7 +40,9 @@ def rewards_of(answers: list[Answer], grpo: Any) -> Tensor:
 
 
 def about_groups(answers: list[Answer], grpo: Any) -> Metrics:
-    """How many groups teach nothing, and what was paid for length, as (sum, count)."""
+    """How many groups teach nothing, and what was paid for length, as (sum, count). A teacher knows no groups."""
+    if not grpo.learns_from_rewards:
+        return {}
     rewards = rewards_of(answers, grpo)
     groups = rewards.view(-1, grpo.group_size)
     told: Metrics = {"dead_groups": ((groups.amax(1) == groups.amin(1)).sum().item(), len(groups))}
@@ -60,6 +65,29 @@ def advantages_of(answers: list[Answer], run: Any) -> Tensor:
         total, squares, count = (run.sum_over_processes(part) for part in batch_stats(rewards, size))
         return batch_advantages(rewards, size, stats=(total, squares, count))
     return group_relative_advantages(rewards, size, scale=grpo.advantage_scale)
+
+
+def credited(answers: list[Answer], advantages: Tensor) -> list[Answer]:
+    """Every token of an answer gets the answer's advantage, [N] -> the column advantages."""
+    return [
+        answer.with_columns({"advantages": torch.full_like(answer.columns["sampler_logps"], advantage)})
+        for answer, advantage in zip(answers, advantages.tolist(), strict=True)
+    ]
+
+
+def taught(answers: list[Answer]) -> tuple[list[Answer], Metrics]:
+    """Answers with the column teacher_logps -> with an advantage for each token; and what to log: teacher_kl, the mean
+    of −A. The policy's own log-probs are old_logps where the trainer was asked for them, else the sampler's."""
+    out, total, count = [], 0.0, 0
+    for answer in answers:
+        teacher = answer.columns["teacher_logps"]
+        # (of a muted answer nobody is asked about any token, but the sampler has said its own)
+        student = answer.columns.get("old_logps", answer.columns["sampler_logps"])[: len(teacher)]
+        active = torch.ones_like(teacher, dtype=torch.bool)
+        advantages = teacher_advantages(teacher[None], student[None], active[None])[0]  # [tokens of the completion]
+        out.append(answer.with_columns({"advantages": advantages}))
+        total, count = total - advantages.sum().item(), count + len(advantages)
+    return out, {"teacher_kl": (total, count)}
 
 
 def weigh(answers: list[Answer], grpo: Any) -> tuple[list[Answer], Metrics]:

@@ -33,6 +33,11 @@ class Row:
         return self.example.input_ids[: mask.index(True) if True in mask else len(mask)]
 
 
+def unanswered(prompt_ids: list[int], row: dict) -> Example:
+    """A prompt that came without an answer: there is nothing to learn from it until the student has given its own."""
+    return Example.of(prompt_ids, [])
+
+
 def chosen(examples: list[Example], share: float, room: int, *, seed: int, step: int) -> list[Row]:
     """The rows of one step, `share` of them to be asked: drawn by (seed, step) among those whose prompt has at least
     one token and at most `room`. The same on every process."""

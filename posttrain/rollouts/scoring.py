@@ -42,15 +42,22 @@ class Scorer:
         self.run = run
         self.reward_model, self.functions = None, []
         names = section.reward if given is None else given
-        if names is None:
+        if given is not None and not section.learns_from_rewards:
+            raise UserError(f"{method}.advantage: teacher learns from no reward function: name it in {method}.watch")
+        if names is not None:
+            self.functions = rewards.find(names, self.weights, key=f"{method}.reward")
+        elif section.reward_model is not None:
             self.name, key = section.reward_model, f"{method}.reward_model"
             reward_model, self.tokenizer = scalar.load_reward_model(self.name, device=run.parallel.loads_on, key=key)
             self.reward_model = run.parallel.spread(reward_model)
-        else:
-            self.functions = rewards.find(names, self.weights, key=f"{method}.reward")
         self.watched = [] if section.watch is None else rewards.find(section.watch, key=f"{method}.watch")
         self.seen = [f"watched/{name}" for name in named(self.watched)]  # their names among the metrics
         rewards.refuse_bad_targets([*self.functions, *self.watched], data)
+
+    @property
+    def scores(self) -> bool:
+        """Is anything learned from rewards? Else every answer's is 0, and none is told."""
+        return bool(self.functions) or self.reward_model is not None
 
     @property
     def fingerprinted(self) -> Any:
@@ -77,7 +84,9 @@ class Scorer:
             available |= dict(zip(OF_A_RUN, (state, logged.log_metric, logged.log_extra), strict=True))
         given, completions = call_all(functions, available), available["completions"]
         logged.refuse_uneven(len(texts))
-        if self.reward_model is None:
+        if not self.scores:
+            values = [0.0] * len(texts)
+        elif self.reward_model is None:
             own = given[: len(self.functions)]
             values, metrics = rewards.add_up(self.functions, self.weights, own, completions)
         else:
@@ -122,7 +131,8 @@ class Scorer:
     def held_out(self, model: Any, validation: list, section: Any, tokenizer: Any, run: Any) -> dict[str, float]:
         """Mean reward (and watched rewards) of one greedy answer to each held-out prompt, over all processes."""
         own = validation[run.accelerator.process_index :: run.accelerator.num_processes]
-        names = {"reward_held_out": None} | {f"{name}_held_out": name for name in self.seen}
+        names: dict[str, str | None] = {"reward_held_out": None} if self.scores else {}
+        names |= {f"{name}_held_out": name for name in self.seen}
         sums, scored = dict.fromkeys(names, 0.0), Scored([], [], [], {}, Logged(), 1)
         with gathered(self.reward_model):  # by all of them: more processes than prompts, and some have nothing to ask
             if own:
@@ -136,11 +146,11 @@ class Scorer:
         return means
 
 
-def describe(values: Tensor, rollout: Rollout) -> dict[str, tuple]:
-    """What to watch of a rollout and the rewards [N] of its answers, as (sum, count)."""
-    n = len(values)
-    return {
-        "reward": (values.sum(), n),
+def describe(values: Tensor | None, rollout: Rollout) -> dict[str, tuple]:
+    """What to watch of a rollout and the rewards [N] of its answers (None: nothing is rewarded), as (sum, count)."""
+    n = len(rollout.completion_ids)
+    rewards = {} if values is None else {"reward": (values.sum(), n)}
+    return rewards | {
         "completion_length": (sum(map(len, rollout.completion_ids)), n),
         "finished": (sum(rollout.finished), n),
     }

@@ -14,6 +14,7 @@ HEALTHY = {
     "validation_loss": "falls with the training loss; rising = overfitting",
     "dpo_loss": "starts at ln 2 = 0.693 (ipo: 1/(2 beta)^2, apo: 1), falls",
     "divergence": "falls (nats per token)",
+    "teacher_kl": "falls (nats per token, estimated from the sampled ones)",
     "z0": "bounded: how far the model has drifted anyway",
     "accuracy": "rises towards 1 (DPO's first step has ties only, and shows 0)",
     "margin": "rises; look at chosen below, too",

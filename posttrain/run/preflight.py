@@ -223,6 +223,8 @@ def dead_groups(run, metrics: dict[str, tuple], mask_truncated: bool) -> None:
         name: run.sum_over_processes(metrics[name][0]) / run.sum_over_processes(metrics[name][1]) for name in names
     }
     unfinished(run, share["finished"], ", and with mask_truncated nothing is learned" * mask_truncated)
+    if "dead_groups" not in share:  # a teacher has something to say of every token
+        return
     if share["dead_groups"] < 1:
         run.preflight.lines.append(f"{1 - share['dead_groups']:.0%} of the groups are alive")
         return

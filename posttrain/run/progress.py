@@ -9,7 +9,17 @@ import time
 import torch
 from tqdm import tqdm
 
-HEADLINE = ("loss", "dpo_loss", "reward", "accuracy", "divergence", "kl", "explained_variance", "validation_loss")
+HEADLINE = (
+    "loss",
+    "dpo_loss",
+    "reward",
+    "accuracy",
+    "divergence",
+    "teacher_kl",
+    "kl",
+    "explained_variance",
+    "validation_loss",
+)
 LINES = 10  # plain lines over the whole run
 
 

@@ -91,12 +91,15 @@ class Run:
         """One line, from the main process only, that does not break the progress bar."""
         self.progress.say(line)
 
-    def introduce(self, notes: list[str], encoded: Any) -> None:
-        """Say what was loaded and read. Of a stream, what was left out is known, and said, at the end."""
+    def introduce(self, notes: list[str], encoded: Any, *, given: bool = True) -> None:
+        """Say what was loaded and read. Of a stream, what was left out is known, and said, at the end.
+
+        given: the rows bring what is to be learned; else the model answers them."""
         self._encoded = encoded
         for line in [*notes, encoded.summary(), *encoded.remarks]:
             self.say(line)
-        preflight.rows(self, encoded)
+        if given:
+            preflight.rows(self, encoded)
         self.checkpoints.remember("the training data", encoded.items)
 
     # ------------------------------------------------------------ model, optimiser, schedule

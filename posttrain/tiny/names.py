@@ -3,6 +3,7 @@
     tiny-base        python -m loops.pretrain --config configs/pretrain_tiny.yaml   reads and computes, cannot chat
     tiny-sft         python -m loops.sft --config configs/sft_tiny.yaml             from tiny-base
     tiny-dpo         python -m loops.dpo --config configs/dpo_tiny.yaml             from tiny-sft
+    tiny-grpo        python -m loops.grpo --config configs/grpo_tiny.yaml           from tiny-dpo
     tiny-preference  python -m posttrain.curate best-of-k … --write pairs           right and wrong answers of tiny-sft
     tiny-outcome     python -m posttrain.curate best-of-k … --write labels          the same answers, each marked
 
@@ -27,7 +28,7 @@ from posttrain import ROOT
 from posttrain.errors import UserError
 from posttrain.tiny import data, tokenizer
 
-MODELS = ("tiny-base", "tiny-sft", "tiny-dpo")
+MODELS = ("tiny-base", "tiny-sft", "tiny-dpo", "tiny-grpo")
 SAMPLED = {"tiny-preference": "pairs", "tiny-outcome": "labels"}  # data sets, and how curate best-of-k is to write them
 PROBLEMS = {"train": 1000, "test": 300}  # of tiny-math, that tiny-sft is asked
 
@@ -40,7 +41,7 @@ def cache_folder() -> Path:
 def command(name: str, split: str = "train") -> list[str]:
     """What makes it, without the place it is written to."""
     if name in MODELS:
-        loop = {"tiny-base": "pretrain", "tiny-sft": "sft", "tiny-dpo": "dpo"}[name]
+        loop = "pretrain" if name == "tiny-base" else name.removeprefix("tiny-")
         return ["-m", f"loops.{loop}", "--config", f"configs/{loop}_tiny.yaml"]
     sampled = ["--k", "4", "--max-new-tokens", "28", "--write", SAMPLED[name]]
     asked = ["--prompts", "tiny-math", "--split", split, "--max-prompts", str(PROBLEMS[split])]
@@ -61,6 +62,8 @@ def fingerprint(name: str, split: str = "train") -> str:
         parts.append(fingerprint("tiny-base"))
     elif name == "tiny-dpo":
         parts += [fingerprint("tiny-sft"), json.dumps(data.rows("tiny-identity"))]
+    elif name == "tiny-grpo":
+        parts += [fingerprint("tiny-dpo"), json.dumps(data.rows("tiny-math"))]
     else:
         parts += [fingerprint("tiny-sft"), json.dumps(data.rows("tiny-math", split))]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]

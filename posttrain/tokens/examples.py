@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import random
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
@@ -209,15 +209,18 @@ def labelled(rows: Rows | Stream, tokenizer, max_length: int, data) -> Encoded:
     return _encode(rows, Encoder(tokenizer, conversations, items, max_length, *said, data, "outcome"))
 
 
-def prompts(rows: Rows | Stream, tokenizer, max_length: int, max_new_tokens: int, data, method: str) -> Encoded:
+def prompts(
+    rows: Rows | Stream, tokenizer, max_length: int, max_new_tokens: int, data, method: str, item: Callable = Prompt
+) -> Encoded:
+    """item: what is made of the prompt's ids and its canonical row."""
     room = max_length - max_new_tokens
     if room < 1:
         raise UserError(
             f"{method}.max_new_tokens = {max_new_tokens} leaves no room for a prompt in data.max_length = {max_length}: lower one or raise the other"
         )
 
-    def items(row: dict, index: int, examples: list[list[Example]]) -> list[Prompt]:
-        return [Prompt(template.prompt_ids(tokenizer, row["prompt"], **shown(row)), row)]
+    def items(row: dict, index: int, examples: list[list[Example]]) -> list:
+        return [item(template.prompt_ids(tokenizer, row["prompt"], **shown(row)), row)]
 
     said = too_long_to_answer(max_length, max_new_tokens, data, method)
     return _encode(rows, Encoder(tokenizer, lambda row: [], items, room, *said, data, method))

@@ -62,6 +62,8 @@ CASES = {
     "grpo-dynamic": (grpo, GRPO, RL | {"grpo.prompts_per_step": 2, "grpo.group_size": 4, "grpo.max_new_tokens": 6, "grpo.minibatches": 2,
                                        "grpo.dynamic_sampling": True, "grpo.max_resamples": 2, "grpo.overlong_cache": 2,
                                        "grpo.importance_weights": "masked"}),
+    "grpo-teacher": (grpo, GRPO, RL | {"grpo.prompts_per_step": 4, "grpo.group_size": 2, "grpo.max_new_tokens": 6, "grpo.minibatches": 2,
+                                       "grpo.advantage": "teacher", "grpo.advantage_scale": "none", "grpo.reward": None}),
     "ppo": (ppo, GRPO, RL | HELD_OUT | {"ppo.prompts_per_step": 4, "ppo.max_new_tokens": 6, "ppo.minibatches": 2, "ppo.inner_epochs": 2,
                                         "ppo.kl_coef": 0.1, "ppo.kl_target": 0.01}),
     "ppo-shared": (ppo, GRPO, RL | HELD_OUT | LORA | {"ppo.prompts_per_step": 4, "ppo.max_new_tokens": 6, "ppo.minibatches": 2,
@@ -72,14 +74,16 @@ CASES = {
 def train(case: str, model: str, out: Path, resume: bool) -> None:
     loop, rows, changes = CASES[case]
     method = case.split("-")[0]
-    own = {k: v for k, v in (SHARED | changes).items() if v is not None}
-    if method == "distill":
-        own["distill.teacher"] = f"{model}-teacher"
+    own = {k: v for k, v in (SHARED | changes).items() if v is not None or k == "grpo.reward"}
+    if case in ("distill", "grpo-teacher"):
+        own[f"{method}.teacher"] = f"{model}-teacher"
     config = load(
         ROOT / f"configs/{tiny_config(method)}.yaml",
         own | {"model.name": model, "output.dir": str(out), "resume": resume},
     )
     given = {"reward": right_or_wrong if "dynamic" in case else even_tokens} if method in ("grpo", "ppo") else {}
+    if case == "grpo-teacher":
+        given = {}
     loop.train(config, rows=rows and [dict(row) for row in rows], **given)
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from posttrain import ROOT
 
 sys.path.insert(0, str(Path(__file__).parent))
-from kit import SMALL, even_tokens, fsdp2_of
-from two_processes import DPO, GRPO, SFT
+from kit import SMALL, even_tokens, fsdp2_of, tiny_config
+from two_processes import DPO, GRPO, KTO, SFT
 
-from loops import dpo, grpo, ppo, pretrain, reward, sft
+from loops import distill, dpo, grpo, kto, ppo, pretrain, reward, sft, simpo
 from posttrain.config import load
 from posttrain.config.command_line import parse
 from posttrain.errors import clear_exit
@@ -35,8 +35,14 @@ CASES = {
     "dpo-lora-copy": (dpo, DPO, {"training.batch_size": 5, "model.adapter": "lora", "model.reference": "copy"}),
     # the reference: a second model, sharded as well
     "dpo": (dpo, DPO, {"training.batch_size": 5, "model.adapter": "none", "dpo.precompute": False}),
+    "simpo": (simpo, DPO, {"training.batch_size": 5, "model.adapter": "none", "simpo.loss": "orpo", **HELD_OUT}),
+    "kto": (kto, KTO, {"training.batch_size": 5, "model.adapter": "none", **HELD_OUT}),
+    "kto-lora": (kto, KTO, {"training.batch_size": 5, "model.adapter": "lora"}),
+    "distill": (distill, SFT, {"training.batch_size": 5, "distill.on_policy": 0.6, "distill.max_new_tokens": 6, **HELD_OUT}),
     "reward": (reward, DPO, {"training.batch_size": 5, **HELD_OUT}),
     "grpo": (grpo, GRPO, {"grpo.prompts_per_step": 3, "grpo.group_size": 4, "grpo.max_new_tokens": 6, "grpo.inner_epochs": 2, "grpo.kl_coef": 0.1, **HELD_OUT}),
+    "taught": (grpo, GRPO, {"grpo.prompts_per_step": 5, "grpo.group_size": 1, "grpo.max_new_tokens": 6, "grpo.kl_coef": 0, "grpo.reward": None,
+                            "grpo.advantage": "teacher", "grpo.advantage_scale": "none", "training.learning_rate": 1e-3}),
     "ppo": (ppo, GRPO, {"ppo.critic": "separate", "ppo.minibatches": 2, "model.adapter": "none", **HELD_OUT} | {f"ppo.{k}": v for k, v in RL.items()}),
     "ppo-shared": (ppo, GRPO, {"ppo.critic": "shared", "ppo.minibatches": 2, **HELD_OUT} | {f"ppo.{k}": v for k, v in RL.items()}),
 }  # fmt: skip
@@ -58,8 +64,10 @@ def main(method: str, model: str, out: str, how: str, *changes: str) -> None:
     if learned := f"{name}.reward_model" in told:
         told[f"{name}.reward"] = None
     own = own if loop is pretrain else {"model.name": model, **own}
-    config = load(ROOT / f"configs/{name}_tiny.yaml", {"output.dir": out, **SHARED, **own, **told})
-    given = {"reward": even_tokens} if loop in (grpo, ppo) and not learned else {}
+    if method in ("distill", "taught"):
+        own[f"{name}.teacher"] = f"{model}-teacher"
+    config = load(ROOT / f"configs/{tiny_config(name)}.yaml", {"output.dir": out, **SHARED, **own, **told})
+    given = {"reward": even_tokens} if loop in (grpo, ppo) and not learned and method != "taught" else {}
     loop.train(config, **given if rows is None else {"rows": rows, **given})
 
 

@@ -1,7 +1,9 @@
 from functools import partial
 
 import pytest
-from kit import even_tokens, metric, right_or_wrong, run_loop, small_config, tiny_folder
+import torch
+from kit import bytelevel_tokenizer, even_tokens, metric, right_or_wrong, run_loop, small_config, tiny_folder
+from transformers import AutoModelForCausalLM
 
 from loops import grpo
 from posttrain import ROOT
@@ -413,3 +415,118 @@ def test_a_whole_variant_in_bf16_with_masked_rows(tmp_path, llama, of_all_length
         grpo__dynamic_sampling=True, grpo__importance_weights="masked", grpo__importance_level="geometric", training__max_steps=4,
     )  # fmt: skip
     assert len(result.metrics) == 4 and metric(result, "importance_weight")[0] == pytest.approx(1, abs=0.05)
+
+
+# ---------------------------------------------------------------- a teacher in a reward's place
+
+TAUGHT = {"grpo__advantage": "teacher", "grpo__advantage_scale": "none", "grpo__reward": None, "grpo__kl_coef": 0.0}
+ALONE = {"grpo__group_size": 1, "grpo__prompts_per_step": 6}
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    return tiny_folder(tmp_path_factory.mktemp("teacher"), seed=3, num_hidden_layers=1)
+
+
+@pytest.fixture
+def learn(llama, tmp_path, teacher):
+    """A run from a teacher, by default one that differs."""
+    return lambda **more: run(llama, tmp_path, reward=None, **{"grpo__teacher": teacher, **TAUGHT, **more})
+
+
+def test_the_student_comes_nearer_to_its_teacher_from_one_answer_a_prompt(learn):
+    steps = {"training__max_steps": 100, "training__learning_rate": 1e-2, "training__schedule": "constant"}
+    gap = metric(learn(**ALONE, **steps, grpo__loss="cispo", grpo__clip_low=None), "teacher_kl")
+    assert sum(gap[-5:]) < 0.6 * sum(gap[:5]) and gap[0] > 0.5
+
+
+def test_the_advantage_of_each_token_is_what_plain_transformers_say(learn, teacher, monkeypatch):
+    """At the rollout's temperature; a muted row has none."""
+    seen, real = [], grpo.taught
+    monkeypatch.setattr(grpo, "taught", lambda answers: seen.append(real(answers)) or seen[-1])
+    result = learn(
+        grpo__temperature=0.6, training__max_steps=1, grpo__mask_truncated=True, training__micro_batch_size=3
+    )
+    ((answers, _),) = seen
+    model, gaps = AutoModelForCausalLM.from_pretrained(teacher).eval(), []
+    assert {a.finished for a in answers} == {False}  # of a random model
+    assert all(len(a.columns["advantages"]) == 0 for a in answers)
+    seen.clear()
+    result = learn(grpo__temperature=0.6, training__max_steps=1, training__micro_batch_size=3)
+    ((answers, _),) = seen
+    for a in answers:
+        ids = torch.tensor([a.example.input_ids])
+        with torch.no_grad():
+            logps = torch.log_softmax(model(ids).logits[0, :-1] / 0.6, -1).gather(-1, ids[0, 1:, None])[:, 0]
+        expected = logps[a.example.prompt_length - 1 :] - a.columns["sampler_logps"]
+        torch.testing.assert_close(a.columns["advantages"], expected, atol=1e-4, rtol=1e-4)
+        gaps.append(-expected)
+    assert metric(result, "teacher_kl") == [pytest.approx(torch.cat(gaps).mean().item(), abs=1e-5)]
+
+
+def test_a_teacher_is_asked_at_the_rollouts_temperature(learn, llama, monkeypatch):
+    """One that is the student has nothing to teach. Asked at 1 it would find what was likely too likely."""
+    own = {**ALONE, "grpo__teacher": llama, "grpo__temperature": 0.6, "training__max_steps": 1}
+    right = learn(**own).metrics[0]
+    assert right["teacher_kl"] == pytest.approx(0, abs=1e-5) and right["grad_norm"] < 1e-4
+    real = grpo.load_grader
+
+    def at_1(*told):
+        module = real(*told)
+        monkeypatch.setattr(module, "forward", lambda batch, temperature: type(module).forward(module, batch))
+        return module
+
+    monkeypatch.setattr(grpo, "load_grader", at_1)
+    wrong = learn(**own).metrics[0]
+    assert abs(wrong["teacher_kl"]) > 0.1 and wrong["grad_norm"] > 0.1
+
+
+def test_steps_from_a_teacher_do_not_depend_on_how_they_are_cut(learn, of_all_lengths):
+    """Shared prompts, several updates, rows left out, weights for another sampler: at once."""
+    fixed = {
+        "training__max_steps": 4, "grpo__minibatches": 2, "grpo__mask_truncated": True, "grpo__kl_coef": 0.1,
+        "grpo__importance_weights": "masked",
+    }  # fmt: skip
+    whole, cut, apart = (
+        learn(**fixed, training__micro_batch_size=m, training__share_prompts=s)
+        for m, s in ((8, True), (3, True), (2, False))
+    )
+    for other in (cut, apart):
+        for name in ("loss", "grad_norm", "kl", "ratio", "teacher_kl", "importance_weight"):
+            assert metric(other, name) == pytest.approx(metric(whole, name), abs=1e-5, rel=1e-4), name
+
+
+def test_importance_weights_take_the_trainers_own_log_probs(learn, monkeypatch):
+    """Another sampler than the trainer: the advantage is the teacher's against the trainer's, and is weighed."""
+    real, seen = sampling.sample, []
+    monkeypatch.setattr(sampling, "sample", lambda *a, **k: real(*a, **(k | {"temperature": 2.0})))
+    weigh = grpo.weigh
+    monkeypatch.setattr(grpo, "weigh", lambda answers, keys: seen.extend(answers) or weigh(answers, keys))
+    learn(training__max_steps=1, preflight__sampler=False, grpo__importance_weights="truncated")
+    for a in seen:
+        expected = a.columns["teacher_logps"] - a.columns["old_logps"]
+        torch.testing.assert_close(a.columns["advantages"], expected)
+        assert (a.columns["old_logps"] - a.columns["sampler_logps"]).abs().max() > 0.1
+
+
+def test_nothing_is_rewarded_and_what_is_watched_is_measured(learn, capfd):
+    more = {"grpo__watch": "kit:even_tokens", "data__validation_split": 0.3, "training__eval_every": 1}
+    row = learn(training__max_steps=1, **more).metrics[0]
+    assert 0 < row["watched/even_tokens"] < 1 and 0 <= row["watched/even_tokens_held_out"] <= 1
+    assert not {"reward", "reward_held_out", "dead_groups"} & set(row)
+    assert "no answer of the first rollout ended" in capfd.readouterr().err
+
+
+def test_a_teacher_in_bf16(learn):
+    result = learn(model__dtype="bfloat16", **ALONE)
+    assert len(result.metrics) == 3 and metric(result, "teacher_kl")[0] > 0.5
+
+
+def test_what_a_teacher_may_not_be(learn, tmp_path, llama):
+    tokenizer = bytelevel_tokenizer()
+    tokenizer.add_tokens(["<|new|>"])
+    other = tiny_folder(tmp_path / "other", tokenizer=tokenizer)
+    with pytest.raises(UserError, match=r"^grpo.teacher '.*' has another vocabulary than the student"):
+        learn(grpo__teacher=other)
+    with pytest.raises(UserError, match=r"advantage: teacher learns from no reward function: name it in grpo.watch"):
+        run(llama, tmp_path, grpo__teacher=llama, **TAUGHT)  # with reward=even_tokens

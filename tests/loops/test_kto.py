@@ -105,3 +105,10 @@ def test_refusals(tmp_path, llama):
         run(llama, tmp_path, rows=[{"prompt": "a", "completion": "b", "label": 0.7}])
     with pytest.raises(UserError, match="expected the columns"):
         run(llama, tmp_path, rows=[{"prompt": "a", "chosen": "b", "rejected": "c"}])
+
+
+def test_bf16(tmp_path, llama):
+    for adapter in ("none", "lora"):
+        result = run(llama, tmp_path, model__dtype="bfloat16", model__adapter=adapter, output__samples=2)
+        # a half exactly: policy and reference are rounded alike, so every r and z0 are 0
+        assert metric(result, "loss")[0] == pytest.approx(0.5, abs=1e-5) and metric(result, "z0")[0] == 0

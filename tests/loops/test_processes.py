@@ -59,7 +59,7 @@ def test_sft(tmp_path):
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("method", "adapter"),
-    [("sft", "lora"), ("dpo", "none"), ("dpo", "lora"), ("grpo", "none"), ("grpo", "lora"), ("dynamic", "none"), ("packed", "none"), ("stream", "none"),
+    [("sft", "lora"), ("dpo", "none"), ("dpo", "lora"), ("grpo", "none"), ("grpo", "lora"), ("dynamic", "none"), ("taught", "none"), ("taught", "lora"), ("packed", "none"), ("stream", "none"),
      ("dpo", "4bit"), ("reward", "none"), ("reward", "lora"), ("ppo", "none"), ("ppo", "lora"),
      ("dpo-ipo", "none"), ("simpo", "lora"), ("kto", "none"), ("kto", "lora"), ("distill", "none"), ("distill", "lora")],
 )  # fmt: skip

@@ -9,8 +9,8 @@ import pytest
 from kit import environment, tiny_family, tiny_folder
 
 SCRIPT = Path(__file__).with_name("killed.py")
-ALL = ["sft", "sft-lora", "sft-8bit-optimizer", "sft-packed", "sft-stream", "sft-best", "sft-measured", "dpo", "dpo-lora", "reward", "reward-lora", "simpo", "kto", "distill", "grpo", "grpo-dynamic", "ppo", "ppo-shared"]  # fmt: skip
-LOOPS = ["sft", "dpo", "simpo", "kto", "distill", "reward", "grpo", "grpo-dynamic", "ppo"]
+ALL = ["sft", "sft-lora", "sft-8bit-optimizer", "sft-packed", "sft-stream", "sft-best", "sft-measured", "dpo", "dpo-lora", "reward", "reward-lora", "simpo", "kto", "distill", "grpo", "grpo-dynamic", "grpo-teacher", "ppo", "ppo-shared"]  # fmt: skip
+LOOPS = ["sft", "dpo", "simpo", "kto", "distill", "reward", "grpo", "grpo-dynamic", "grpo-teacher", "ppo"]
 
 
 def trials(folder, wanted):
@@ -23,7 +23,7 @@ def trials(folder, wanted):
             ),
             kills,
         )
-        if case == "distill":
+        if case in ("distill", "grpo-teacher"):
             tiny_folder(folder / f"model-{case}-teacher", seed=3)
     done = subprocess.run(
         [sys.executable, SCRIPT, folder / "runs", json.dumps(made)], env=environment(), capture_output=True, text=True, timeout=550,

@@ -45,10 +45,12 @@ def assert_same(a, b):
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "method", ["pretrain", "sft", "sft-lora", "dpo", "dpo-lora-copy", "reward", "grpo", "ppo", "ppo-shared"]
-)
+    "method",
+    ["pretrain", "sft", "sft-lora", "dpo", "dpo-lora-copy", "simpo", "kto", "kto-lora", "distill", "reward", "grpo", "taught", "ppo", "ppo-shared"],
+)  # fmt: skip
 def test_sharded_equals_whole_and_resumes(tmp_path, method):
     model = tiny_folder(tmp_path / "m")
+    tiny_folder(tmp_path / "m-teacher", seed=3)
     run(1, method, model, tmp_path / "one", "plain")
     run(2, method, model, tmp_path / "two", "sharded")
     assert all(row["grad_norm"] > 0.05 for row in metrics(tmp_path / "one"))  # every step was clipped
@@ -72,6 +74,10 @@ def test_in_bf16_the_reference_is_the_policy(tmp_path):
     run(2, "dpo", model, tmp_path / "dpo", "sharded", *bf16)
     run(2, "grpo", model, tmp_path / "grpo", "sharded", *bf16, "grpo.inner_epochs=1")
     run(2, "ppo", model, tmp_path / "ppo", "sharded", *bf16)
+    run(2, "kto", model, tmp_path / "kto", "sharded", *bf16)
+    assert (
+        metrics(tmp_path / "kto")[0]["loss"] == pytest.approx(0.5, abs=1e-6) and metrics(tmp_path / "kto")[0]["z0"] == 0
+    )
     assert metrics(tmp_path / "dpo")[0]["dpo_loss"] == pytest.approx(0.6931472, abs=1e-6)
     assert metrics(tmp_path / "grpo")[0]["kl"] == 0
     assert metrics(tmp_path / "ppo")[0]["kl"] == 0

@@ -59,3 +59,14 @@ def test_validation_and_lora(tmp_path, llama):
 def test_a_model_without_a_reference_has_no_key_for_one(tmp_path):
     with pytest.raises(UserError, match="unknown key 'reference' in model"):
         config("x", tmp_path, model__reference="copy")
+
+
+@pytest.mark.parametrize("loss", ["simpo", "orpo"])
+def test_bf16(tmp_path, llama, loss):
+    """The first loss is float32's, but for the rounding of log-probs."""
+    for adapter in ("none", "lora"):
+        both = [
+            run(llama, tmp_path, model__dtype=d, model__adapter=adapter, simpo__loss=loss)
+            for d in ("float32", "bfloat16")
+        ]
+        assert metric(both[1], "loss")[0] == pytest.approx(metric(both[0], "loss")[0], rel=0.05)

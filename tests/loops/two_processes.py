@@ -43,6 +43,8 @@ CASES = {  # 7 rows in windows of 5 and 2, then again: odd numbers everywhere
     "dynamic": (grpo, GRPO, {"grpo.prompts_per_step": 3, "grpo.max_new_tokens": 6, "grpo.minibatches": 2, "grpo.dynamic_sampling": True,
                              "grpo.overlong_cache": 2, "grpo.advantage": "batch", "grpo.advantage_scale": "none",
                              "grpo.importance_weights": "truncated"}),
+    "taught": (grpo, GRPO, {"grpo.prompts_per_step": 5, "grpo.group_size": 1, "grpo.max_new_tokens": 6, "grpo.advantage": "teacher",
+                            "grpo.advantage_scale": "none", "grpo.reward": None, "grpo.inner_epochs": 2, "grpo.importance_weights": "truncated"}),
     "ppo": (ppo, GRPO, {"ppo.prompts_per_step": 4, "ppo.kl_coef": 0.02, **HELD_OUT}),
 }  # fmt: skip
 
@@ -57,10 +59,11 @@ def main(method: str, model: str, out: str, adapter: str) -> None:
         changes = changes | {"ppo.critic": "shared" if adapter == "lora" else "separate"}
     adapter = "none" if adapter == "none" else "lora"
     name = loop.__name__.removeprefix("loops.")
-    if name == "distill":
-        changes = changes | {"distill.teacher": f"{model}-teacher"}
+    if method in ("distill", "taught"):
+        changes = changes | {f"{name}.teacher": f"{model}-teacher"}
     config = small_config(name, model, Path(out), **SHARED | {"model.adapter": adapter} | changes)
-    given = {"reward": right_or_wrong if method == "dynamic" else even_tokens} if loop in (grpo, ppo) else {}
+    rewarded = loop in (grpo, ppo) and method != "taught"
+    given = {"reward": right_or_wrong if method == "dynamic" else even_tokens} if rewarded else {}
     result = loop.train(config, rows=rows, **given)
     if torch.distributed.is_initialized() and torch.distributed.get_rank():
         return

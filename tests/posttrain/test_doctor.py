@@ -59,7 +59,7 @@ def test_of_a_model(tmp_path, capsys):
     doctor.main(["--model", path])
     out = capsys.readouterr().out
     assert out.startswith(f"model {path}\n  loading       ok: LlamaForCausalLM, ") and "NO: " not in out
-    assert out.endswith("verdict: sft, dpo, reward, grpo, ppo can train this model\n")
+    assert out.endswith("verdict: sft, distill, dpo, simpo, kto, reward, grpo, ppo can train this model\n")
     doctor.main(["--config", str(ROOT / "configs/dpo_tiny.yaml"), "--model", path, "--model.dtype", "bfloat16"])
     assert "computing in bfloat16" in capsys.readouterr().out
     with pytest.raises(SystemExit) as left:

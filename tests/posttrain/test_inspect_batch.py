@@ -149,6 +149,18 @@ def test_kto_and_simpo_are_the_first_window(tmp_path, llama):
     assert (seen.logps[:4].sum() / chosen.sum()).item() == pytest.approx(first["chosen_logps_per_token"], abs=1e-5)
 
 
+def test_a_teachers_advantages_and_prompts_that_are_to_be_answered(tmp_path, llama):
+    taught = {"advantage": "teacher", "teacher": llama, "reward": None, "advantage_scale": "none", "kl_coef": 0.0}
+    seen = inspect_batch.inspect(
+        small_config("grpo", llama, tmp_path, **{f"grpo__{k}": v for k, v in taught.items()}), PROMPTS
+    )
+    assert all(name.startswith(("mean advantage +0.00", "mean advantage -0.00")) for name in seen.names)
+    c = small_config("distill", llama, tmp_path, distill__teacher=llama, distill__on_policy=1)
+    seen = inspect_batch.inspect(c, PROMPTS)
+    assert set(seen.names) == {"row, in whose place the student's own answer stands"}
+    assert seen.weights.sum() == 0 and not seen.batch.active.any()
+
+
 def test_distill_shows_the_given_answers_and_who_is_asked(tmp_path, llama):
     c = small_config("distill", llama, tmp_path, distill__teacher=llama, distill__on_policy=0.5)
     seen = inspect_batch.inspect(c, SFT)

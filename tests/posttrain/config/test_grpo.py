@@ -11,12 +11,26 @@ from posttrain.errors import UserError
 MAX_RL = {"grpo__advantage": "max_rl", "grpo__advantage_scale": "none"}
 DYNAMIC = {"grpo__dynamic_sampling": True}
 GSPO = {"grpo__loss": "gspo", "grpo__length_weighting": "sequence"}
+TEACHER = {"grpo__advantage": "teacher", "grpo__teacher": "x", "grpo__reward": None, "grpo__advantage_scale": "none"}
+HELD_OUT = {"grpo__watch": "answer", "data__validation_split": 0.2, "training__eval_every": 1}
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"grpo__group_size": 1}, "grpo.group_size: input should be greater than or equal to 2, got 1"),
+        ({"grpo__group_size": 0}, "grpo.group_size: input should be greater than or equal to 1, got 0"),
+        ({"grpo__group_size": 1}, "group_size = 1: one answer has nothing to be compared with"),
+        ({"grpo__teacher": "x"}, "teacher = x is for advantage: teacher"),
+        (TEACHER | {"grpo__teacher": None}, "advantage: teacher needs a teacher"),
+        (TEACHER | {"grpo__reward": "answer"}, "learns from the teacher alone, and not from reward = answer: set reward: null"),
+        (TEACHER | {"grpo__reward_model": "y"}, "not from reward_model = y: set reward_model: null"),
+        (TEACHER | {"grpo__reward_weights": [1.0]}, "1 entries for 0 reward functions"),
+        (TEACHER | {"grpo__advantage_scale": "std"}, "teacher is not divided by .* set advantage_scale: none as well"),
+        (TEACHER | DYNAMIC, "there are no dead groups for dynamic_sampling to replace"),
+        (TEACHER | {"grpo__overlong_cache": 4}, "overlong_cache is added to a reward, and advantage: teacher has none"),
+        (TEACHER | GSPO, "gspo has one ratio and one advantage per answer, and advantage: teacher has one per token"),
+        (TEACHER | {"data__validation_split": 0.2, "training__eval_every": 1}, "no reward to measure on the prompts .* give grpo.watch"),
+        (TEACHER | HELD_OUT | {"training__best_metric": "reward_held_out"}, "it is watched/answer_held_out"),
         ({"grpo__kl_estimator": "k1"}, "'k3_is', 'k3' or 'k2', got 'k1'"),
         ({"grpo__minibatches": 3}, "does not divide the 64 completions"),
         ({"training__batch_size": 7}, "training.batch_size = 7, but grpo gives 8 prompts x 8 answers / 1 minibatches = 64"),
@@ -60,6 +74,8 @@ def test_grpo_keys_that_cannot_be(tmp_path, changes, message):
         MAX_RL | DYNAMIC | {"grpo__max_resamples": 2},
         DYNAMIC | {"grpo__overlong_cache": 8, "grpo__importance_weights": "masked", "grpo__importance_level": "token"},
         GSPO | {"grpo__importance_weights": "masked", "grpo__importance_level": "geometric"},
+        TEACHER | {"grpo__group_size": 1, "grpo__mask_truncated": True, "grpo__importance_weights": "truncated"},
+        TEACHER | HELD_OUT | {"training__best_metric": "watched/answer_held_out"},
         {
             "grpo__loss": "cispo",
             "grpo__clip_low": None,
@@ -80,6 +96,13 @@ def test_a_reward_model_takes_the_place_of_the_default_reward():
     assert GrpoConfig(**model).grpo.reward == "answer"
     learned = GrpoConfig(**model, grpo={"reward_model": "folder"}).grpo
     assert (learned.reward, learned.reward_model) == (None, "folder")
+
+
+def test_a_teacher_takes_the_place_of_the_default_reward():
+    model = {"model": {"name": "x"}, "data": {"name": "y"}}
+    learned = GrpoConfig(**model, grpo={"advantage": "teacher", "teacher": "z", "advantage_scale": "none"}).grpo
+    assert (learned.reward, learned.reward_model, learned.learns_from_rewards) == (None, None, False)
+    assert type(learned)(**learned.model_dump()) == learned
 
 
 def test_what_is_left_out_has_the_default_of_its_loss_and_of_its_weights():

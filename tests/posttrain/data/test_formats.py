@@ -60,6 +60,18 @@ def test_nothing_that_the_model_would_have_seen_is_thrown_away(method, row, prom
         assert again.get("messages", again.get("prompt")) == prompt
 
 
+def test_distillation_takes_answers_where_there_are_some_and_prompts_where_there_are_none():
+    """With distill.on_policy: 1. What has an answer is read as loops.sft reads it, and a bad one is none."""
+    (row,) = rows_for("distill", [{"prompt": "Hi.", "completion": "Hello."}]).rows
+    assert row["messages"] == [USER, REPLY]
+    for column in ("prompt", "question"):
+        got = rows_for("distill", [{column: "Hi.", "level": 3}])
+        assert got.rows[0]["prompt"] == [USER] and "messages" not in got.rows[0]
+        assert got.read == [f"1 row as {column}s from rows (columns not used: level)"]
+    with pytest.raises(UserError, match="'label' is 0: a bad answer"):
+        rows_for("distill", [{"prompt": "Hi.", "completion": "No.", "label": 0}])
+
+
 def test_calculator_marks_go_and_code_stays():
     code = "std::cout << 1; std::cin >> a; kernel<<<g, b>>>(x); a <<= 2\n#### 3"
     (row,) = rows_for("sft", [{"question": "?", "answer": code}]).rows

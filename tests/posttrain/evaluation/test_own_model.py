@@ -37,7 +37,10 @@ def problems(findings: dict) -> dict[str, str]:
 def test_every_tested_architecture_passes(tmp_path, kind):
     findings = examine(tiny_family(tmp_path / "m", kind))
     assert list(findings) == NAMES and problems(findings) == {}
-    assert own_model.verdict(list(findings.values())) == (True, "sft, dpo, reward, grpo, ppo can train this model")
+    assert own_model.verdict(list(findings.values())) == (
+        True,
+        "sft, distill, dpo, simpo, kto, reward, grpo, ppo can train this model",
+    )
 
 
 @pytest.mark.parametrize(
@@ -70,8 +73,10 @@ def test_a_model_that_keeps_a_state(tmp_path):
     findings = examine(path)
     assert "keeps a state" in findings["sampling"].problem and "no sequence classifier" in findings["scores"].problem
     fine, verdict = own_model.verdict(list(findings.values()))
-    assert not fine and verdict.startswith("sft, dpo can train this model")
-    assert verdict.endswith("; not reward (scores), grpo (sampling), ppo (sampling)")
+    assert not fine and verdict.startswith("sft, distill, dpo, simpo, kto can train this model; without ")
+    assert "distill.on_policy (sampling)" in verdict and verdict.endswith(
+        "; not reward (scores), grpo (sampling), ppo (sampling)"
+    )
 
 
 def test_what_cannot_be_loaded_ends_there(tmp_path):

@@ -78,6 +78,9 @@ def test_references_critics_and_caches():
     )  # 16 prompts x 8 answers x 100 tokens x 2 x 2 layers x 10 x 4 bytes
     assert parts["sampler's cache (not at the same time)"] == 128 * 100 * 160 == 2_048_000
     assert memory.total(parts) == 4000 + 4000 + 8000 + 4000 + 2_048_000  # the larger of cache and activations
+    taught = {"advantage": "teacher", "teacher": "x", "reward": None, "advantage_scale": "none", "kl_coef": 0}
+    parts = memory.estimate(config("grpo", **{f"grpo__{k}": v for k, v in taught.items()}), SHAPE, 2)
+    assert parts["teacher (taken to be as large)"] == 2000 and "reference" not in parts
     parts = memory.estimate(config("ppo"), SHAPE, 4)
     assert parts["critic"] == 16_000 and parts["activations"] == 832_000
 

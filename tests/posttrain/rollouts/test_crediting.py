@@ -8,7 +8,7 @@ from kit import small_config
 
 from posttrain.errors import UserError
 from posttrain.rollouts.answers import Answer
-from posttrain.rollouts.crediting import about_groups, advantages_of, rewards_of, weigh
+from posttrain.rollouts.crediting import about_groups, advantages_of, credited, rewards_of, taught, weigh
 from posttrain.tokens.batch import Example
 
 
@@ -64,6 +64,29 @@ def test_long_answers_pay_and_their_groups_are_not_dead(tmp_path):
     plain = keys(tmp_path).grpo
     assert rewards_of(answers, plain).tolist() == [1.0, 1.0, 0.0, 0.0]
     assert about_groups(answers, plain) == {"dead_groups": (2, 2)}
+
+
+def test_every_token_gets_the_advantage_of_its_answer():
+    answers = [answer(1.0, 2, sampler_logps=[-1.0, -2.0]), answer(0.0, 1, sampler_logps=[-3.0])]
+    out = credited(answers, torch.tensor([0.5, -0.5]))
+    assert [a.columns["advantages"].tolist() for a in out] == [[0.5, 0.5], [-0.5]]
+
+
+def test_a_teacher_credits_every_token():
+    # −1 − (−3) = 2, −2 − (−1) = −1; where the trainer was asked, it is believed: −1 − (−1.5) = ½; a muted row has none
+    answers = [
+        answer(0.0, 2, teacher_logps=[-1.0, -2.0], sampler_logps=[-3.0, -1.0]),
+        answer(0.0, 1, teacher_logps=[-1.0], sampler_logps=[-3.0], old_logps=[-1.5]),
+        answer(0.0, 1, teacher_logps=[], sampler_logps=[-3.0]).muted(),
+    ]
+    out, told = taught(answers)
+    assert [a.columns["advantages"].tolist() for a in out] == [[2.0, -1.0], [0.5], []]
+    assert told == {"teacher_kl": (-1.5, 3)} and "advantages" not in answers[0].columns
+
+
+def test_a_teacher_knows_no_groups(tmp_path):
+    keys_ = keys(tmp_path, advantage="teacher", teacher="x", reward=None, advantage_scale="none")
+    assert about_groups(ANSWERS, keys_.grpo) == {}
 
 
 def weighed(tmp_path, **given):

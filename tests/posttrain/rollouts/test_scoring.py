@@ -196,6 +196,17 @@ def test_what_to_watch():
     assert told["completion_length"] == (sum(len(ids) for ids in rollout().completion_ids), 4)
 
 
+def test_where_a_teacher_is_learned_from_nothing_is_scored():
+    keys = {"advantage": "teacher", "teacher": "x", "advantage_scale": "none", "reward": None, "watch": "answer"}
+    made = scorer(**keys)
+    values, metrics = made(rollout(), TOKENIZER, PROMPTS)
+    assert values == [0.0] * 4 and not made.scores and not made.fingerprinted
+    assert metrics == {"watched/answer": (2.0, 4), "parse_failures": (1, 4)}
+    assert set(describe(None, rollout())) == {"completion_length", "finished"}
+    with pytest.raises(UserError, match=r"advantage: teacher learns from no reward function: name it in grpo.watch"):
+        scorer(given=length, **keys)
+
+
 def test_an_ending_counts_once():
     made = yaml_config("ppo_tiny").ppo
     scores, finished = [1.0, 0.5], [True, False]

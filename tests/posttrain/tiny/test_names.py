@@ -17,7 +17,9 @@ ALL = [(name, "train") for name in names.MODELS] + [
 ]
 
 
-@pytest.mark.parametrize(("name", "loop"), [("tiny-base", "pretrain"), ("tiny-sft", "sft"), ("tiny-dpo", "dpo")])
+@pytest.mark.parametrize(
+    ("name", "loop"), [("tiny-base", "pretrain"), ("tiny-sft", "sft"), ("tiny-dpo", "dpo"), ("tiny-grpo", "grpo")]
+)
 def test_a_models_command_is_its_loop_on_its_config(name, loop):
     assert names.command(name) == ["-m", f"loops.{loop}", "--config", f"configs/{loop}_tiny.yaml"]
     assert (ROOT / names.command(name)[-1]).is_file()
@@ -34,7 +36,7 @@ def test_a_sampled_sets_command():
 
 def test_fingerprints_differ_and_stay():
     found = {key: names.fingerprint(*key) for key in ALL}
-    assert len(set(found.values())) == len(ALL) == 7 and all(len(value) == 12 for value in found.values())
+    assert len(set(found.values())) == len(ALL) == 8 and all(len(value) == 12 for value in found.values())
     assert found == {key: names.fingerprint(*key) for key in ALL}
 
 
@@ -61,8 +63,8 @@ def test_everything_that_goes_into_one_moves_it_and_all_above_it(monkeypatch):
         *names.MODELS,
         *sampled,
     }
-    assert changed(monkeypatch, other("tiny-identity")) == {"tiny-dpo"}
-    assert changed(monkeypatch, other("tiny-math")) == sampled
+    assert changed(monkeypatch, other("tiny-identity")) == {"tiny-dpo", "tiny-grpo"}
+    assert changed(monkeypatch, other("tiny-math")) == {*sampled, "tiny-grpo"}
     assert changed(monkeypatch, lambda p: p.setattr(names, "PROBLEMS", {"train": 9, "test": 300})) == sampled
 
 
@@ -75,6 +77,7 @@ def test_a_config_that_changes_moves_its_model(monkeypatch):
     assert changed(monkeypatch, lambda p: p.setattr(Path, "read_text", edited)) == {
         "tiny-sft",
         "tiny-dpo",
+        "tiny-grpo",
         *names.SAMPLED,
     }
 
