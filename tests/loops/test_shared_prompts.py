@@ -35,7 +35,9 @@ def test_a_run_is_the_same(tmp_path, llama, name, capsys):
     assert "prompts read once" in capsys.readouterr().err
     assert len(apart.metrics) == len(once.metrics) > 0
     for a, b in zip(apart.metrics, once.metrics, strict=True):
-        for key in set(a) - {"seconds", "tokens_per_second", "memory_gib"}:
+        # before the first update policy and reference are one: which side of 0 a margin is on, rounding says
+        by_chance = {"accuracy"} if a["step"] == 1 else set()
+        for key in set(a) - {"seconds", "tokens_per_second", "memory_gib"} - by_chance:
             assert b[key] == pytest.approx(a[key], abs=1e-5, rel=1e-4), (a["step"], key)
     for a, b in zip(apart.model.parameters(), once.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-3)
