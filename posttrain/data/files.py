@@ -9,7 +9,7 @@ import os
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 from posttrain.errors import UserError, reason, writing
 
@@ -48,23 +48,22 @@ def rows_of(path: Path) -> Iterator[dict]:
 
 
 class JsonLines(Sequence):
-    """The rows of a .jsonl file, each parsed when it is asked for: as objects they take four times the file."""
+    """The rows of a .jsonl file, each parsed when it is asked for: as objects they take four times the file. One such
+    file is open at a time (a folder may have more of them than a process may open), until its last row is read."""
+
+    opened: ClassVar[tuple[JsonLines, BinaryIO] | None] = None
 
     def __init__(self, path: Path):
         self.path, self.starts, self.numbers = path, array("Q"), array("Q")
-        with reading(path):
-            self.file = open(path, "rb")  # noqa: SIM115  # kept: the same file, whatever will be called so later
-            start = 3 if self.file.read(3) == b"\xef\xbb\xbf" else 0
-            self.file.seek(start)
-            for number, line in enumerate(self.file, start=1):  # only \n ends a line: JSON text may hold U+2028
+        with reading(path), open(path, "rb") as file:
+            self.state = _state(file)
+            start = 3 if file.read(3) == b"\xef\xbb\xbf" else 0
+            file.seek(start)
+            for number, line in enumerate(file, start=1):  # only \n ends a line: JSON text may hold U+2028
                 if line.strip():
                     self.starts.append(start)
                     self.numbers.append(number)
                 start += len(line)
-
-    def __del__(self) -> None:
-        if hasattr(self, "file"):
-            self.file.close()
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -72,14 +71,39 @@ class JsonLines(Sequence):
     def __getitem__(self, index: int) -> dict:  # type: ignore[override]  # one row at a time
         start, where = self.starts[index], f"{self.path}, line {self.numbers[index]}"
         with reading(self.path):
-            self.file.seek(start)
-            line = self.file.readline()
+            file = self._file()
+            file.seek(start)
+            line = file.readline()
+        if start == self.starts[-1]:
+            self._close()
         try:
             return parse_json(line.decode(), where)
         except UnicodeDecodeError as error:
             raise UserError(
                 f"{where}: not UTF-8 text: {error.reason} at byte {error.start}; convert the file"
             ) from None
+
+    def _file(self) -> BinaryIO:
+        before = JsonLines.opened
+        if before is not None and before[0] is self:
+            return before[1]
+        self._close()
+        file = open(self.path, "rb")  # noqa: SIM115
+        JsonLines.opened = (self, file)
+        if _state(file) != self.state:
+            raise UserError(f"{self.path}: the file has changed since it was looked at: start again")
+        return file
+
+    @staticmethod
+    def _close() -> None:
+        if JsonLines.opened is not None:
+            JsonLines.opened[1].close()
+            JsonLines.opened = None
+
+
+def _state(file: BinaryIO) -> tuple[int, int]:
+    about = os.fstat(file.fileno())
+    return about.st_size, about.st_mtime_ns
 
 
 def _lines(path: Path) -> Iterator[dict]:

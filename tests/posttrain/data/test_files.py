@@ -2,13 +2,15 @@
 
 import errno
 import json
+import os
+from pathlib import Path
 
 import pyarrow.parquet
 import pytest
-from kit import rows_for
+from kit import rows_for, write_jsonl
 
 from posttrain.data import files
-from posttrain.data.files import read_file, rows_of, write_rows
+from posttrain.data.files import JsonLines, read_file, write_rows
 from posttrain.data.sources import iterate
 from posttrain.errors import UserError
 
@@ -31,19 +33,28 @@ def test_what_other_tools_write(tmp_path):
 
 
 def test_rows_of_a_large_file_are_parsed_when_they_are_asked_for(tmp_path, monkeypatch):
-    """And stay those of the file as it was, when another takes its name."""
     path = tmp_path / "rows.jsonl"
     path.write_bytes('\ufeff{"text": "a"}\n\n  \r\n{"text": "ü"}\n{"text": '.encode())
     parsed = []
     monkeypatch.setattr(files, "parse_json", lambda line, where: parsed.append(where) or json.loads(line))
     rows = read_file(path)
     assert len(rows) == 3 and not parsed
-    (tmp_path / "new").write_text("{}\n{}\n{}\n")
-    (tmp_path / "new").replace(path)
     assert rows[1] == {"text": "ü"} and rows[-3] == {"text": "a"} and parsed == [f"{path}, line 4", f"{path}, line 1"]
-    assert list(rows_of(path)) == [{}, {}, {}]
     with pytest.raises(IndexError):
         rows[3]
+
+
+def test_one_of_many_files_is_open_and_one_that_changes_is_refused(tmp_path):
+    names = [write_jsonl(tmp_path / f"{i}.jsonl", [{"text": f"{i} {k}"} for k in range(3)]) for i in range(5)]
+    shards = [read_file(Path(name)) for name in names]
+    before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
+    assert [rows[k]["text"] for k in range(3) for rows in shards] == [f"{i} {k}" for k in range(3) for i in range(5)]
+    assert not before or len(os.listdir("/proc/self/fd")) <= before + 1
+    assert JsonLines.opened is None  # the last row of a file was read last
+    Path(names[0]).write_text('{"text": "another"}\n' * 3)
+    assert shards[4][0] == {"text": "4 0"}
+    with pytest.raises(UserError, match=r"0.jsonl: the file has changed since it was looked at"):
+        shards[0][1]
 
 
 def test_u2028_inside_a_json_string(tmp_path):
