@@ -135,6 +135,7 @@ def estimate(config, shape: Shape, compute_bytes: int, shares: int = 1) -> dict[
         parts["logits"] = 3.0 * chunk * shape.vocabulary * 4 + (kept if within else 0)
     if method in ("grpo", "ppo"):
         answers = section.prompts_per_step * (section.group_size if method == "grpo" else 1)
+        answers = min(answers, config.rollout.batch_rows or answers)
         cache = 2 * shape.layers * shape.key_value * compute_bytes
         parts["sampler's cache (not at the same time)"] = float(answers * length * cache)
     return parts

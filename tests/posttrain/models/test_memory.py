@@ -77,6 +77,8 @@ def test_references_critics_and_caches():
         config("grpo"), SHAPE, 4
     )  # 16 prompts x 8 answers x 100 tokens x 2 x 2 layers x 10 x 4 bytes
     assert parts["sampler's cache (not at the same time)"] == 128 * 100 * 160 == 2_048_000
+    few = memory.estimate(config("grpo", rollout__batch_rows=32), SHAPE, 4)
+    assert few["sampler's cache (not at the same time)"] == 32 * 100 * 160 == 512_000
     assert memory.total(parts) == 4000 + 4000 + 8000 + 4000 + 2_048_000  # the larger of cache and activations
     taught = {"advantage": "teacher", "teacher": "x", "reward": None, "advantage_scale": "none", "kl_coef": 0}
     parts = memory.estimate(config("grpo", **{f"grpo__{k}": v for k, v in taught.items()}), SHAPE, 2)
