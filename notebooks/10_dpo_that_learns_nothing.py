@@ -7,6 +7,9 @@
 # The model is SmolLM2-135M-Instruct (rounded to 4 bits and back), the lesson another name: Nova. The runs were made
 # once, on two CPU cores in bfloat16, **one seed**; this notebook reads what they left ([the records and their
 # commands](runs/README.md)), so it needs neither the model nor a network. What can be computed here, is.
+#
+# **What you need:** the README's set-up; notebook 2; ten seconds. Open it with `make jupyter`, or run `python
+# notebooks/10_dpo_that_learns_nothing.py`, which needs no Jupyter (its pictures go to `outputs/notebooks/`).
 
 # %%
 import os
@@ -59,7 +62,8 @@ print(f"{len(of('hand', 'pair'))} pairs, {len(of('hand', 'metrics'))} steps of 8
 # %% [markdown]
 # ## 2 · Its curves
 #
-# Does it learn?
+# Does it learn? **Predict**, before you go on to section 3: of 110 questions about its name, one is answered with the
+# new one before the run. How many after it?
 
 # %%
 hand = of("hand", "metrics")

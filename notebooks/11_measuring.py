@@ -4,6 +4,10 @@
 # What can a model do, and how surely? `python -m posttrain.evaluate` prints a share, an interval and a verdict. Here is
 # where the three come from, and seven ways to fool oneself without them. Where a probability can be counted it is
 # counted, by enumeration; two models are really evaluated; the judge of section 7 alone is made up.
+#
+# **What you need:** the README's set-up, the embedded models (`make demo` builds them, else the first run does), half a
+# minute. Open it with `make jupyter`, or run `python notebooks/11_measuring.py`, which needs no Jupyter (its pictures
+# go to `outputs/notebooks/`).
 
 # %%
 import os
@@ -38,7 +42,8 @@ def binomial(n, p):
 # ## 1 · What does 21 of 50 say?
 #
 # The interval that everybody knows is p̂ ± 1.96 √(p̂(1 − p̂)/n). The one in use here is Wilson's: all p that would not
-# be astonished by what was seen.
+# be astonished by what was seen. **Predict:** 0 of 50 were right. What does the naive interval say, and may the next
+# fifty hold one that is?
 
 # %%
 

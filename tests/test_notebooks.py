@@ -92,10 +92,9 @@ def test_it_runs_as_a_script_without_ipython_and_its_pictures_are_files(number, 
 
 def test_each_says_what_you_need_and_asks_before_it_shows():
     for source in SOURCES:
-        if int(source.name[:2]) < 8:
-            text = source.read_text(encoding="utf-8")
-            assert "**What you need:**" in text.split("# %%")[1], source.name
-            assert text.count("**Predict") >= 1, source.name
+        text = source.read_text(encoding="utf-8")
+        assert "**What you need:**" in text.split("# %%")[1], source.name
+        assert text.count("**Predict") >= 1, source.name
 
 
 # The exercises that cost nothing, done as they are asked, against the answers that the notebooks give.
