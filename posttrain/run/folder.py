@@ -66,7 +66,7 @@ def refuse_strangers(folder: Path, resume: bool = False, names: tuple[str, ...] 
     if not folder.is_dir():
         return
     if written.noted(folder) is None:
-        ours = (*names, written.NOTE, written.PART, "config.json")
+        ours = (*names, written.NOTE, *([] if written.begun(folder) else [written.PART]), "config.json")
         strange = sorted(path.name for path in folder.iterdir() if path.name in ours or path.is_dir())
         if strange:
             raise UserError(

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 NOTE, PART = "written.json", "written.json.part"
+BEGINNING = b'{\n "by": "posttrain",'
 
 
 def noted(folder: Path) -> list[str] | None:
@@ -25,6 +26,12 @@ def noted(folder: Path) -> list[str] | None:
         return [str(name) for name in note["files"]] if ours else None
     except (OSError, ValueError, KeyError, TypeError):  # not there, or a file of somebody else's
         return None
+
+
+def begun(folder: Path) -> bool:
+    """Has a kill left the first note of a run half written? It is then all that the run has written."""
+    part = folder / PART
+    return part.is_file() and not part.is_symlink() and BEGINNING.startswith(part.read_bytes()[: len(BEGINNING)])
 
 
 def note(folder: Path, *names: str) -> None:

@@ -40,7 +40,7 @@ CASES = {
     "kto-lora": (kto, KTO, {"training.batch_size": 5, "model.adapter": "lora"}),
     "distill": (distill, SFT, {"training.batch_size": 5, "distill.on_policy": 0.6, "distill.max_new_tokens": 6, **HELD_OUT}),
     "reward": (reward, DPO, {"training.batch_size": 5, **HELD_OUT}),
-    "grpo": (grpo, GRPO, {"grpo.prompts_per_step": 3, "grpo.group_size": 4, "grpo.max_new_tokens": 6, "grpo.inner_epochs": 2, "grpo.kl_coef": 0.1, **HELD_OUT}),
+    "grpo": (grpo, GRPO, {"grpo.prompts_per_step": 3, "grpo.group_size": 4, "grpo.max_new_tokens": 6, "grpo.inner_epochs": 2, "grpo.kl_coef": 0.1, "training.learning_rate": 1e-3, **HELD_OUT}),
     "taught": (grpo, GRPO, {"grpo.prompts_per_step": 5, "grpo.group_size": 1, "grpo.max_new_tokens": 6, "grpo.kl_coef": 0, "grpo.reward": None,
                             "grpo.advantage": "teacher", "grpo.advantage_scale": "none", "training.learning_rate": 1e-3}),
     "ppo": (ppo, GRPO, {"ppo.critic": "separate", "ppo.minibatches": 2, "model.adapter": "none", **HELD_OUT} | {f"ppo.{k}": v for k, v in RL.items()}),

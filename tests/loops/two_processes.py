@@ -36,7 +36,7 @@ CASES = {  # 7 rows in windows of 5 and 2, then again: odd numbers everywhere
     "simpo": (simpo, DPO, {"training.batch_size": 5, "simpo.loss": "orpo", **HELD_OUT}),
     # windows of 6 and of 1, which has no other row
     # Shared in one process and in two: else the rows lie otherwise, and Adam makes a step of the last bit.
-    "kto": (kto, KTO, {"training.batch_size": 6, "training.learning_rate": 1e-2, "training.share_prompts": True}),
+    "kto": (kto, KTO, {"training.batch_size": 6, "training.learning_rate": 1e-3, "training.share_prompts": True}),
     "distill": (distill, SFT, {"training.batch_size": 5, "distill.on_policy": 0.6, **HELD_OUT}),
     "reward": (reward, DPO, {"training.batch_size": 5, **HELD_OUT}),
     "grpo": (grpo, GRPO, {"grpo.prompts_per_step": 3, "grpo.max_new_tokens": 6, "grpo.minibatches": 2}),

@@ -2,7 +2,9 @@ import json
 
 import pytest
 
+from posttrain.errors import UserError
 from posttrain.run import written
+from posttrain.run.folder import refuse_strangers
 
 
 def make(folder, *names):
@@ -21,6 +23,27 @@ def test_a_folder_without_the_note_is_nobodys(tmp_path):
     (tmp_path / "written.json").unlink()
     (tmp_path / "written.json").symlink_to(tmp_path / "other")
     assert written.noted(tmp_path) is None
+
+
+def test_a_first_note_that_a_kill_left_half_written_is_the_runs(tmp_path):
+    assert not written.begun(tmp_path)
+    written.note(tmp_path, "config.yaml")
+    whole = (tmp_path / "written.json").read_bytes()
+    assert whole.startswith(written.BEGINNING)
+    (tmp_path / "written.json").unlink()
+    for length in (0, 1, 10, 25, len(whole)):
+        (tmp_path / "written.json.part").write_bytes(whole[:length])
+        assert written.begun(tmp_path)
+        refuse_strangers(tmp_path)
+    for text in ("my own", '{\n "by": "me",', "{}"):
+        (tmp_path / "written.json.part").write_text(text)
+        assert not written.begun(tmp_path)
+        with pytest.raises(UserError, match=r"it holds written.json.part"):
+            refuse_strangers(tmp_path)
+    (tmp_path / "written.json.part").rename(tmp_path / "other")
+    (tmp_path / "other").write_bytes(whole)
+    (tmp_path / "written.json.part").symlink_to(tmp_path / "other")
+    assert not written.begun(tmp_path)
 
 
 def test_what_is_noted_is_removed_whole_or_not_at_all(tmp_path):
