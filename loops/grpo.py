@@ -97,9 +97,9 @@ def roll_out(s: Start, policy: nn.Module, number: int, asked: list, own: list[in
     """The answers to this process's own prompts among those asked, each with its reward, and what to log."""
     run, grpo, tokenizer = s.run, s.run.config.grpo, s.tokenizer
     # ---- 1. Rollout -----------------------------------------------------------------------------------------------
-    ids, given = [prompt.ids for prompt in asked], {"seed": run.training.seed, "number": number}
+    ids, seed, at_once = [prompt.ids for prompt in asked], run.training.seed, run.config.rollout.batch_rows
     with run.parallel.autocast(), gathered(policy):
-        rollout = sample_own(s.model, tokenizer, ids, own, grpo, **given, batch_rows=run.config.rollout.batch_rows)
+        rollout = sample_own(s.model, tokenizer, ids, own, grpo, seed=seed, number=number, batch_rows=at_once)
     values, told = s.scorer(rollout, tokenizer, [asked[i] for i in own])
     answers = sampled(rollout, values)  # group by group
     told |= describe(torch.tensor(values) if s.scorer.scores else None, rollout) | about_groups(answers, grpo)

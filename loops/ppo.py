@@ -108,9 +108,9 @@ def roll_out(
     and how much of the returns' variance the critic explained."""
     run, ppo, tokenizer = s.run, s.run.config.ppo, s.tokenizer
     # ---- 1. Rollout -----------------------------------------------------------------------------------------------
-    ids, given = [prompt.ids for prompt in asked], {"seed": run.training.seed, "number": number}
+    ids, seed, at_once = [prompt.ids for prompt in asked], run.training.seed, run.config.rollout.batch_rows
     with run.parallel.autocast(), gathered(actor_critic):
-        rollout = sample_own(s.model, tokenizer, ids, own, ppo, **given, batch_rows=run.config.rollout.batch_rows)
+        rollout = sample_own(s.model, tokenizer, ids, own, ppo, seed=seed, number=number, batch_rows=at_once)
 
     # ---- 2. Score; a truncated answer counts its ending once ------------------------------------------------------
     values, told = s.scorer(rollout, tokenizer, [asked[i] for i in own])

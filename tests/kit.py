@@ -16,6 +16,7 @@ from posttrain import ROOT
 from posttrain.config import load
 from posttrain.config.supervised import SftData
 from posttrain.data.rows import load_rows
+from posttrain.models.memory import Shape
 from posttrain.run.parallel import Parallel
 
 TEXT = [
@@ -124,6 +125,22 @@ def tiny_model(kind: str = "llama", vocab_size: int = 411, seed: int = 0, **chan
         if p.ndim >= 2:
             torch.nn.init.normal_(p, std=0.15)
     return made
+
+
+def llama_shape(**changes: int) -> Shape:
+    """Of tiny_model("llama", 500): 4 x 32 x 32 weights in attention and 3 x 32 x 64 in the MLP = 10,240 a layer, 20,480
+    in all."""
+    sizes = {"hidden": 32, "intermediate": 64, "heads": 4, "queries": 32, "key_value": 32, "longest": 256}
+    counts = {
+        "parameters": 52_640,
+        "linear": 20_480,
+        "outside": 32_032,
+        "adapter": 0,
+        "rank": 0,
+        "layers": 2,
+        "vocabulary": 500,
+    }
+    return Shape(**sizes | counts | changes)
 
 
 # Each architecture with its own kind of template, turn end and bos: what its users bring

@@ -169,7 +169,7 @@ def _close(ours: Tensor, theirs: Tensor, p: Patient, what: str, other: str) -> s
 
 def samples(p: Patient) -> str:
     """Two answers to each of four prompts: the log-probs that the sampler gave its tokens against the trainer's."""
-    prompts = [row.input_ids[: row.completion_mask.index(True)] for row in p.rows[:4]]
+    prompts = [row.input_ids[: row.prompt_length] for row in p.rows[:4]]
     uniforms = draw_uniforms(2 * len(prompts), 24, seed=0, step=0)
     stops, pad = template.stop_ids(p.tokenizer), p.tokenizer.pad_token_id
     with p.autocast():

@@ -86,7 +86,8 @@ def windows(row: Example, length: int) -> list[Example]:
     [([1, 2, 3], 2), ([3, 4, 5], 2)]
     """
     starts = range(0, max(1, len(row) - 1), length - 1)
-    parts = [Example(row.input_ids[s : s + length], row.completion_mask[s : s + length]) for s in starts]
+    ids, mask = row.input_ids, row.completion_mask
+    parts = [Example(ids[s : s + length], mask[s : s + length]) for s in starts]
     return [part for part in parts if part.num_active]
 
 

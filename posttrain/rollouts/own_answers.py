@@ -29,8 +29,7 @@ class Row:
     @property
     def prompt_ids(self) -> list[int]:
         """What stands before the first token that is learned."""
-        mask = self.example.completion_mask
-        return self.example.input_ids[: mask.index(True) if True in mask else len(mask)]
+        return self.example.input_ids[: self.example.prompt_length]
 
 
 def unanswered(prompt_ids: list[int], row: dict) -> Example:

@@ -29,7 +29,9 @@ class Roomy(DynamicLayer):
         self.room = room
         self.store: tuple[Tensor, Tensor] | None = None
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    # *_, **__: models hand every kind of layer what some kinds want (a rotation, a place). The library's plain one, too,
+    # looks at keys and values alone.
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         filled = self.get_seq_length()
@@ -49,6 +51,11 @@ class Roomy(DynamicLayer):
             filled = self.get_seq_length()
             self.store = (self.store[0][indices], self.store[1][indices])
             self._show(filled)
+
+    def _refused(self, *_: Any) -> None:
+        raise NotImplementedError("the library's own way would change keys and values, and leave the store as it was")
+
+    crop = reset = reorder_cache = batch_repeat_interleave = _refused
 
     def _show(self, filled: int) -> None:
         assert self.store is not None

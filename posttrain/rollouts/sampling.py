@@ -1,7 +1,7 @@
 """Sampling, by hand: what the model says to each prompt, and the log-probability it gave to every token it said.
 
-1. One prefill per prompt (left-padded, so that every row's next token stands in the same column).
-2. The key-value cache is expanded to the prompt's group: G answers share the work of reading the prompt.
+1. One prefill per different prompt (left-padded, so that every row's next token stands in the same column).
+2. The key-value cache is expanded to the prompt's rows: G answers share the work of reading the prompt.
 3. One token per row and step, by inverse transform sampling from softmax(logits / temperature) over the *whole*
    vocabulary; a row leaves the batch, and the cache, as soon as it has said a stop token.
 
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -69,19 +70,20 @@ def sample(
 ) -> Rollout:
     """One rollout of a Hugging Face causal model. temperature 0 is greedy; else uniforms [N, max_new_tokens] is needed.
 
-    stop_ids: ids that end an answer (the template's turn-end token, eos). The model's train flag and the random state
-    are left as they were. progress is called with the number of rows that have ended.
+    stop_ids: ids that end an answer (the template's turn-end token, eos). batch_rows: at most so many rows at once; the
+    answers stay the same. The model's train flag and the random state are left as they were. progress is called with
+    the number of rows that have ended.
     """
     if temperature < 0 or (temperature > 0 and uniforms is None):
         raise ValueError("sampling needs a temperature above 0 and `uniforms`; temperature 0 is greedy")
-    if batch_rows is not None and batch_rows < len(prompt_ids) * group_size:
-        given = {"max_new_tokens": max_new_tokens, "stop_ids": stop_ids, "pad_id": pad_id, "temperature": temperature}
-        return _in_parts(model, prompt_ids, group_size, batch_rows, uniforms, progress, given)
-    asked = [p for p in prompt_ids for _ in range(group_size)]
+    asked = [p for p in prompt_ids for _ in range(group_size)]  # N prompts, one a row
     device, n = model.device, len(asked)
     if uniforms is not None:
         assert uniforms.shape == (n, max_new_tokens), f"uniforms [{n}, {max_new_tokens}], got {list(uniforms.shape)}"
         uniforms = uniforms.to(device)
+    if batch_rows is not None and batch_rows < n:
+        same = partial(sample, model, max_new_tokens=max_new_tokens, stop_ids=stop_ids, pad_id=pad_id, temperature=temperature)  # fmt: skip
+        return _in_parts(same, asked, batch_rows, uniforms, progress)
     stops = torch.tensor(sorted(stop_ids), device=device)
     tokens = torch.full((n, max_new_tokens), pad_id, device=device)
     logps = torch.zeros(n, max_new_tokens, device=device)
@@ -91,15 +93,14 @@ def sample(
     was_training = model.training
     model.eval()
     try:
-        # 1. Prefill: one row per prompt, also where several ask the same.
-        different = {tuple(p): None for p in prompt_ids}
-        place = {p: i for i, p in enumerate(different)}
-        logits, mask, cache = prefill(model, [list(p) for p in different], pad_id, room=max_new_tokens)  # [P, V]
+        # 1. Prefill: one row per different prompt.
+        place = {prompt: i for i, prompt in enumerate(dict.fromkeys(map(tuple, prompt_ids)))}
+        logits, mask, cache = prefill(model, list(map(list, place)), pad_id, room=max_new_tokens)  # [P, V], [P, width]
         width = mask.shape[1]
 
         # 2. Give every row its prompt's.
-        if len(different) < n:
-            of_row = torch.tensor([place[tuple(p)] for p in asked], device=device)
+        if len(place) < n:
+            of_row = torch.tensor([place[tuple(prompt)] for prompt in asked], device=device)  # [N]
             cache.batch_select_indices(of_row)
             logits, mask = logits[of_row], mask[of_row]
         position = mask.sum(-1, keepdim=True)  # [rows, 1] of the token about to be sampled
@@ -144,26 +145,21 @@ def sample(
 
 
 def _in_parts(
-    model: Any,
-    prompt_ids: list[list[int]],
-    group_size: int,
+    sample_rows: Callable[..., Rollout],
+    asked: list[list[int]],  # N prompts, one a row
     batch_rows: int,
-    uniforms: Tensor | None,
+    uniforms: Tensor | None,  # [N, max_new_tokens]
     progress: Callable[[int], None] | None,
-    given: dict[str, Any],
 ) -> Rollout:
     """The same rollout, at most batch_rows rows at a time: prompts of like length together, so little is padding."""
-    asked = [p for p in prompt_ids for _ in range(group_size)]
     order = sorted(range(len(asked)), key=lambda i: len(asked[i]))
-    made: dict[int, tuple] = {}
+    made: dict[int, tuple] = {}  # {row: what stands of it in a rollout}
     for start in range(0, len(order), batch_rows):
         part, before = order[start : start + batch_rows], len(made)
-        rollout = sample(
-            model,
+        rollout = sample_rows(
             [asked[i] for i in part],
             uniforms=None if uniforms is None else uniforms[part],
             progress=None if progress is None else lambda ended, before=before: progress(before + ended),
-            **given,
         )
         rows = zip(rollout.completion_ids, rollout.logps, rollout.finished, strict=True)
         made |= dict(zip(part, rows, strict=True))

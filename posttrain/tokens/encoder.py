@@ -33,11 +33,9 @@ def learned_from(row: dict, data: Any) -> int:
     """The first message of a canonical row that is learned; of a prompt, the number of its messages: all are asked."""
     if "messages" not in row:
         return len(row["prompt"])
-    answers = [i for i, m in enumerate(row["messages"]) if m["role"] == "assistant" and i >= row.get("learn_from", 0)]
-    learned = [
-        i for i in (answers[-1:] if data.train_on == "last" else answers) if row["messages"][i].get("train", True)
-    ]
-    return learned[0] if learned else len(row["messages"])
+    messages = row["messages"]
+    answers = template.answers_in(messages, row.get("learn_from", 0), data.train_on == "last")
+    return next((i for i in answers if messages[i].get("train", True)), len(messages))
 
 
 @dataclass
@@ -76,20 +74,28 @@ class Encoder:
 
     def many(self, rows: list[dict], indices: Sequence[int], places: list[Place]) -> list[list]:
         """The items of each of these rows: in one pass those that the template allows, the others turn by turn."""
-        asked: list[list[Conversation]] = []
-        for row in rows:
-            try:
-                asked.append(self.conversations(row))
-            except ValueError:  # told when its turn comes
-                asked.append([])
-        made = iter(self.one_pass([conversation for of_row in asked for conversation in of_row]))
-        ready = [[next(made) for _ in of_row] for of_row in asked]
-        return [self._row(*row) for row in zip(rows, indices, places, ready, strict=True)]
+        asked = [self._asked(row) for row in rows]
+        plain = [conversation for of_row in asked if isinstance(of_row, list) for conversation in of_row]
+        ready = iter(self.one_pass(plain))
+        return [self._row(*row, ready) for row in zip(rows, indices, places, asked, strict=True)]
 
-    def _row(self, row: dict, index: int, place: Place, ready: list[Example | None]) -> list:
-        counts = self.counts
+    def _asked(self, row: dict) -> list[Conversation] | ValueError:
+        """What is rendered of the row, or why nothing can be: told when its turn comes."""
         try:
-            items = self._encode(row, index, ready)
+            return self.conversations(row)
+        except ValueError as problem:
+            return problem
+
+    def _row(
+        self, row: dict, index: int, place: Place, asked: list[Conversation] | ValueError, ready: Iterator
+    ) -> list:
+        """ready: gives, for each conversation asked, its example or None."""
+        counts = self.counts
+        made = [] if isinstance(asked, ValueError) else [(conversation, next(ready)) for conversation in asked]
+        try:
+            if isinstance(asked, ValueError):
+                raise asked
+            items = self.items(row, index, [self._by_turn(c) if one is None else [one] for c, one in made])
             if self.data.overlong == "truncate_prompt" and any(len(item) > self.limit for item in items):
                 items = self._shortened(row, index) or items
         except UserError:
@@ -101,23 +107,21 @@ class Encoder:
         counts.split_rows += len(items) > 1
         return [item for item in items if self._fits(item, place)]
 
-    def _encode(self, row: dict, index: int, ready: Sequence[Example | None] = ()) -> list:
-        conversations = self.conversations(row)
-        examples = [
-            template.examples_of(self.tokenizer, conversation) if example is None else [example]
-            for conversation, example in zip(conversations, ready or [None] * len(conversations), strict=True)
-        ]
-        return self.items(row, index, examples)
+    def _by_turn(self, conversation: Conversation) -> list[Example]:
+        return template.examples_of(self.tokenizer, conversation)
 
     def _shortened(self, row: dict, index: int) -> list | None:
+        def encoded(row: dict) -> list:
+            return self.items(row, index, [self._by_turn(c) for c in self.conversations(row)])
+
         def fits(row: dict) -> bool:
-            return all(len(item) <= self.limit for item in self._encode(row, index))
+            return all(len(item) <= self.limit for item in encoded(row))
 
         shorter = None if "text" in row else shortened(row, learned_from(row, self.data), fits)
         if shorter is None:
             return None
         self.counts.cut += 1
-        return self._encode(shorter, index)
+        return encoded(shorter)
 
     def _fits(self, item: Any, place: Place) -> bool:
         if len(item) <= self.limit:
@@ -154,7 +158,7 @@ _at_work: tuple[Encoder, Sequence[dict], Sequence[Place]]  # what the processes 
 
 
 def encode_all(encoder: Encoder, rows: Sequence[dict], places: Sequence[Place]) -> Iterator[list]:
-    """The items of each row, in their order. encoder.counts grows as they come."""
+    """The items of each row, in their order. encoder.counts is of all of them when the last has come."""
     chunks = [range(start, min(start + CHUNK, len(rows))) for start in range(0, len(rows), CHUNK)]
     several = workers() if len(rows) >= MANY else 1
     global _at_work

@@ -29,9 +29,8 @@ from posttrain.tokens.template import Conversation
 
 SHORT = 64  # characters of a seam that will come again ("assistant\n"); longer ones hold what a user said
 
-Turn = tuple[
-    int, int
-]  # characters of the whole text: where the prompt ends, where the turn's last special token begins
+# Of a turn, in characters of the whole text: where its prompt ends, where its last special token begins
+Turn = tuple[int, int]
 
 
 class OnePass:

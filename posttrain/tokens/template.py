@@ -113,14 +113,20 @@ def to_learn(
     messages: Messages, learn_from: int = 0, last_only: bool = False, shown: dict | None = None
 ) -> Conversation:
     """Which answers of a conversation are learned: the arguments of conversation_examples."""
-    answers = [i for i, m in enumerate(messages) if m["role"] == "assistant" and i >= learn_from]
+    answers = answers_in(messages, learn_from, last_only)
     if not answers:
         raise ValueError("no assistant message: nothing to learn from")
-    learned = [i for i in (answers[-1:] if last_only else answers) if messages[i].get("train", True)]
+    learned = [i for i in answers if messages[i].get("train", True)]
     if not learned:
         raise ValueError("every assistant message is marked as not to be learned")
     messages = [{key: value for key, value in m.items() if key != "train"} for m in messages]
     return Conversation(messages, learned, shown or {})
+
+
+def answers_in(messages: Messages, learn_from: int, last_only: bool) -> list[int]:
+    """The assistant's messages from learn_from on, or the last of them; one may be marked as not to be learned."""
+    answers = [i for i, m in enumerate(messages) if m["role"] == "assistant" and i >= learn_from]
+    return answers[-1:] if last_only else answers
 
 
 def examples_of(tokenizer: Any, conversation: Conversation) -> list[Example]:

@@ -11,23 +11,27 @@ TRAINER = SAMPLER + RATIOS.log()
 ALL = torch.ones(2, 3, dtype=torch.bool)
 
 
-def near(weights, expected):
+def assert_near(weights, expected):
     torch.testing.assert_close(weights, torch.tensor(expected), atol=1e-6, rtol=0)
 
 
 def test_pencil_values_truncated():
-    near(truncated_importance_weights(TRAINER, SAMPLER, ALL), [[0.5, 1.0, 2.0], [2.0, 0.25, 1.0]])
-    near(truncated_importance_weights(TRAINER, SAMPLER, ALL, cap=0.75), [[0.5, 0.75, 0.75], [0.75, 0.25, 0.75]])
+    assert_near(truncated_importance_weights(TRAINER, SAMPLER, ALL), [[0.5, 1.0, 2.0], [2.0, 0.25, 1.0]])
+    assert_near(truncated_importance_weights(TRAINER, SAMPLER, ALL, cap=0.75), [[0.5, 0.75, 0.75], [0.75, 0.25, 0.75]])
 
 
 def test_pencil_values_masked():
-    near(masked_importance_weights(TRAINER, SAMPLER, ALL), [[0.5, 1.0, 3.0], [2.0, 0.0, 1.0]])  # 0.25 < 0.5
-    near(masked_importance_weights(TRAINER, SAMPLER, ALL, low=0.2, high=1.5), [[0.5, 1.0, 0.0], [0.0, 0.25, 1.0]])
+    assert_near(masked_importance_weights(TRAINER, SAMPLER, ALL), [[0.5, 1.0, 3.0], [2.0, 0.0, 1.0]])  # 0.25 < 0.5
+    assert_near(
+        masked_importance_weights(TRAINER, SAMPLER, ALL, low=0.2, high=1.5), [[0.5, 1.0, 0.0], [0.0, 0.25, 1.0]]
+    )
     # the products: 0.5 · 1 · 3 = 1.5 and 2 · 0.25 · 1 = 0.5; their third roots: 1.144714 and 0.793701
     sequence = masked_importance_weights(TRAINER, SAMPLER, ALL, level="sequence", low=0.6)
-    near(sequence, [[1.5] * 3, [0.0] * 3])
-    near(masked_importance_weights(TRAINER, SAMPLER, ALL, level="geometric"), [[1.144714] * 3, [0.793701] * 3])
-    near(masked_importance_weights(TRAINER, SAMPLER, ALL, level="geometric", high=1.1), [[0.0] * 3, [0.793701] * 3])
+    assert_near(sequence, [[1.5] * 3, [0.0] * 3])
+    assert_near(masked_importance_weights(TRAINER, SAMPLER, ALL, level="geometric"), [[1.144714] * 3, [0.793701] * 3])
+    assert_near(
+        masked_importance_weights(TRAINER, SAMPLER, ALL, level="geometric", high=1.1), [[0.0] * 3, [0.793701] * 3]
+    )
 
 
 def test_the_ends_of_the_range_are_inside():
@@ -39,9 +43,11 @@ def test_the_ends_of_the_range_are_inside():
 def test_only_active_tokens_count():
     active = torch.tensor([[True, False, True], [False, False, False]])
     # 0.5 · 3 = 1.5, its square root 1.224745
-    near(masked_importance_weights(TRAINER, SAMPLER, active, level="sequence"), [[1.5, 0.0, 1.5], [0.0] * 3])
-    near(masked_importance_weights(TRAINER, SAMPLER, active, level="geometric"), [[1.224745, 0.0, 1.224745], [0.0] * 3])
-    near(truncated_importance_weights(TRAINER, SAMPLER, active), [[0.5, 0.0, 2.0], [0.0] * 3])
+    assert_near(masked_importance_weights(TRAINER, SAMPLER, active, level="sequence"), [[1.5, 0.0, 1.5], [0.0] * 3])
+    assert_near(
+        masked_importance_weights(TRAINER, SAMPLER, active, level="geometric"), [[1.224745, 0.0, 1.224745], [0.0] * 3]
+    )
+    assert_near(truncated_importance_weights(TRAINER, SAMPLER, active), [[0.5, 0.0, 2.0], [0.0] * 3])
 
 
 @pytest.mark.parametrize("level", ["token", "sequence", "geometric"])

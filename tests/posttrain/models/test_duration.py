@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from kit import tiny_model, yaml_config
+from kit import llama_shape, tiny_model, yaml_config
 from torch.utils.flop_counter import FlopCounterMode
 
 from posttrain import models
@@ -14,22 +14,7 @@ from posttrain.models.rates import Rates
 from posttrain.tokens.batch import Example, collate
 from posttrain.tokens.shared import Sharing
 
-# A Llama of two layers: 4 x 32 x 32 in attention and 3 x 32 x 64 in the MLP = 10,240 weights each, 20,480 in all
-SHAPE = memory.Shape(
-    parameters=52_640,
-    linear=20_480,
-    outside=32_032,
-    adapter=0,
-    rank=0,
-    layers=2,
-    hidden=32,
-    intermediate=64,
-    heads=4,
-    queries=32,
-    key_value=32,
-    longest=256,
-    vocabulary=500,
-)
+SHAPE = llama_shape()
 
 
 def test_flops_are_those_that_torch_counts():

@@ -4,24 +4,11 @@ import time
 from dataclasses import replace
 
 import torch
+from kit import llama_shape
 
-from posttrain.models import memory, rates
+from posttrain.models import rates
 
-SHAPE = memory.Shape(
-    parameters=0,
-    linear=0,
-    outside=0,
-    adapter=1,
-    rank=8,
-    layers=2,
-    hidden=32,
-    intermediate=64,
-    heads=4,
-    queries=32,
-    key_value=32,
-    longest=256,
-    vocabulary=500,
-)
+SHAPE = llama_shape(adapter=1, rank=8)
 
 
 def test_a_rate_is_work_over_time(monkeypatch):

@@ -1,5 +1,6 @@
 """The cache with room: what the library's own holds, without the copies."""
 
+import pytest
 import torch
 from kit import tiny_model
 from transformers import DynamicCache
@@ -34,6 +35,14 @@ def test_a_token_is_written_and_nothing_else_moves():
     assert layer.keys.data_ptr() == place and layer.keys[0, 0, :, 0].tolist() == [1, 1, 1, 0, 0]
     layer.update(torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 1, 2))
     assert layer.keys.data_ptr() != place and layer.keys[0, 0, :, 0].tolist() == [1, 1, 1, 0, 0, 0]
+
+
+@pytest.mark.parametrize("way", ["crop", "reset", "reorder_cache", "batch_repeat_interleave"])
+def test_what_would_leave_the_store_behind_is_refused(way):
+    layer = Roomy(room=2)
+    layer.update(torch.ones(1, 1, 3, 2), torch.ones(1, 1, 3, 2))
+    with pytest.raises(NotImplementedError, match="leave the store as it was"):
+        getattr(layer, way)(*([] if way == "reset" else [1]))
 
 
 def test_layers_of_another_kind_stay_the_librarys():
