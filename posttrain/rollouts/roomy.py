@@ -29,8 +29,8 @@ class Roomy(DynamicLayer):
         self.room = room
         self.store: tuple[Tensor, Tensor] | None = None
 
-    # *_, **__: models hand every kind of layer what some kinds want (a rotation, a place). The library's plain one, too,
-    # looks at keys and values alone.
+    # *_, **__: a model hands every kind of layer what some kinds want (a rotation, a place). The library's plain one
+    # looks at keys and values alone, as this does.
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
