@@ -27,7 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from posttrain import models
 from posttrain.config import load
 from posttrain.errors import clear_exit
-from posttrain.models import duration, memory, rates
+from posttrain.models import duration, memory, rates, short_rows
 from posttrain.models.duration import Cost, Fit, Row
 from posttrain.rollouts.sampling import draw_uniforms, sample
 from posttrain.tokens.batch import Example, collate
@@ -64,7 +64,9 @@ def model_of(p: Point) -> LlamaForCausalLM:
     shape = dict(hidden_size=p.hidden, intermediate_size=p.hidden * 8 // 3, num_hidden_layers=p.layers)
     heads = max(1, p.hidden // 64)
     more = dict(num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=4096)
-    return LlamaForCausalLM(LlamaConfig(vocab_size=p.vocabulary, tie_word_embeddings=True, **shape, **more))
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=p.vocabulary, tie_word_embeddings=True, **shape, **more))
+    short_rows.use(model)  # as models.load does
+    return model
 
 
 def rows_of(p: Point) -> list[Example]:

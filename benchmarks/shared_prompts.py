@@ -58,11 +58,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smollm2", action="store_true", help="a real model, with LoRA")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--dtype", default="auto", help="model.dtype of SmolLM2")
+    parser.add_argument("--attention", default="auto", help="model.attn_implementation of SmolLM2")
     options = parser.parse_args()
     torch.manual_seed(0)
     run = None
     if options.smollm2:
         keys = {"model.name": "smollm2", "model.adapter": "lora", "output.dir": "outputs/benchmark"}
+        keys |= {"model.dtype": options.dtype, "model.attn_implementation": options.attention}
         run = Run(load(None, keys | {"output.overwrite": True}, method="dpo"))
         model, _, _ = models.load_policy(run.config.model, run)
         vocabulary = 49_152

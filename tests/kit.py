@@ -108,6 +108,15 @@ SIZES = {
     "mistral": dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2),
 }  # fmt: skip
 
+MORE_KINDS = {
+    "granite": dict(SIZES["qwen2"], logits_scaling=3.0, attention_multiplier=0.4, residual_multiplier=0.5, embedding_multiplier=2.0),
+    "cohere": dict(SIZES["qwen2"], logit_scale=0.3),
+    "gpt_neox": dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4),
+    "phi3": SIZES["qwen2"],
+    "olmo2": SIZES["qwen2"],
+    "mixtral": dict(SIZES["qwen2"], num_local_experts=4),
+}  # fmt: skip
+
 
 def tiny_model(kind: str = "llama", vocab_size: int = 411, seed: int = 0, **changes):
     torch.manual_seed(seed)
@@ -120,8 +129,21 @@ def tiny_model(kind: str = "llama", vocab_size: int = 411, seed: int = 0, **chan
     }
     if kind == "gpt2":
         del sizes["max_position_embeddings"]
-    made = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**sizes | changes))
-    for p in made.parameters():  # far from the initial near-uniform softmax, so that mistakes show
+    return spread_out(AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**sizes | changes)))
+
+
+def model_of_any(kind: str, **changes):
+    """Of SIZES or MORE_KINDS."""
+    if kind in SIZES:
+        return tiny_model(kind, **changes)
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING[kind](vocab_size=411, max_position_embeddings=256, pad_token_id=None, bos_token_id=None, eos_token_id=None, **MORE_KINDS[kind] | changes)  # fmt: skip
+    return spread_out(AutoModelForCausalLM.from_config(config))
+
+
+def spread_out(made):
+    """Weights far from the initial near-uniform softmax, so that mistakes show."""
+    for p in made.parameters():
         if p.ndim >= 2:
             torch.nn.init.normal_(p, std=0.15)
     return made

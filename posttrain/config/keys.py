@@ -50,7 +50,8 @@ class Model(Section):
         description="keep fewer activations, compute them again in the backward pass: less memory, same gradients",
     )
     attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = Field(
-        "auto", description="how attention is computed; auto: what transformers picks for the model (sdpa for most)"
+        "auto",
+        description="how attention is computed; auto: what transformers picks for the model (sdpa for most), and for short rows in 16 bits on a CPU plain products",
     )
     revision: str | None = Field(None, description="branch, tag or commit of a hub model; default its main branch")
     trust_remote_code: bool = Field(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from posttrain import models
 from posttrain.errors import UserError, reason
-from posttrain.models import lora, quantize, scalar
+from posttrain.models import lora, quantize, scalar, sharing
 from posttrain.models.loading import load_frozen_or_whole, no_dropout
 from posttrain.models.saving import save
 from posttrain.rollouts.answers import lay_out, sampled
@@ -234,7 +234,7 @@ def _gradients(model: nn.Module) -> str:
 
 @torch.no_grad()
 def is_saved(p: Patient) -> str:
-    """As the loops save it, loaded by plain transformers: the same logits, prompts and ends."""
+    """As the loops save it, loaded by plain transformers: with the same attention the same logits, prompts and ends."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if p.quantised:
@@ -244,6 +244,7 @@ def is_saved(p: Patient) -> str:
         return f"not tried: {need / 2**30:.1f} GiB to write and read again"
     save(p.model, p.tokenizer, p.folder / "model")
     again = AutoModelForCausalLM.from_pretrained(p.folder / "model", dtype="auto").to(p.device).eval()
+    again.set_attn_implementation(sharing.attention_of(p.model))  # another rounds otherwise
     tokenizer = AutoTokenizer.from_pretrained(p.folder / "model")
     ids = torch.tensor([p.rows[0].input_ids], device=p.device)
     asked = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}

@@ -11,7 +11,7 @@ from torch import nn
 
 from posttrain import hub
 from posttrain.errors import UserError, reason
-from posttrain.models import checks, fetching, lora, quantize
+from posttrain.models import checks, fetching, lora, quantize, short_rows
 from posttrain.tiny import names as tiny
 from posttrain.tiny import tokenizer as tiny_tokenizer
 from posttrain.tokens import template
@@ -57,6 +57,8 @@ def load(
     except Exception as error:  # whatever the library says of a folder that is broken or of another kind
         raise UserError(f"{key} '{name}': cannot be loaded: {why_not(path, error)}") from None
     checks.refuse_random_weights(model, info, f"{key} '{name}'")
+    if attn_implementation == "auto":
+        short_rows.use(model)
     if adapter:
         model = quantize.cast(lora.merged(quantize.dequantize(model), path), dtype)
     if quantize.bits_of(model) == "none":
@@ -170,6 +172,7 @@ def from_scratch(config: Any, device: torch.device | str) -> tuple[nn.Module, An
     try:
         shape = AutoConfig.for_model(config.type, **{"vocab_size": len(tokenizer), **ids, **config.shape})
         model = AutoModelForCausalLM.from_config(shape)
+        short_rows.use(model)
     except Exception as error:
         why = f"cannot be made with model.shape {config.shape}: {reason(error)}"
         raise UserError(f"model.type '{config.type}' {why}") from None

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
+from posttrain.models import short_rows
 from posttrain.models.memory import Shape
 
 BEYOND_CACHES = 2**28  # bytes of weights that no cache holds: each product reads its own from memory
@@ -61,7 +62,7 @@ def measure(
     asked = {
         "products": (many, tokens * flops),
         "narrow": (_products(factors, tokens, device), 2 * tokens * sum(w.numel() for w in factors)),
-        "attention": (lambda: sdpa(heads, heads, heads, is_causal=True), 4 * heads.numel() * length),
+        "attention": (lambda: _attention(heads), 4 * heads.numel() * length),
         "moved": (lambda: large + large, 12 * large.numel())
         if compute == torch.float32
         else (lambda: large.float().to(compute), 12 * large.numel()),
@@ -73,6 +74,14 @@ def measure(
     spent = _medians([work for work, _ in asked.values()], device, spend / ROUNDS / len(asked))
     found = {name: amount / took for (name, (_, amount)), took in zip(asked.items(), spent, strict=True)}
     return Rates(**{"few": 0.0, "narrow": 0.0, **found, "start": 1 / found["start"]})
+
+
+def _attention(heads: Tensor) -> Tensor:
+    """Of [rows, heads, length, D], as a model in this type would (short_rows.py)."""
+    length = heads.shape[2]
+    if not short_rows.are_short(heads.dtype, heads.device, length, length):
+        return sdpa(heads, heads, heads, is_causal=True)
+    return (heads @ heads.mT).softmax(-1, torch.float32).to(heads.dtype) @ heads
 
 
 def _weights(shape: Shape, compute: torch.dtype, device: torch.device) -> list[Tensor]:

@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from posttrain.models import short_rows
 from posttrain.tokens.batch import Batch, Example, collate
 from posttrain.tokens.shared import Shared, Sharing
 
 OURS = "shared_prompts_"  # before the name of the attention that it stands on
-KINDS = ("sdpa", "eager")  # those that take a mask of any shape
+KINDS = ("sdpa", short_rows.NAME, "eager")  # those that take a mask of any shape
 
 
 def attend(
@@ -166,7 +167,9 @@ def refusal(causal_lm: nn.Module) -> str | None:
     """Switches it on; the reason, and off again, where this model would not compute the same."""
     config, name = causal_lm.config.get_text_config(), type(causal_lm).__name__
     if attention_of(causal_lm) not in KINDS:
-        return f"model.attn_implementation '{attention_of(causal_lm)}' takes no mask of another shape ({' and '.join(KINDS)} do)"
+        return (
+            f"model.attn_implementation '{attention_of(causal_lm)}' takes no mask of another shape (sdpa and eager do)"
+        )
     windows = switch_on(causal_lm)
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     same = says_the_same(causal_lm)

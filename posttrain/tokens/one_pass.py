@@ -78,7 +78,7 @@ class OnePass:
     def _alike(self, conversations: list[Conversation]) -> list[Example | None]:
         """All with the same arguments to the template."""
         kwargs = conversations[0].shown.get("template_kwargs")
-        prompts = self._texts([c.messages[:i] for c in conversations for i in c.learned], True, kwargs)
+        prompts = self._prompts([c.messages[:i] for c in conversations for i in c.learned], kwargs)
         wholes = self._texts([c.messages[: i + 1] for c in conversations for i in c.learned], False, kwargs)
         turns: list[list[Turn] | None] = []
         texts, k = [], 0
@@ -92,6 +92,17 @@ class OnePass:
             None if text is None else self._row(text, next(encodings), turn)
             for text, turn in zip(texts, turns, strict=True)
         ]
+
+    def _prompts(self, asked: list[Messages], kwargs: dict | None) -> list[str | None]:
+        """The two sides of a pair stand one behind the other and ask the same: that is rendered once."""
+        distinct: list[Messages] = []
+        at = []
+        for messages in asked:
+            if not distinct or messages != distinct[-1]:
+                distinct.append(messages)
+            at.append(len(distinct) - 1)
+        texts = self._texts(distinct, True, kwargs)
+        return [texts[i] for i in at]
 
     def _texts(self, conversations: list[Messages], generate: bool, kwargs: dict | None) -> list[str | None]:
         """What the template writes of each; None of those that it refuses."""

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from kit import SIZES, tiny_model
+from kit import MORE_KINDS, SIZES, model_of_any, tiny_model
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from posttrain.models import CompletionLogps, no_dropout, scalar, sharing
+from posttrain.models import CompletionLogps, no_dropout, scalar, sharing, short_rows
 from posttrain.tokens.batch import Example, collate
 from posttrain.tokens.shared import Sharing
 
@@ -23,31 +23,11 @@ def ids(n):
 P, Q, R = ids(7), ids(3), ids(5)
 ROWS = [(P, ids(4)), (Q, ids(9)), (P, ids(6)), (R, ids(2)), (P, ids(1)), (Q, ids(5))]
 EXAMPLES = [Example.of(*row) for row in ROWS] + [Example.of(*ROWS[1]).muted()]
-MORE = {
-    "granite": dict(SIZES["qwen2"], logits_scaling=3.0, attention_multiplier=0.4, residual_multiplier=0.5, embedding_multiplier=2.0),
-    "cohere": dict(SIZES["qwen2"], logit_scale=0.3),
-    "gpt_neox": dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4),
-    "phi3": SIZES["qwen2"],
-    "olmo2": SIZES["qwen2"],
-    "mixtral": dict(SIZES["qwen2"], num_local_experts=4),
-}  # fmt: skip
 WINDOWED = {
     "mistral": dict(sliding_window=4),
     "gemma2": dict(sliding_window=4, layer_types=["sliding_attention", "full_attention"]),
     "qwen2": dict(sliding_window=4, use_sliding_window=True, max_window_layers=1),
 }
-
-
-def model_of(kind, **changes):
-    if kind not in MORE:
-        return tiny_model(kind, **changes)
-    torch.manual_seed(0)
-    config = CONFIG_MAPPING[kind](vocab_size=411, max_position_embeddings=256, pad_token_id=None, bos_token_id=None, eos_token_id=None, **MORE[kind] | changes)  # fmt: skip
-    made = AutoModelForCausalLM.from_config(config)
-    for p in made.parameters():
-        if p.ndim >= 2:
-            torch.nn.init.normal_(p, std=0.15)
-    return made
 
 
 def batch_of(examples=EXAMPLES):
@@ -84,9 +64,9 @@ def assert_same(policy, batch=None, tolerance=1e-5):
     torch.testing.assert_close(once[2], apart[2], atol=tolerance * apart[2].abs().max().item(), rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", [*SIZES, *MORE])
+@pytest.mark.parametrize("kind", [*SIZES, *MORE_KINDS])
 def test_once_is_apart(kind):
-    assert_same(policy_of(model_of(kind)))
+    assert_same(policy_of(model_of_any(kind)))
 
 
 @pytest.mark.parametrize("kind", WINDOWED)
@@ -105,6 +85,19 @@ def test_eager_attention(kind):
     policy = policy_of(made)
     assert made.config._attn_implementation == "shared_prompts_eager"
     assert_same(policy)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3", "granite", "mistral"])
+def test_short_rows(kind, monkeypatch):
+    """As plain products (models/short_rows.py): prompts without a mask, answers behind theirs with one."""
+    taken = []
+    monkeypatch.setattr(short_rows, "are_short", lambda *shape: taken.append(shape[2:]) or shape[2] > 1)
+    made = tiny_model(kind, **WINDOWED.get(kind, {})) if kind in SIZES else model_of_any(kind)
+    short_rows.use(made)
+    policy = policy_of(made)
+    assert made.config._attn_implementation == "shared_prompts_sdpa_unless_short"
+    assert_same(policy)
+    assert {(12, 12), (9, 12 + 9)} <= set(taken)  # the muted row, all prompt; the longest answer
 
 
 def test_gradient_checkpointing():

@@ -136,6 +136,17 @@ def test_arguments_of_the_template_are_each_rows_own():
     assert [tokenizer.decode(row.input_ids).split("\n")[0] for row in found] == ["short", "long", "plain"]
 
 
+def test_the_prompt_of_a_pair_is_rendered_once(monkeypatch):
+    """Three prompts of four answers, each in the arguments of its own row; and four whole texts."""
+    tokenizer, rendered = bytelevel_tokenizer(CHATML), []
+    one, real = OnePass(tokenizer), one_pass.apply
+    monkeypatch.setattr(one_pass, "apply", lambda *a: rendered.append((len(a[1]), a[2])) or real(*a))
+    sides = [say("Hi.", "Hello."), say("Hi.", "Bye."), say("Who?", "I."), say("Hi.", "Hello.")]
+    found = one([template.to_learn(m) for m in sides])
+    assert rendered == [(3, True), (4, False)]
+    assert found == [by_turn(tokenizer, template.to_learn(m))[0] for m in sides]
+
+
 def test_a_seam_is_compared_with_the_prompts_own_ids_once(monkeypatch):
     """ "A:" + " yes": the space belongs to the reply's first word, and the row is still the prompt's ids and the rest."""
     tokenizer, asked = bytelevel_tokenizer(CHATML), []
