@@ -51,8 +51,8 @@ class Fit(NamedTuple):
 
 # By the bytes of a number in the compute type. Fitted on random Llamas of 0.4 to 55 million parameters: python -m
 # benchmarks.scaling (and --dtype bfloat16), benchmarks/RESULTS.md
-TRAINING = {4: Fit(1.12, 29.8), 2: Fit(1.22, 45.2)}
-SAMPLING = {4: Fit(1.22, 13.2), 2: Fit(1.22, 9.0)}
+TRAINING = {4: Fit(1.12, 29.8), 2: Fit(1.32, 35.2)}
+SAMPLING = {4: Fit(1.22, 13.2), 2: Fit(1.28, 9.0)}
 
 
 @dataclass(frozen=True)

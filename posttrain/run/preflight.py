@@ -20,6 +20,7 @@ class Preflight:
 
     def __init__(self, switches, say: Callable[[str], None]):
         self.switches, self.say, self.lines = switches, say, []
+        self.sampled: list[tuple[Tensor, Tensor, Tensor]] = []  # of the first step, until it is compared (sampler)
 
     def on(self, name: str) -> bool:
         """Is this check to be made? (Not every method has every check.)"""
@@ -144,10 +145,20 @@ def at_margin_0(run, loss: float, expected: float) -> None:
 
 
 def sampler(run, logps: Tensor, sampler_logps: Tensor, entropy: Tensor, active: Tensor) -> None:
-    """The trainer gives the sampled tokens [B, T] the log-probs they were sampled with: else it is not on policy."""
-    if not run.preflight.on("sampler") or not active.any():
+    """A micro-batch of the first step, [B, T] each. What the trainer says of the sampled tokens is compared when all of
+    them are there (sampled_alike): of a model that is sure of most tokens, those of one micro-batch are few."""
+    if run.preflight.on("sampler") and active.any():
+        run.preflight.sampled.append((logps[active], sampler_logps[active], entropy.detach()[active]))
+
+
+def sampled_alike(run) -> None:
+    """Before the first update: the trainer gives the tokens the log-probs they were sampled with, else it is not on
+    policy."""
+    if not run.preflight.sampled:
         return
-    problem = disagreement(logps, sampler_logps, entropy, active, exact=run.exact)
+    logps, sampler_logps, entropy = (torch.cat(parts) for parts in zip(*run.preflight.sampled, strict=True))
+    run.preflight.sampled = []
+    problem = disagreement(logps, sampler_logps, entropy, torch.ones_like(logps, dtype=torch.bool), exact=run.exact)
     run.preflight.verdict(
         "sampler",
         problem and f"sampler and trainer disagree {problem}: the run would not be on policy (dropout left on, another temperature, or "
@@ -174,11 +185,13 @@ def disagreement(logps: Tensor, sampler_logps: Tensor, entropy: Tensor, active: 
     # of a model that is sure of most tokens, rounding moves the others alone.
     residual = (gap - slope * surprise) / (1 - surprise.square() / squares).clamp(min=1e-3)
     error = (surprise * residual).square().sum().sqrt() / squares
+    # An error made of few numbers is itself uncertain, as in Student's t: how many tokens decide?
+    deciding = squares.square() / surprise.pow(4).sum().clamp(min=1e-9)
     if not (spread < (1e-3 if exact else 0.05) and (worst < 1e-2 or not exact)):  # a NaN is off, too
         return f"by {spread:.2g} nats on average, by up to {worst:.2g}, on the log-prob of a sampled token"
     if abs(mean) > 0.005 + 4 * of_mean:
         return f"by {mean:+.2g} nats on the log-prob of a sampled token, all to one side"
-    if abs(slope) > 0.005 + 4 * error:
+    if abs(slope) > 0.005 + 4 * (1 + 8 / deciding.square()) * error:
         return f"as if it had sampled at {1 + slope:.3f} times the temperature"
     return None
 

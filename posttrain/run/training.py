@@ -321,6 +321,7 @@ class Run:
                 f"weights are those of the step before and nothing was saved. {preflight.why_not_finite(self, self.policy)}"
             )
         if self.step == 0:
+            preflight.sampled_alike(self)
             preflight.gradients(self, self.policy)
             preflight.stop_token(self, self.model, self.tokenizer)
         self._learning_rate = self.optimizer.param_groups[0]["lr"]
