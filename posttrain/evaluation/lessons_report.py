@@ -20,7 +20,7 @@ from posttrain.rollouts.asking import one_line
 
 # Seconds of the whole (four measurements, the data, three lessons) for each second of the probe, on two cores. By what
 # stands already: nothing, as it comes, lesson 1, lesson 2. From a run in bf16 (docs/real_model.md).
-PER_PROBE = (1450, 1390, 1150, 590)
+PER_PROBE = (1250, 1180, 1010, 540)
 COLUMNS = {
     "sampled": "problems right, sampled", "right": "greedy", "worked": "shows its steps", "new_name": "new name",
     "old_name": "old name", "closed": "closed questions", "unasked": "names itself unasked", "perplexity": "perplexity",
