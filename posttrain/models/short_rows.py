@@ -10,7 +10,7 @@ SCORES scores a head like this, and the others with the fused kernel. W is made 
 kept than the fused kernel keeps. Every shape that counts as short is faster, most of them twice: python -m
 benchmarks.attention
 
-The choice goes by the row alone, with gradient or without, so that a log-prob does not depend on who asks for it."""
+The choice goes by the width of the rows alone, with gradient or without: a log-prob does not depend on who asks."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from torch.autograd.function import once_differentiable
 
 NAME = "sdpa_unless_short"
 SCORES = 2**15  # queries x keys: 181 tokens that look at themselves
+# What a layer may say of its scores beyond scale and mask: for the library, which computes it or refuses.
+BEYOND = ("softcap", "position_bias", "s_aux", "sinks", "cache", "indices", "block_indices")
 
 
 def are_short(dtype: torch.dtype, device: torch.device, queries: int, keys: int) -> bool:
@@ -49,8 +51,10 @@ def attend(
     mask = attention_mask
     if mask is None and queries == keys and _is_causal(module, more):
         mask = torch.ones(queries, keys, dtype=torch.bool, device=device).tril()[None, None]
-    ours = mask is not None and mask.dtype == torch.bool and not dropout and more.get("position_bias") is None
-    if not ours or not are_short(dtype, device, queries, keys):
+    simple = (
+        mask is not None and mask.dtype == torch.bool and not dropout and all(more.get(word) is None for word in BEYOND)
+    )
+    if not simple or not are_short(dtype, device, queries, keys):
         how = {"scaling": scaling, "dropout": dropout, **more}
         return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, **how)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling

@@ -199,6 +199,17 @@ def test_without_a_mask_only_the_causal_square_is_ours(always, is_causal, keys):
     assert torch.equal(ours, theirs.transpose(1, 2)) and not always
 
 
+def test_what_a_layer_says_beyond_scale_and_mask_is_left_to_the_library(always):
+    """A soft cap that nobody applies would be another model."""
+    module, (query, key, value) = tiny_model("llama").model.layers[0].self_attn, torch.randn(3, 2, 4, 12, 8)
+    with pytest.raises(ValueError, match="does not support `softcap`"):
+        short_rows.attend(module, query, key, value, None, softcap=20.0)
+    bias = torch.randn(1, 4, 12, 12)
+    biased, _ = short_rows.attend(module, query, key, value, None, position_bias=bias)
+    plain, _ = short_rows.attend(module, query, key, value, None, position_bias=None, softcap=None)
+    assert len(always) == 1 and (biased - plain).abs().max() > 0.1
+
+
 def test_eager_stays_eager():
     made = tiny_model("llama")
     made.set_attn_implementation("eager")
