@@ -2,6 +2,7 @@
 
     python -m benchmarks.shared_prompts              two minutes on two CPU cores, random weights
     python -m benchmarks.shared_prompts --smollm2    SmolLM2-135M with LoRA instead, four minutes
+    python -m benchmarks.shared_prompts --smollm2 --only once       the 8 short pairs alone, and the memory they take
 
 Ratios within one run are what counts. Lengths are drawn once: prompts and answers vary by a third around their means.
 """
@@ -16,6 +17,7 @@ import posttrain  # noqa: F401  (sets OMP_WAIT_POLICY before torch is imported)
 import torch  # isort: skip
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.peak import peak_rss
 from posttrain import models
 from posttrain.config import load
 from posttrain.run.training import Run
@@ -23,11 +25,12 @@ from posttrain.tokens.batch import Batch, Example, collate
 from posttrain.tokens.shared import Sharing
 
 ROUNDS = 4
+PAIRS = "DPO, 8 short pairs (a name)"
 CASES = {  # prompts, answers to each, tokens of a prompt, of an answer
     "GRPO, 2 groups of 8": (2, 8, 80, 60),
     "GRPO, 2 groups of 16, long prompts": (2, 16, 300, 100),
     "DPO, 8 pairs as in HH": (8, 2, 150, 60),
-    "DPO, 8 short pairs (a name)": (8, 2, 40, 25),
+    PAIRS: (8, 2, 40, 25),
 }
 
 
@@ -60,6 +63,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", default="auto", help="model.dtype of SmolLM2")
     parser.add_argument("--attention", default="auto", help="model.attn_implementation of SmolLM2")
+    parser.add_argument(
+        "--only", choices=("apart", "once"), help="8 short pairs, one way alone: seconds and peak memory"
+    )
     options = parser.parse_args()
     torch.manual_seed(0)
     run = None
@@ -77,6 +83,13 @@ def main() -> None:
     policy = models.CompletionLogps(model.train())
     policy.keep_bytes = 512 * 2**20
     assert policy.share_prompts() is None
+    if options.only:
+        batch, _ = batch_of(*CASES[PAIRS], vocabulary)
+        asked = batch if options.only == "once" else batch.apart()
+        took = [seconds(policy, asked, run) for _ in range(ROUNDS + 1)][1:]
+        spread = f"{statistics.median(took):.2f} s ({min(took):.2f} to {max(took):.2f})"
+        print(f"{PAIRS}, {options.only}: {spread}, peak of the process {peak_rss():,.0f} MB")
+        return
     print("| rows | tokens apart, once | seconds apart | once | ratio |\n|---|---|---|---|---|")
     for name, shape in CASES.items():
         if options.smollm2 and shape[2] > 100:

@@ -171,7 +171,7 @@ def _trainable_in_float32(model: nn.Module) -> nn.Module:
 def _cast_once(layer: Any, inputs: tuple[Any, ...]) -> None:
     """peft casts what goes into an adapter to the type of its weights, float32; under autocast its products cast it
     back, to the same numbers. Then each adapter of a layer keeps a copy of its own for the backward pass, where all
-    could keep the same: with them a LoRA step of SmolLM2 in bf16 took a fifth more memory, and 5 % more time."""
+    could keep the same: a tenth of the memory of a LoRA step of SmolLM2 in bf16 (benchmarks/RESULTS.md)."""
     layer.cast_input_dtype_enabled = not (inputs and torch.is_autocast_enabled(inputs[0].device.type))
 
 

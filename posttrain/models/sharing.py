@@ -34,7 +34,7 @@ def attend(
     own: Callable[..., tuple[Tensor, Any]],  # the model's attention function
     dense: bool,  # does it want its masks added to the scores, the causal one as well (eager)?
     shared: Shared | None,
-    **more: Any,
+    **more: Any,  # whatever the layer says, handed on to `own` word by word
 ) -> tuple[Tensor, Any]:
     if shared is None:
         return own(module, query, key, value, attention_mask, **more)

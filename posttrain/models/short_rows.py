@@ -4,7 +4,7 @@
     dV = Wᵀ dO    dS = W ⊙ (dO Vᵀ - Σ_d dO ⊙ O)    dQ = s dS K    dK = s dSᵀ Q        (arXiv 2205.14135, appendix B)
 
 The fused kernel is made for long rows. In bf16 on a CPU its backward pass is slow: 16 rows of 96 tokens (9 heads, one
-thread of an EPYC) take 6 + 28 ms forward and backward, these products 7 + 10. From some 250 tokens on there may be no
+thread of an EPYC) take 7 + 30 ms forward and backward, these products 7 + 11. From 256 tokens on there may be no
 difference, and length x length weights are much to hold. So `model.attn_implementation: auto` computes rows of up to
 SCORES scores a head like this, and the others with the fused kernel. W is made again in the backward pass: no more is
 kept than the fused kernel keeps. Every shape that counts as short is faster, most of them twice: python -m
@@ -23,8 +23,9 @@ from torch.autograd.function import once_differentiable
 
 NAME = "sdpa_unless_short"
 SCORES = 2**15  # queries x keys: 181 tokens that look at themselves
-# What a layer may say of its scores beyond scale and mask: for the library, which computes it or refuses.
-BEYOND = ("softcap", "position_bias", "s_aux", "sinks", "cache", "indices", "block_indices")
+# Words of a layer that change no score: the mask has them already, or they are about something else. Any other (a soft
+# cap, a bias, sinks, a word not known here) goes to the library, which heeds or refuses it.
+KNOWN = {"is_causal", "sliding_window", "position_ids", "use_cache", "output_router_logits"}
 
 
 def are_short(dtype: torch.dtype, device: torch.device, queries: int, keys: int) -> bool:
@@ -40,7 +41,7 @@ def attend(
     attention_mask: Tensor | None,  # bool [rows, 1, queries, keys]; None: causal, or one query that sees all
     scaling: float | None = None,
     dropout: float = 0.0,
-    **more: Any,
+    **more: Any,  # none is dropped: see KNOWN
 ) -> tuple[Tensor, None]:
     """out [rows, queries, heads, D]: transformers' attention interface."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -51,10 +52,8 @@ def attend(
     mask = attention_mask
     if mask is None and queries == keys and _is_causal(module, more):
         mask = torch.ones(queries, keys, dtype=torch.bool, device=device).tril()[None, None]
-    simple = (
-        mask is not None and mask.dtype == torch.bool and not dropout and all(more.get(word) is None for word in BEYOND)
-    )
-    if not simple or not are_short(dtype, device, queries, keys):
+    simple = all(word in KNOWN or value is None or value is False for word, value in more.items()) and not dropout
+    if not simple or mask is None or mask.dtype != torch.bool or not are_short(dtype, device, queries, keys):
         how = {"scaling": scaling, "dropout": dropout, **more}
         return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, **how)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -88,10 +87,13 @@ class Plain(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, mask, out = ctx.saved_tensors
-        weights, d_heads = _weights(query, key, mask, ctx.scale), _by_key_head(d_out.transpose(1, 2), key)
+        weights = _weights(query, key, mask, ctx.scale)  # [rows, heads, queries, keys]
+        d_heads = _by_key_head(d_out.transpose(1, 2), key)
         d_value = _by_key_head(weights, key).mT @ d_heads
         d_weights = (d_heads @ value.mT).view(weights.shape)
-        of_row = (d_out.float() * out).sum(-1, keepdim=True).transpose(1, 2).to(weights.dtype)
+        of_row = (
+            (d_out.float() * out).sum(-1, keepdim=True).transpose(1, 2).to(weights.dtype)
+        )  # [rows, heads, queries, 1]
         d_scores = _by_key_head((d_weights - of_row) * weights, key)
         d_query = ctx.scale * (d_scores @ key).view(query.shape)
         d_key = ctx.scale * (d_scores.mT @ _by_key_head(query, key))

@@ -29,9 +29,13 @@ class Roomy(DynamicLayer):
         self.room = room
         self.store: tuple[Tensor, Tensor] | None = None
 
-    # *_, **__: a model hands every kind of layer what some kinds want (a rotation, a place). The library's plain one
-    # looks at keys and values alone, as this does.
-    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    def update(  # type: ignore[override]
+        self,
+        key_states: Tensor,
+        value_states: Tensor,
+        cache_kwargs: dict
+        | None = None,  # a rotation, a place: what older models hand every layer. Plain ones need none
+    ) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         filled = self.get_seq_length()

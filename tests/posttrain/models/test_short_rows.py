@@ -204,10 +204,11 @@ def test_what_a_layer_says_beyond_scale_and_mask_is_left_to_the_library(always):
     module, (query, key, value) = tiny_model("llama").model.layers[0].self_attn, torch.randn(3, 2, 4, 12, 8)
     with pytest.raises(ValueError, match="does not support `softcap`"):
         short_rows.attend(module, query, key, value, None, softcap=20.0)
-    bias = torch.randn(1, 4, 12, 12)
-    biased, _ = short_rows.attend(module, query, key, value, None, position_bias=bias)
-    plain, _ = short_rows.attend(module, query, key, value, None, position_bias=None, softcap=None)
-    assert len(always) == 1 and (biased - plain).abs().max() > 0.1
+    plain, _ = short_rows.attend(module, query, key, value, None, position_bias=None, softcap=None, use_cache=True)
+    assert always == [(12, 12)]
+    biased, _ = short_rows.attend(module, query, key, value, None, position_bias=torch.randn(1, 4, 12, 12))
+    short_rows.attend(module, query, key, value, None, sofftcap=20.0)  # not a word that we know, so not ours to judge
+    assert always == [(12, 12)] and (biased - plain).abs().max() > 0.1
 
 
 def test_eager_stays_eager():

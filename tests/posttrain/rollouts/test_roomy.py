@@ -37,6 +37,15 @@ def test_a_token_is_written_and_nothing_else_moves():
     assert layer.keys.data_ptr() != place and layer.keys[0, 0, :, 0].tolist() == [1, 1, 1, 0, 0, 0]
 
 
+def test_what_older_models_hand_every_layer_changes_nothing_and_another_word_is_refused():
+    layer, ones = Roomy(room=2), torch.ones(1, 1, 3, 2)
+    keys, values = layer.update(ones, 2 * ones, {"sin": ones, "cos": ones})
+    assert torch.equal(keys, ones) and torch.equal(values, 2 * ones)
+    layer.update(ones, ones, cache_kwargs=None)
+    with pytest.raises(TypeError, match="cache_kwarg"):
+        layer.update(ones, ones, cache_kwarg={})
+
+
 @pytest.mark.parametrize("way", ["crop", "reset", "reorder_cache", "batch_repeat_interleave"])
 def test_what_would_leave_the_store_behind_is_refused(way):
     layer = Roomy(room=2)

@@ -364,3 +364,19 @@ def test_tokens_are_compared_once_all_of_the_first_step_are_there():
         preflight.sampled_alike(run)
     preflight.sampled_alike(run)  # nothing is left of it
     assert not run.preflight.lines
+
+
+@pytest.mark.parametrize(("rare", "warm", "least", "most"), [(3, 0.0, 0, 5), (12, 0.0, 0, 5), (25, 0.0, 0, 5), (25, 0.3, 500, 500), (12, 0.3, 440, 500)])  # fmt: skip
+def test_how_often_a_rollout_of_few_uncertain_tokens_is_refused(rare, warm, least, most):
+    """Of 500 with 150 tokens each, `rare` of them uncertain, rounded by 0.1 times the root of how rare they are."""
+    generator, refusals = torch.Generator().manual_seed(1), 0
+    for _ in range(500):
+        surprise = torch.full((1, 150), 0.001)
+        surprise[0, :rare] = -torch.empty(rare).exponential_(0.5, generator=generator)
+        gap = torch.zeros(1, 150)
+        gap[0, :rare] = 0.1 * torch.randn(rare, generator=generator) * surprise[0, :rare].abs().sqrt()
+        gap[0, :rare] += warm * surprise[0, :rare]
+        entropy, active = torch.full((1, 150), 0.5), torch.ones(1, 150, dtype=torch.bool)
+        said = preflight.disagreement(surprise - entropy + gap, surprise - entropy, entropy, active, exact=False)
+        refusals += said is not None
+    assert least <= refusals <= most, refusals
